@@ -1,0 +1,56 @@
+"""Periodic neighbour lists in whole shells."""
+
+from __future__ import annotations
+
+import numpy as np
+import vesin
+
+SHELL_TOLERANCE = 0.01
+"""Distances closer than this belong to one shell, in Å."""
+
+
+def neighbor_list(
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: tuple[bool, bool, bool],
+    cutoff: float,
+    max_neighbors: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """List every periodic image within a cutoff of every site, target by target.
+
+    Args:
+        positions: Sites, shape ``(n_sites, 3)``, in Å.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        pbc: Which of them are periodic.
+        cutoff: Longest edge, in Å.
+        max_neighbors: Keep at most this many per site, in whole shells: where the first neighbour beyond
+            the cap lies within :data:`SHELL_TOLERANCE` of the last one inside it, their whole shell is dropped.
+
+    Returns:
+        ``(target, source, cell_shift, vector)``: integer arrays of shape ``(n_edges,)`` twice and
+        ``(n_edges, 3)``, and ``vector = r[source] + cell_shift @ cell - r[target]``, in Å.
+    """
+    calculator = vesin.NeighborList(cutoff=cutoff, full_list=True)
+    target, source, shift, vector, distance = calculator.compute(
+        points=np.ascontiguousarray(positions, dtype=float),
+        box=np.ascontiguousarray(cell, dtype=float),
+        periodic=np.asarray(pbc, dtype=bool),
+        quantities="ijSDd",
+    )
+    order = np.lexsort((distance, target))
+    target, source, shift, vector = (np.asarray(a)[order] for a in (target, source, shift, vector))
+    target, source, shift = target.astype(np.int64), source.astype(np.int64), shift.astype(np.int64)
+    if max_neighbors is None or len(target) == 0:
+        return target, source, shift, vector
+    keep = _whole_shells(target, distance[order], len(positions), max_neighbors)
+    return target[keep], source[keep], shift[keep], vector[keep]
+
+
+def _whole_shells(target: np.ndarray, distance: np.ndarray, n_sites: int, cap: int) -> np.ndarray:
+    """Return which edges, sorted by target and distance, survive a cap that never splits a shell."""
+    count = np.bincount(target, minlength=n_sites)
+    first = np.concatenate([[0], np.cumsum(count)[:-1]])
+    over = count > cap
+    limit = np.full(n_sites, np.inf)
+    limit[over] = distance[first[over] + cap] - SHELL_TOLERANCE
+    return np.asarray(distance < limit[target])
