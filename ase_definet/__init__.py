@@ -1,0 +1,53 @@
+"""Relaxed geometries of crystal defects in one forward pass, ready for VASP.
+
+Importing this package is quick: torch is loaded when a relaxer is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ase_definet.errors import DefiNetError, DefiNetWarning
+    from ase_definet.host import Host, get_host, library
+    from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+    from ase_definet.sites import SiteKind, SiteMap, match_sites
+    from ase_definet.vasp import write_vasp_inputs
+
+_HOMES = {
+    "DefiNetError": "errors",
+    "DefiNetWarning": "errors",
+    "DefiNetRelaxer": "relaxer",
+    "RelaxFailure": "relaxer",
+    "RelaxResult": "relaxer",
+    "Host": "host",
+    "get_host": "host",
+    "library": "host",
+    "SiteKind": "sites",
+    "SiteMap": "sites",
+    "match_sites": "sites",
+    "write_vasp_inputs": "vasp",
+}
+
+__all__ = [
+    "DefiNetError",
+    "DefiNetRelaxer",
+    "DefiNetWarning",
+    "Host",
+    "RelaxFailure",
+    "RelaxResult",
+    "SiteKind",
+    "SiteMap",
+    "get_host",
+    "library",
+    "match_sites",
+    "write_vasp_inputs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(f"ase_definet.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'ase_definet' has no attribute {name!r}")

@@ -26,3 +26,26 @@ class SiteNetworkConfig:
     shortest: float = 0.8
     embedding: int = 16
     neighbors: float = 50.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefiNetConfig:
+    """Sizes of a :class:`~ase_definet.model.definet.DefiNet`; the defaults are the published ones.
+
+    Attributes:
+        cutoff: Longest edge, in Å.
+        features: Channels of scalars and of vectors.
+        layers: Message passes, each followed by a move of the sites.
+        radial: Gaussians over the edge length.
+        max_neighbors: Most neighbours of a site, in whole shells.
+        radial_range: Length at which the envelope of the Gaussians ends, in Å.
+        n_elements: Rows of the element table, indexed by atomic number; heavier elements are refused.
+    """
+
+    cutoff: float = 6.0
+    features: int = 512
+    layers: int = 4
+    radial: int = 128
+    max_neighbors: int = 50
+    radial_range: float = 30.0
+    n_elements: int = 118

@@ -25,8 +25,8 @@ from torch import Tensor
 N_PATHS = 5
 """Independent filters of one message: s->s, v->s, s->v, v->v (identity), v->v (along the edge)."""
 
-CHUNK_BYTES = 64 * 2**20
-"""Working set of one chunk of edges in :meth:`EdgeGeometry.propagate`."""
+CHUNK_BYTES = 2 * 2**20
+"""Working set of one chunk of edges in :meth:`EdgeGeometry.propagate`: about what a core's cache holds."""
 
 
 class Geometry(Protocol):
@@ -164,13 +164,9 @@ class LatticeGeometry:
         self._forward = torch.cat([phase.cos(), -phase.sin()]).to(dtype)
         self._inverse = torch.cat([weight * phase.cos(), -weight * phase.sin()]).T.contiguous().to(dtype)
         self._n_waves = len(kept)
-        self._kernel = self._kernel_map(
-            waves @ cell_shift.double().T, source, target, edge_class, e
-        ).to(dtype)
+        self._kernel = self._kernel_map(waves @ cell_shift.double().T, source, target, edge_class, e).to(dtype)
 
-    def _kernel_map(
-        self, angle: Tensor, source: Tensor, target: Tensor, edge_class: Tensor, e: Tensor
-    ) -> Tensor:
+    def _kernel_map(self, angle: Tensor, source: Tensor, target: Tensor, edge_class: Tensor, e: Tensor) -> Tensor:
         """Build the constant matrix from (class, path) to (re/im, wave, target comp., source comp.)."""
         n, waves = self.n_sub, self._n_waves
         n_classes = len(self.class_distance)
@@ -189,7 +185,7 @@ class LatticeGeometry:
         return table.reshape(n_classes * N_PATHS, -1)
 
     def propagate(self, filters: Tensor, field: Tensor) -> Tensor:
-        """Sum the messages into every site; see :meth:`EdgeGeometry.propagate`."""
+        """Sum the messages into every site; see :meth:`EdgeGeometry.propagate`: about what a core's cache holds."""
         n_sites, batch, _, width = field.shape
         waves, n = self._n_waves, self.n_sub
         kernel = (filters.reshape(-1, width).T @ self._kernel).view(width, 2, waves, 4 * n, 4 * n)
@@ -197,9 +193,7 @@ class LatticeGeometry:
         spectrum = self._forward @ field.reshape(self.n_cells, -1)
         spectrum = spectrum.view(2, waves, n, batch, 4, width).permute(0, 5, 1, 4, 2, 3)
         re, im = spectrum.reshape(2, width * waves, 4 * n, batch).unbind(0)
-        out = torch.stack(
-            [torch.baddbmm(k_re @ re, k_im, im, alpha=-1), torch.baddbmm(k_re @ im, k_im, re)]
-        )
+        out = torch.stack([torch.baddbmm(k_re @ re, k_im, im, alpha=-1), torch.baddbmm(k_re @ im, k_im, re)])
         out = out.view(2, width, waves, 4, n, batch).permute(0, 2, 4, 5, 3, 1)
         return (self._inverse @ out.reshape(2 * waves, -1)).view(n_sites, batch, 4, width)
 

@@ -63,7 +63,8 @@ class SiteNetwork(nn.Module):
         displacement = self.read_out(gate[:, :, None] * vectors).squeeze(-1)
         real = (numbers > 0).to(displacement.dtype)[..., None]
         mean = geometry.total(displacement * real) / geometry.total(real).clamp_min(1)
-        return (displacement - geometry.spread(mean)) * real
+        out: Tensor = (displacement - geometry.spread(mean)) * real
+        return out
 
 
 class _Layer(nn.Module):
@@ -86,7 +87,8 @@ class _Layer(nn.Module):
         self.vector_mix = nn.Linear(width, 2 * width, bias=False)
         self.update = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 3 * width))
         for last in (self.scalar_out, self.vector_out, self.pool[2], self.update[2]):
-            nn.init.normal_(last.weight, std=0.5 / math.sqrt(last.in_features))
+            if isinstance(last, nn.Linear):
+                nn.init.normal_(last.weight, std=0.5 / math.sqrt(last.in_features))
 
     def forward(self, geometry: Geometry, site: Tensor, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the updated scalars ``(n, batch, F)`` and vectors ``(n, batch, 3, F)``."""
@@ -105,7 +107,8 @@ class _Layer(nn.Module):
 
         left, right = self.vector_mix(vectors).split(width, dim=-1)
         length = (right.square().sum(2) + 1e-6).sqrt()
-        product = (left * right).sum(2)
+        # of degree one in the vectors: a plain product, fed back layer by layer, can blow up in training
+        product = (left * right).sum(2) / (1 + left.square().sum(2)).sqrt()
         mixed = self.update(torch.cat([self.norm_update(scalars), length, product], dim=-1))
         add, scale, turn = mixed.split(width, dim=-1)
         return scalars + add + scale * product, vectors + turn[:, :, None] * left
@@ -138,4 +141,5 @@ class _Filters(nn.Module):
         ends = geometry.class_numbers
         features = torch.cat([gaussians, self.target(ends[:, 0]), self.source(ends[:, 1])], dim=1)
         envelope = 0.5 * (1 + torch.cos(math.pi * (d / self.cutoff).clamp(max=1)))
-        return (self.mlp(features) * (envelope * self.scale)).view(-1, *self.out)
+        out: Tensor = (self.mlp(features) * (envelope * self.scale)).view(-1, *self.out)
+        return out

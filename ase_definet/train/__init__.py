@@ -1,0 +1,1 @@
+"""Training: packed pairs, the loop, and model cards."""

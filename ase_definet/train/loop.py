@@ -24,7 +24,10 @@ from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train.occupations import OccupationSet
 
-_CLIP = 10.0
+_CLIP = 1.0
+"""Largest norm of the gradient."""
+_MAX_SKIPPED = 20
+"""Steps without a finite gradient that a run survives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +99,15 @@ class Run:
         self.average.load_state_dict(self.net.state_dict())
         self.average.requires_grad_(requires_grad=False)
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=config.rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+            self.net.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
         self.sets = {
             name: OccupationSet(Path(config.data) / f"{name}.npz", config.model.cutoff, self.device)
             for name in config.weights
         }
         self.step = 0
+        self.skipped = 0
+        self.norms: list[float] = []
         self.drawn = dict.fromkeys(config.weights, 0)
         self.out = Path(config.out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -134,8 +139,16 @@ class Run:
         predicted = self.net(subset.geometry, numbers, subset.host_numbers, kinds)
         loss = loss_of(predicted, target, real)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), _CLIP)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), _CLIP)
+        self.norms.append(float(norm))
+        if not math.isfinite(self.norms[-1]):
+            self.skipped += 1
+            if self.skipped > _MAX_SKIPPED:
+                raise FloatingPointError(
+                    f"{self.skipped} steps without a finite gradient by step {self.step}: lower the learning rate"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.config, self.step)
         self.optimizer.step()
@@ -221,8 +234,13 @@ def train(config: TrainConfig) -> Run:
                 "seconds": round(time.perf_counter() - began, 1),
                 "rate": rate_at(config, run.step),
                 "loss": round(float(np.mean(losses)), 5),
+                "gradient": round(float(np.median(run.norms)), 4),
+                "gradient_max": round(float(np.max(run.norms)), 4),
             }
-            row |= {f"{name} {key}": round(v, 5) for name, r in table.items() for key, v in r.items() if key != "dummy"}
+            run.norms.clear()
+            row |= {
+                f"{name} {key}": round(v, 5) for name, r in table.items() for key, v in r.items() if key != "dummy"
+            }
             losses.clear()
             new = not log.exists()
             with log.open("a", newline="") as stream:

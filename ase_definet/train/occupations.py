@@ -30,7 +30,12 @@ class OccupationSet:
             self.split = z["split"]
             numbers = z["numbers"].astype(np.int64)
             displacement = (z["start"] + z["move"]).astype(np.float32)
-            unit_numbers, positions, cell, n = z["unit_numbers"], z["unit_positions"], z["unit_cell"].copy(), int(z["n"])
+            unit_numbers, positions, cell, n = (
+                z["unit_numbers"],
+                z["unit_positions"],
+                z["unit_cell"].copy(),
+                int(z["n"]),
+            )
         self.device = device
         cell[2] = [0, 0, VACUUM]
         target, source, shift, vector = neighbor_list(positions, cell, (True, True, True), cutoff)

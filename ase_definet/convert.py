@@ -1,0 +1,67 @@
+"""Atoms and SiteMap to a DefectGraph, and displacements back to Atoms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ase_definet.graph import DefectGraph, build_graph
+from ase_definet.sites import SiteKind, SiteMap
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
+Start: TypeAlias = Literal["ideal", "given"]
+
+
+def to_graph(
+    site_map: SiteMap, cutoff: float, max_neighbors: int | None = None, start: Start = "ideal"
+) -> DefectGraph:
+    """Build the defect-explicit graph of a matched structure.
+
+    Args:
+        site_map: The match; nodes are in its (host) order, vacancies included.
+        cutoff: Longest edge, in Å.
+        max_neighbors: Cap per site, in whole shells; None for no cap.
+        start: ``"ideal"`` puts atoms on the host's sites, as in training; ``"given"`` leaves them where they are.
+    """
+    positions = site_map.positions + (site_map.offsets if start == "given" else 0.0)
+    return build_graph(
+        positions,
+        site_map.cell,
+        site_map.pbc,
+        numbers=site_map.numbers,
+        host_numbers=site_map.host_numbers,
+        kinds=site_map.kinds,
+        cutoff=cutoff,
+        max_neighbors=max_neighbors,
+    )
+
+
+def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start = "ideal") -> Atoms:
+    """Return a copy of the structure with its atoms on their sites plus a displacement.
+
+    Order, cell, images, arrays, info and constraints are the caller's; constrained atoms stay, the calculator goes.
+    Without constraints the mean position of the atoms is that of the input, as VASP keeps it.
+
+    Args:
+        atoms: The structure that was matched.
+        site_map: Its match.
+        displacement: Of every site, shape ``(n_sites, 3)``, in Å; that of empty sites is ignored.
+        start: What the displacement is relative to, as in :func:`to_graph`.
+    """
+    real = site_map.kinds != SiteKind.VACANCY
+    order = site_map.atom_index[real]
+    move = np.zeros((len(atoms), 3))
+    move[order] = displacement[real]
+    if start == "ideal":
+        move[order] -= site_map.offsets[real]
+    if not atoms.constraints:
+        move -= move.mean(axis=0)
+    out = atoms.copy()
+    out.calc = None
+    out.set_positions(atoms.positions + move, apply_constraint=True)
+    return out

@@ -1,0 +1,360 @@
+"""Hosts: the built-in library, the user's own, and the pristine supercell commensurate with a defect cell."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from ase.data import chemical_symbols
+from ase.geometry import minkowski_reduce
+from numpy.typing import NDArray
+
+from ase_definet.errors import HostError, StructureError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
+
+VACUUM_GAP = 7.0
+"""An empty slab at least this thick along an axis makes a structure two-dimensional, in Å."""
+
+SYMMETRY_PRECISION = 0.01
+"""Positions closer than this are equivalent when a host is reduced to its primitive cell, in Å."""
+
+VACUUM_LENGTH = 40.0
+"""Length given to the axis across a two-dimensional host in the frame used for matching, in Å."""
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A pristine crystal, by its primitive cell.
+
+    Attributes:
+        name: How results refer to it.
+        numbers: Atomic numbers, shape ``(n_basis,)``.
+        positions: Cartesian positions, shape ``(n_basis, 3)``, in Å; unwrapped across a layer.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å. The last row of a two-dimensional host is its
+            unit normal times :data:`VACUUM_LENGTH`.
+        layered: Whether the host is two-dimensional, its last axis the vacuum.
+        source: Where the geometry is from.
+    """
+
+    name: str
+    numbers: Array
+    positions: Array
+    cell: Array
+    layered: bool
+    source: str
+
+    @property
+    def formula(self) -> str:
+        """Reduced chemical formula, in the order of the basis."""
+        elements, counts = np.unique(self.numbers, return_counts=True)
+        divisor = int(np.gcd.reduce(counts))
+        order = sorted(range(len(elements)), key=lambda k: int(np.flatnonzero(self.numbers == elements[k])[0]))
+        return "".join(
+            chemical_symbols[elements[k]] + (str(counts[k] // divisor) if counts[k] > divisor else "") for k in order
+        )
+
+    @property
+    def periodic(self) -> tuple[bool, bool, bool]:
+        """Along which axes of :attr:`cell` the host repeats."""
+        return (True, True, not self.layered)
+
+    @cached_property
+    def nearest_neighbor(self) -> float:
+        """Shortest distance between two sites, in Å."""
+        from ase_definet.neighbors import neighbor_list  # noqa: PLC0415
+
+        radius = 2.0
+        while True:
+            _, _, _, vector = neighbor_list(self.positions, self.cell, self.periodic, radius)
+            if len(vector):
+                return float(np.linalg.norm(vector, axis=1).min())
+            radius *= 1.5
+
+
+# Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al.,
+# npj 2D Mater. Appl. 7, 6 (2023)): in-plane vectors in Å, then element, two fractions and height in Å.
+_HEXAGONAL = ((1.0, 0.0), (-0.5, 3**0.5 / 2))
+_RECTANGULAR = ((1.0, 0.0), (0.0, 1.0))
+_LIBRARY: dict[str, tuple[tuple[tuple[float, float], ...], tuple[float, float], list[tuple[int, float, float, float]]]] = {
+    "MoS2": (
+        _HEXAGONAL,
+        (3.19031570, 3.19031570),
+        [(42, 1 / 3, 2 / 3, 3.719751), (16, 2 / 3, 1 / 3, 2.154866), (16, 2 / 3, 1 / 3, 5.284636)],
+    ),
+    "WSe2": (
+        _HEXAGONAL,
+        (3.32706951, 3.32706951),
+        [(74, 1 / 3, 2 / 3, 3.767238), (34, 2 / 3, 1 / 3, 5.448465), (34, 2 / 3, 1 / 3, 2.086010)],
+    ),
+    "BN": (_HEXAGONAL, (2.51242846, 2.51242846), [(5, 1 / 3, 2 / 3, 3.853633), (7, 2 / 3, 1 / 3, 3.853633)]),
+    "GaSe": (
+        _HEXAGONAL,
+        (3.81906671, 3.81906671),
+        [
+            (31, 2 / 3, 1 / 3, 7.665453),
+            (31, 2 / 3, 1 / 3, 10.136343),
+            (34, 1 / 3, 2 / 3, 11.309606),
+            (34, 1 / 3, 2 / 3, 6.492190),
+        ],
+    ),
+    "InSe": (
+        _HEXAGONAL,
+        (4.09647352, 4.09647352),
+        [
+            (49, 1 / 3, 2 / 3, 10.588755),
+            (49, 1 / 3, 2 / 3, 7.754693),
+            (34, 2 / 3, 1 / 3, 11.856269),
+            (34, 2 / 3, 1 / 3, 6.487179),
+        ],
+    ),
+    "P": (
+        _RECTANGULAR,
+        (3.29991800, 4.60092600),
+        [
+            (15, 0.0, 0.58855700, 4.182468),
+            (15, 0.0, 0.41144300, 6.288710),
+            (15, 0.5, 0.08855700, 6.288710),
+            (15, 0.5, 0.91144300, 4.182468),
+        ],
+    ),
+}
+ALIASES = {"hbn": "BN", "h-bn": "BN", "bp": "P", "black-phosphorus": "P", "black phosphorus": "P", "phosphorene": "P"}
+"""Other names of library hosts, lower case."""
+
+
+def library() -> dict[str, Host]:
+    """Return the built-in hosts by name.
+
+    >>> sorted(library())
+    ['BN', 'GaSe', 'InSe', 'MoS2', 'P', 'WSe2']
+    """
+    return {name: _library_host(name) for name in _LIBRARY}
+
+
+def _library_host(name: str) -> Host:
+    axes, lengths, basis = _LIBRARY[name]
+    cell = np.diag([0.0, 0.0, VACUUM_LENGTH])
+    cell[:2, :2] = np.array(axes) * np.array(lengths)[:, None]
+    fractions = np.array([row[1:3] for row in basis])
+    positions = np.column_stack([fractions @ cell[:2, :2], [row[3] for row in basis]])
+    numbers = np.array([row[0] for row in basis])
+    return Host(name, numbers, positions, cell, layered=True, source="2DMD (Zenodo 14027373)")
+
+
+def get_host(host: object, name: str | None = None) -> Host:
+    """Return a host from a library name, a file, an Atoms, a pymatgen Structure or a Host.
+
+    Args:
+        host: What the user gave. Names are those of :func:`library`, aliases included, in any case; files
+            are whatever ASE reads. A conventional cell or a supercell is reduced to its primitive cell.
+        name: How to call it; default is the library's name, the file's stem or the formula.
+
+    Raises:
+        HostError: The name is unknown, or the file does not hold a usable crystal.
+
+    >>> get_host("h-BN").formula
+    'BN'
+    """
+    if isinstance(host, Host):
+        return host
+    if isinstance(host, (str, Path)):
+        known = {key.lower(): key for key in _LIBRARY} | ALIASES
+        if str(host).lower() in known:
+            return _library_host(known[str(host).lower()])
+        path = Path(host)
+        if not path.is_file():
+            near = difflib.get_close_matches(str(host).lower(), known, n=1, cutoff=0.5)
+            hint = f"did you mean {known[near[0]]!r}? " if near else ""
+            raise HostError(
+                f"unknown host {str(host)!r}: {hint}The library has {', '.join(sorted(_LIBRARY))}; "
+                "anything else must be a structure file that ASE reads"
+            )
+        try:
+            atoms = read_structure(path)
+        except StructureError as error:
+            raise HostError(f"host file: {error}") from error
+        return _reduced(atoms, name or path.stem, str(path))
+    atoms = as_atoms(host)
+    return _reduced(atoms, name or atoms.get_chemical_formula("metal", empirical=True), "given")
+
+
+def as_atoms(structure: object) -> Atoms:
+    """Return an Atoms from an Atoms or a pymatgen Structure.
+
+    Raises:
+        StructureError: It is neither.
+    """
+    from ase import Atoms  # noqa: PLC0415
+
+    if isinstance(structure, Atoms):
+        return structure
+    if hasattr(structure, "lattice") and hasattr(structure, "sites"):
+        from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
+
+        atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
+        if not isinstance(atoms, Atoms):  # pragma: no cover - depends on pymatgen's version
+            raise StructureError(f"pymatgen returned {type(atoms).__name__}, expected an ase.Atoms")
+        return atoms
+    raise StructureError(
+        f"expected an ase.Atoms or a pymatgen Structure, found {type(structure).__name__}: read the file first"
+    )
+
+
+def read_structure(path: str | Path) -> Atoms:
+    """Read one structure from any file that ASE reads.
+
+    Raises:
+        StructureError: The file is missing, empty, truncated or of a format ASE does not know.
+    """
+    from ase import Atoms  # noqa: PLC0415
+    from ase.io import read  # noqa: PLC0415
+
+    path = Path(path)
+    if not path.is_file():
+        raise StructureError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise StructureError(f"{path}: the file is empty, expected a structure")
+    try:
+        atoms = read(path)
+    except Exception as error:  # noqa: BLE001 - ASE's readers raise anything
+        reason = str(error).strip().splitlines()
+        raise StructureError(
+            f"{path}: cannot be read as a structure ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
+            "check that the file is complete and its name tells the format"
+        ) from error
+    if not isinstance(atoms, Atoms) or len(atoms) == 0:
+        raise StructureError(f"{path}: holds no atoms")
+    return atoms
+
+
+def check_structure(atoms: Atoms) -> None:
+    """Refuse what no method could use.
+
+    Raises:
+        StructureError: No atoms, no cell, not finite, or two atoms in one place.
+    """
+    from ase_definet.neighbors import neighbor_list  # noqa: PLC0415
+
+    if len(atoms) == 0:
+        raise StructureError("the structure has no atoms")
+    if not np.isfinite(atoms.positions).all():
+        bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0])
+        raise StructureError(f"atom {bad} ({atoms.symbols[bad]}) has a position that is not a number")
+    if not np.isfinite(atoms.cell.array).all() or atoms.cell.rank < 2:  # noqa: PLR2004
+        raise StructureError(
+            f"expected a periodic cell, found one of rank {atoms.cell.rank}: a defect cell must repeat; set atoms.cell"
+        )
+    frame = completed_cell(atoms.cell.array, atoms.positions)
+    pbc = (True, True, True) if atoms.pbc.any() else tuple(bool(v) for v in atoms.cell.array.any(axis=1))
+    i, j, _, vector = neighbor_list(atoms.positions, frame, pbc, 0.4)
+    if len(i):
+        k = int(np.argmin(np.linalg.norm(vector, axis=1)))
+        a, b = sorted((int(i[k]), int(j[k])))
+        raise StructureError(
+            f"atoms {a} and {b} overlap ({np.linalg.norm(vector[k]):.3f} Å apart): remove the duplicate"
+        )
+
+
+def completed_cell(cell: Array, positions: Array) -> Array:
+    """Replace a zero cell vector by a normal long enough to hold the layer, in Å."""
+    cell = np.array(cell, dtype=float)
+    missing = np.flatnonzero(~cell.any(axis=1))
+    for axis in missing[:1]:
+        normal = np.cross(cell[axis - 2], cell[axis - 1])
+        normal /= np.linalg.norm(normal)
+        height = np.ptp(positions @ normal) if len(positions) else 0.0
+        cell[axis] = normal * (height + VACUUM_LENGTH)
+    return cell
+
+
+def vacuum_axis(cell: Array, positions: Array) -> int | None:
+    """Return the axis along which a layer is surrounded by vacuum, or None.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        positions: Shape ``(n_atoms, 3)``, in Å.
+
+    Raises:
+        StructureError: There is vacuum along more than one axis (a wire or a molecule).
+    """
+    fractions = np.linalg.solve(cell.T, positions.T).T % 1.0
+    gaps = []
+    for axis in range(3):
+        height = 1 / np.linalg.norm(np.linalg.inv(cell)[:, axis])
+        ordered = np.sort(fractions[:, axis])
+        gaps.append(float(np.diff(ordered, append=ordered[0] + 1).max()) * height)
+    axes = [axis for axis in range(3) if gaps[axis] >= VACUUM_GAP]
+    if len(axes) <= 1:
+        return axes[0] if axes else None
+    # small cells of few atoms have wide gaps between periodic images too: the vacuum is the widest by far
+    widest, second = sorted(axes, key=lambda axis: -gaps[axis])[:2]
+    if gaps[widest] - gaps[second] < VACUUM_GAP / 2:
+        raise StructureError(
+            f"vacuum along axes {widest} and {second} ({gaps[widest]:.1f} and {gaps[second]:.1f} Å): "
+            "expected a crystal or one layer, found a wire or a molecule"
+        )
+    return widest
+
+
+def layer_frame(cell: Array, positions: Array) -> tuple[Array, Array, int | None]:
+    """Put a structure in the frame used for matching: vacuum axis last, normal to the layer, layer unwrapped.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; a zero vector counts as vacuum.
+        positions: Shape ``(n_atoms, 3)``, in Å.
+
+    Returns:
+        ``(frame, positions, axis)``: rows of the frame (for a layer: the two periodic vectors and the unit normal
+        times :data:`VACUUM_LENGTH`), the positions with images across the vacuum undone, and the vacuum axis.
+    """
+    cell = completed_cell(cell, positions)
+    axis = vacuum_axis(cell, positions)
+    if axis is None:
+        return cell, positions, None
+    fractions = np.linalg.solve(cell.T, positions.T).T
+    ordered = np.sort(fractions[:, axis] % 1.0)
+    gaps = np.diff(ordered, append=ordered[0] + 1)
+    edge = ordered[(int(np.argmax(gaps)) + 1) % len(ordered)] - 1e-9
+    images = np.floor(fractions[:, axis] - edge)
+    images -= np.round(np.median(images))
+    first, second = (cell[k] for k in range(3) if k != axis)
+    normal = np.cross(first, second)
+    normal *= np.sign(normal @ cell[axis]) / np.linalg.norm(normal)
+    return np.array([first, second, normal * VACUUM_LENGTH]), positions - images[:, None] * cell[axis], axis
+
+
+def _reduced(atoms: Atoms, name: str, source: str) -> Host:
+    """Reduce a crystal to its primitive cell, Minkowski-reduced, in the matching frame."""
+    import spglib  # noqa: PLC0415
+
+    try:
+        check_structure(atoms)
+    except StructureError as error:
+        raise HostError(f"host {name!r}: {error}") from error
+    frame, positions, axis = layer_frame(atoms.cell.array, atoms.positions)
+    if axis is not None:
+        positions = positions - frame[2] / VACUUM_LENGTH * (positions @ frame[2] / VACUUM_LENGTH).min()
+    scaled = np.linalg.solve(frame.T, positions.T).T
+    primitive = spglib.standardize_cell(
+        (frame, scaled, atoms.numbers), to_primitive=True, no_idealize=True, symprec=SYMMETRY_PRECISION
+    )
+    if primitive is None:
+        raise HostError(f"host {name!r}: spglib finds no primitive cell: are atoms too close to one another?")
+    cell, scaled, numbers = (np.array(part) for part in primitive)
+    positions = scaled @ cell
+    if axis is None:
+        cell = np.array(minkowski_reduce(cell)[0])
+        return Host(name, numbers, positions, cell, layered=False, source=source)
+    cell, positions, axis = layer_frame(cell, positions)
+    if axis is None:
+        raise HostError(f"host {name!r}: lost its vacuum on reduction: give its primitive cell")
+    cell = np.array(minkowski_reduce(cell, pbc=(True, True, False))[0])
+    return Host(name, numbers, positions, cell, layered=True, source=source)

@@ -1,0 +1,280 @@
+"""The published DefiNet, name for name, so that the authors' weights load into it.
+
+Reference: Yang et al., npj Comput. Mater. 11, 229 (2025), Methods. Parameter names are those of the authors'
+checkpoints. Vectors are stored as ``(n_sites, 3, F)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ase_definet.errors import StructureError
+from ase_definet.graph import VACANCY, DefectGraph
+from ase_definet.model.config import DefiNetConfig
+
+ENVELOPE_EXPONENT = 5
+"""Exponent p of the polynomial envelope of the radial basis."""
+
+LENGTH_FLOOR = 1e-8
+"""Added under the root of a squared vector length."""
+
+CHUNK_BYTES = 64 * 2**20
+"""Largest message tensor of one chunk of edges."""
+
+
+class DefiNet(nn.Module):
+    """Map a graph of host sites to displacements in one pass.
+
+    Args:
+        config: Sizes and cutoff.
+    """
+
+    def __init__(self, config: DefiNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, layers = config.features, range(config.layers)
+        self.atom_emb = _Embedding(config.n_elements, width)
+        self.defect_emb = _Embedding(VACANCY + 1, width)
+        self.lin_comb = nn.Linear(2 * width, width)
+        self.vn_emb = nn.Embedding(1, width)
+        self.virtual_scalar_layers = nn.ModuleList(_GlobalScalars(width) for _ in layers)
+        self.virtual_vector_layers = nn.ModuleList(_GlobalVectors(width) for _ in layers)
+        self.message_passing_layers = nn.ModuleList(_MessagePassing(width, config.radial) for _ in layers)
+        self.message_update_layers = nn.ModuleList(_SelfUpdate(width) for _ in layers)
+        self.coord_update_layers = nn.ModuleList(_CoordinateUpdate(width, config.radial) for _ in layers)
+
+    def forward(self, graph: DefectGraph) -> Tensor:
+        """Predict the displacement of every site.
+
+        Args:
+            graph: One or several structures, with edges within this network's cutoff.
+
+        Returns:
+            Displacements, shape ``(n_sites, 3)``, in Å; zero on empty sites.
+
+        Raises:
+            StructureError: An element is beyond the element table.
+        """
+        dtype = self.lin_comb.weight.dtype
+        edges = _Edges(graph, dtype, self.config)
+        crowd = _Structures(graph)
+        defect = self.defect_emb(graph.kinds)
+        scalars = self.lin_comb(torch.cat([self.atom_emb(self._elements(graph)), defect], dim=1))
+        vectors = scalars.new_zeros(len(scalars), 3, scalars.shape[1])
+        global_scalars = self.vn_emb.weight.expand(graph.n_structures, -1)
+        global_vectors = scalars.new_zeros(graph.n_structures, 3, scalars.shape[1])
+        displacement: Tensor = scalars.new_zeros(len(scalars), 3)
+        for scalar_node, vector_node, messages, update, move in self._layers():
+            reach = edges.after(displacement)
+            scalars = scalars + scalar_node.mlp_node(torch.cat([scalars, crowd.spread(global_scalars)], dim=1))
+            vectors = vectors + vector_node.mlp_node(vectors + crowd.spread(global_vectors))
+            scalars, vectors = messages(reach, defect, scalars, vectors)
+            scalars, vectors = update(scalars, vectors)
+            displacement = displacement + move(reach, defect, scalars, vectors)
+            heard = torch.cat([crowd.mean(scalars), global_scalars], dim=1)
+            global_scalars = global_scalars + scalar_node.mlp_vn(heard)
+            global_vectors = global_vectors + vector_node.mlp_vn(crowd.mean(vectors) + global_vectors)
+        return torch.where((graph.kinds == VACANCY)[:, None], 0.0, displacement)
+
+    def _layers(self) -> Iterator[tuple[Any, ...]]:
+        return zip(
+            self.virtual_scalar_layers,
+            self.virtual_vector_layers,
+            self.message_passing_layers,
+            self.message_update_layers,
+            self.coord_update_layers,
+            strict=True,
+        )
+
+    def _elements(self, graph: DefectGraph) -> Tensor:
+        """Return what is on each site, or what is missing there."""
+        elements = torch.where(graph.kinds == VACANCY, graph.host_numbers, graph.numbers)
+        heaviest = int(elements.max())
+        if heaviest >= self.config.n_elements:
+            raise StructureError(
+                f"this network knows atomic numbers below {self.config.n_elements}, found {heaviest}; use weights"
+                " trained with that element"
+            )
+        return elements
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """Edges at one arrangement of the sites, in chunks of bounded memory."""
+
+    source: Tensor
+    target: Tensor
+    direction: Tensor
+    """Unit vectors from the source's image to the target."""
+    radial: Tensor
+
+    def chunks(self, width: int) -> Iterator[_Reach]:
+        """Split such that ``width`` numbers per edge stay within :data:`CHUNK_BYTES`."""
+        size = max(1, CHUNK_BYTES // (width * self.direction.element_size()))
+        parts = (torch.split(t, size) for t in (self.source, self.target, self.direction, self.radial))
+        for source, target, direction, radial in zip(*parts, strict=True):
+            yield _Reach(source, target, direction, radial)
+
+
+class _Edges:
+    """Who neighbours whom, fixed, and how far apart they are after the sites have moved."""
+
+    def __init__(self, graph: DefectGraph, dtype: torch.dtype, config: DefiNetConfig) -> None:
+        self.source, self.target = graph.edge_index
+        self.span = graph.edge_vectors().to(dtype)
+        self.range = config.radial_range
+        self.centres = torch.linspace(0, 1, config.radial, dtype=dtype, device=self.span.device)
+
+    def after(self, displacement: Tensor) -> _Reach:
+        """Return the edges once every site has moved by its displacement."""
+        span = self.span + displacement[self.source] - displacement[self.target]
+        distance = span.norm(dim=1, keepdim=True)
+        return _Reach(self.source, self.target, -span / distance, self._radial(distance))
+
+    def _radial(self, distance: Tensor) -> Tensor:
+        """Return Gaussians of the distance times an envelope that ends at ``radial_range``."""
+        u = (distance / self.range).clamp(max=1)
+        p = ENVELOPE_EXPONENT
+        envelope = 1 - (p + 1) * (p + 2) / 2 * u**p + p * (p + 2) * u ** (p + 1) - p * (p + 1) / 2 * u ** (p + 2)
+        gaussians = torch.exp(-0.5 * ((u - self.centres) * (len(self.centres) - 1)).square())
+        return gaussians * envelope
+
+
+class _Structures:
+    """Means over the sites of each structure, and back."""
+
+    def __init__(self, graph: DefectGraph) -> None:
+        self.structure = graph.structure
+        self.count = torch.bincount(self.structure, minlength=graph.n_structures)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over the sites of each structure."""
+        total = values.new_zeros(len(self.count), *values.shape[1:]).index_add_(0, self.structure, values)
+        return total / self.count.to(values.dtype).view(-1, *(1,) * (values.ndim - 1))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Hand each structure's value to its sites."""
+        return values[self.structure]
+
+
+class _Embedding(nn.Module):
+    """A learned row per whole number."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(rows, width)
+
+    def forward(self, index: Tensor) -> Tensor:
+        rows: Tensor = self.embeddings(index)
+        return rows
+
+
+class _ScaledSiLU(nn.Module):
+    """SiLU brought back to about unit variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(x) / 0.6
+
+
+def _mlp(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size_in, hidden), _ScaledSiLU(), nn.Linear(hidden, size_out))
+
+
+class _GlobalScalars(nn.Module):
+    """What sites and the global node tell each other (steps 1 and 5), scalars."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp_node = _mlp(2 * width, width, width).append(_ScaledSiLU())
+        self.mlp_vn = _mlp(2 * width, width, width).append(_ScaledSiLU())
+
+
+class _GlobalVectors(nn.Module):
+    """What sites and the global node tell each other (steps 1 and 5), vectors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp_node = nn.Linear(width, width, bias=False)
+        self.mlp_vn = nn.Linear(width, width, bias=False)
+
+
+class _VectorActivation(nn.Module):
+    """Keep channels that agree with the consensus of all, pull the others half-way towards it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lin_vec = nn.Linear(width, width, bias=False)
+        self.lin_gvec = nn.Linear(width, 1, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        own, consensus = self.lin_vec(vectors), self.lin_gvec(vectors)
+        agrees = (own * consensus).sum(1, keepdim=True) >= 0
+        return torch.where(agrees, own, (own + consensus) / 2)
+
+
+class _MessagePassing(nn.Module):
+    """Defect-aware message passing (step 2)."""
+
+    def __init__(self, width: int, radial: int) -> None:
+        super().__init__()
+        self.defect_proj = nn.Linear(width, 3 * width)
+        self.x_proj = _mlp(width, width // 2, 3 * width)
+        self.edge_proj = nn.Linear(radial, 3 * width)
+        self.vec_activation = _VectorActivation(width)
+
+    def forward(self, reach: _Reach, defect: Tensor, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        sent, gate = self.x_proj(scalars), self.defect_proj(defect)
+        heard, heard_vectors = torch.zeros_like(scalars), torch.zeros_like(vectors)
+        for part in reach.chunks(3 * scalars.shape[1]):
+            source, target = part.source, part.target
+            message = self.edge_proj(part.radial) * sent[source] * (gate[source] + gate[target]) / math.sqrt(3)
+            p, q, s = message.chunk(3, dim=1)
+            heard.index_add_(0, target, s)
+            pointing = p[:, None] * vectors[source] + q[:, None] * part.direction[:, :, None]
+            heard_vectors.index_add_(0, target, pointing)
+        heard_vectors = self.vec_activation(heard_vectors / math.sqrt(scalars.shape[1]))
+        return (scalars + heard) / math.sqrt(2), vectors + heard_vectors
+
+
+class _SelfUpdate(nn.Module):
+    """Update of each site by itself (step 3)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.vec_proj = nn.Linear(width, 2 * width, bias=False)
+        self.xvec_proj = _mlp(2 * width, width, 3 * width)
+        self.vec_activation = _VectorActivation(width)
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        turned, measured = self.vec_proj(vectors).chunk(2, dim=2)
+        length = (measured.square().sum(1) + LENGTH_FLOOR).sqrt()
+        b1, b2, b3 = self.xvec_proj(torch.cat([scalars, length], dim=1)).chunk(3, dim=1)
+        scalars = (scalars + b2 / math.sqrt(2) + scalars * torch.tanh(b3)) / math.sqrt(2)
+        return scalars, vectors + self.vec_activation(b1[:, None] * turned)
+
+
+class _CoordinateUpdate(nn.Module):
+    """Defect-aware move of the sites (step 4)."""
+
+    def __init__(self, width: int, radial: int) -> None:
+        super().__init__()
+        self.lin_vec2coord = nn.Linear(width, 1, bias=False)
+        self.defect_proj = nn.Linear(width, width)
+        self.x_proj = _mlp(width, width, width)
+        self.edge_proj = nn.Linear(radial, width)
+        self.coord_mlp = _mlp(width, width, 1)
+
+    def forward(self, reach: _Reach, defect: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
+        sent, gate = self.x_proj(scalars), self.defect_proj(defect)
+        pushed: Tensor = self.lin_vec2coord(vectors).squeeze(2)
+        for part in reach.chunks(scalars.shape[1]):
+            source, target = part.source, part.target
+            pair = sent[source] * self.edge_proj(part.radial) * (gate[source] + gate[target])
+            pushed = pushed.index_add(0, target, self.coord_mlp(pair) * part.direction)
+        return pushed / 2

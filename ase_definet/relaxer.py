@@ -1,0 +1,372 @@
+"""DefiNetRelaxer: match, build the graph, run the network once, hand back relaxed atoms."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.convert import Start, displaced, to_graph
+from ase_definet.errors import DefiNetError, DefiNetWarning, DeviceError, HostError, MatchError, StrictError
+from ase_definet.graph import DefectGraph, batch_graphs
+from ase_definet.host import Host, as_atoms, get_host, library
+from ase_definet.model import predict_displacements
+from ase_definet.sites import SiteMap, match_sites
+from ase_definet.supercell import MAX_STRAIN
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
+Structure_ = TypeVar("Structure_")
+
+SEEN_STRAIN = 0.01
+"""The data has no strain at all; up to this much is called experience."""
+
+BATCH_SITES = 20_000
+"""Sites in one pass of :meth:`DefiNetRelaxer.relax_many`, at most, unless one structure has more."""
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxResult:
+    """What one pass of the network says of one structure.
+
+    Attributes:
+        atoms: The relaxed structure, in the caller's order, cell and images.
+        displacement: Relaxed minus given positions in the caller's order, shape ``(n_atoms, 3)``, in Å.
+        site_displacement: Predicted displacement of every host site, shape ``(n_sites, 3)``, in Å.
+        site_map: The match to the host.
+        warnings: Reasons to distrust the result, in words.
+        timings: Seconds spent in ``match``, ``graph`` and ``forward`` (its share of a batch).
+        model: Name, version and hash of the weights.
+    """
+
+    atoms: Atoms
+    displacement: Array
+    site_displacement: Array
+    site_map: SiteMap
+    warnings: tuple[str, ...]
+    timings: Mapping[str, float]
+    model: str
+
+    @property
+    def markers(self) -> Array:
+        """Marker of every host site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``."""
+        return self.site_map.kinds
+
+    @property
+    def strain(self) -> Array:
+        """Principal strains of the host onto the cell, shape ``(3,)``."""
+        return self.site_map.strain
+
+
+@dataclass(frozen=True)
+class RelaxFailure:
+    """The record of a structure that could not be relaxed.
+
+    Attributes:
+        index: Its position in the input.
+        error: What went wrong.
+    """
+
+    index: int
+    error: Exception
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    atoms: Atoms
+    site_map: SiteMap
+    graph: DefectGraph
+    warnings: tuple[str, ...]
+    timings: dict[str, float]
+
+
+class DefiNetRelaxer:
+    """Relax defect structures in one forward pass.
+
+    Args:
+        model: Name of bundled weights (see ``ase-definet models``) or the path of a ``.safetensors`` file.
+        host: Default host: a library name, a file, an Atoms, a Structure, a Host, or ``"auto"``.
+        device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        start: ``"ideal"`` predicts from the host's sites, as in training; ``"given"`` from the caller's positions.
+        strict: Turn every reason to distrust a result into a :class:`~ase_definet.errors.StrictError`.
+        max_strain: Largest principal strain of the host onto a cell.
+
+    Raises:
+        CheckpointError: The weights cannot be found or read.
+        DeviceError: The device is not there.
+
+    Examples:
+        >>> from ase.build import mx2
+        >>> atoms = mx2("MoS2", a=3.19, size=(8, 8, 1), vacuum=10)
+        >>> del atoms[100]
+        >>> relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
+        >>> relaxed = relaxer.relax(atoms)
+        >>> len(relaxed), bool(abs(relaxed.positions - atoms.positions).max() > 0.01)
+        (191, True)
+
+    References:
+        Yang et al., npj Comput. Mater. 11, 229 (2025).
+    """
+
+    def __init__(
+        self,
+        model: str = "default",
+        host: object = None,
+        device: str = "auto",
+        *,
+        start: Start = "ideal",
+        strict: bool = False,
+        max_strain: float = MAX_STRAIN,
+    ) -> None:
+        self.device = _device(device)
+        path = resolve_model(model)
+        loaded = load_checkpoint(path)
+        self.network = loaded.model.to(self.device).eval()
+        self.card = loaded.card
+        name = str(self.card.get("name") or path.stem)
+        self.model = f"{name} {self.card.get('version', '')}".strip() + f" ({loaded.sha256[:12]})"
+        self.cutoff = float(loaded.config.cutoff)
+        self.max_neighbors: int | None = getattr(loaded.config, "max_neighbors", None)
+        self.host = host if host is None or _is_auto(host) else get_host(host)
+        self.start: Start = start
+        self.strict = strict
+        self.max_strain = max_strain
+
+    def relax(self, atoms: Structure_, host: object = None) -> Structure_:
+        """Return the relaxed structure; the input is not changed.
+
+        Args:
+            atoms: An Atoms or a pymatgen Structure, in Å.
+            host: Its host, if not the relaxer's own.
+
+        Returns:
+            A new structure of the type given: same order, cell, images, constraints, info and arrays.
+
+        Raises:
+            DefiNetError: The structure is unusable, the host does not fit, or atoms have no site.
+        """
+        result = self.predict(atoms, host)
+        for text in result.warnings:
+            warnings.warn(text, DefiNetWarning, stacklevel=2)
+        return _like(atoms, result.atoms)
+
+    def predict(self, atoms: object, host: object = None, **match_options: Any) -> RelaxResult:
+        """Relax one structure and say how: see :class:`RelaxResult`.
+
+        Args:
+            atoms: An Atoms or a pymatgen Structure, in Å.
+            host: Its host, if not the relaxer's own.
+            match_options: ``markers`` or ``substitutions`` for :func:`~ase_definet.sites.match_sites`.
+
+        Raises:
+            DefiNetError: As in :meth:`relax`.
+        """
+        return self._run([self._prepare(atoms, host, **match_options)])[0]
+
+    def relax_many(
+        self, structures: Iterable[object], host: object = None, batch_sites: int = BATCH_SITES
+    ) -> Iterator[RelaxResult | RelaxFailure]:
+        """Relax any number of structures in batches, in order, one record each.
+
+        Args:
+            structures: Atoms or pymatgen Structures; the iterable is read as far as the next batch only. An
+                exception in place of a structure becomes its record.
+            host: Their host, if not the relaxer's own.
+            batch_sites: Sites in one pass, at most.
+
+        Yields:
+            A :class:`RelaxResult`, or a :class:`RelaxFailure` where a structure could not be relaxed.
+        """
+        pending: list[tuple[int, _Prepared | RelaxFailure]] = []
+        sites = 0
+        for index, atoms in enumerate(structures):
+            item: _Prepared | RelaxFailure
+            try:
+                if isinstance(atoms, Exception):
+                    raise atoms  # noqa: TRY301
+                item = self._prepare(atoms, host)
+            except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
+                item = RelaxFailure(index, error)
+            size = len(item.site_map.kinds) if isinstance(item, _Prepared) else 0
+            if pending and sites + size > batch_sites:
+                yield from self._flush(pending)
+                pending, sites = [], 0
+            pending.append((index, item))
+            sites += size
+        yield from self._flush(pending)
+
+    def _flush(self, pending: list[tuple[int, _Prepared | RelaxFailure]]) -> Iterator[RelaxResult | RelaxFailure]:
+        """Run what could be prepared as one batch and yield all records in order."""
+        good = [(index, item) for index, item in pending if isinstance(item, _Prepared)]
+        done = dict(zip((index for index, _ in good), self._guarded(good), strict=True))
+        for index, item in pending:
+            yield item if isinstance(item, RelaxFailure) else done[index]
+
+    def _guarded(self, items: list[tuple[int, _Prepared]]) -> list[RelaxResult | RelaxFailure]:
+        """Run a batch, halving it where memory runs out."""
+        if not items:
+            return []
+        try:
+            return list(self._run([item for _, item in items]))
+        except DefiNetError as error:
+            if len(items) == 1:
+                return [RelaxFailure(items[0][0], error)]
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(items) == 1:
+                index, item = items[0]
+                sites = len(item.site_map.kinds)
+                reason = DeviceError(f"{self.device} has too little memory for one structure of {sites} sites")
+                return [RelaxFailure(index, reason)]
+            text = f"out of memory on {self.device}: halving the batch to {len(items) // 2} structures"
+            warnings.warn(text, DefiNetWarning, stacklevel=2)
+        half = len(items) // 2
+        return self._guarded(items[:half]) + self._guarded(items[half:])
+
+    def _prepare(self, atoms: object, host: object, **match_options: Any) -> _Prepared:
+        host = self.host if host is None else host
+        if host is None:
+            raise HostError("no host: give one to the relaxer or to this call (a name, a file, an Atoms or 'auto')")
+        given = as_atoms(atoms)
+        began = time.perf_counter()
+        site_map = match_sites(
+            given, host if _is_auto(host) else get_host(host), max_strain=self.max_strain, **match_options
+        )
+        matched = time.perf_counter()
+        graph = to_graph(site_map, self.cutoff, self.max_neighbors, self.start)
+        reasons = site_map.warnings + tuple(self._reservations(given, site_map))
+        if self.strict and reasons:
+            raise StrictError("; ".join(reasons))
+        timings = {"match": matched - began, "graph": time.perf_counter() - matched}
+        return _Prepared(given, site_map, graph, reasons, timings)
+
+    @torch.inference_mode()
+    def _run(self, items: list[_Prepared]) -> list[RelaxResult]:
+        began = time.perf_counter()
+        batch = batch_graphs([item.graph for item in items]).to(self.device)
+        moved = predict_displacements(self.network, batch).cpu().double().numpy()
+        seconds = (time.perf_counter() - began) / len(items)
+        out, start = [], 0
+        for item in items:
+            stop = start + len(item.site_map.kinds)
+            displacement = moved[start:stop]
+            start = stop
+            if not np.isfinite(displacement).all():
+                raise DeviceError(f"{self.model} gave numbers that are not finite: the weights are damaged")
+            relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
+            counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
+            relaxed.info |= {
+                "definet_model": self.model,
+                "definet_version": version("ase-definet"),
+                "definet_host": item.site_map.host.name,
+                "definet_defects": counts or "none",
+            }
+            out.append(
+                RelaxResult(
+                    atoms=relaxed,
+                    displacement=relaxed.positions - item.atoms.positions,
+                    site_displacement=displacement,
+                    site_map=item.site_map,
+                    warnings=item.warnings,
+                    timings=item.timings | {"forward": seconds},
+                    model=self.model,
+                )
+            )
+        return out
+
+    def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[str]:
+        """Name every way in which a structure lies outside the data the weights were trained on."""
+        charge = float(atoms.info.get("charge", 0) or 0)
+        if charge:
+            yield f"net charge {charge:+g}: the model was trained on neutral cells and ignores it"
+        training = self.card.get("training")
+        if not isinstance(training, Mapping):
+            yield f"model {self.model} has no record of its training data: nothing is known about its reach"
+            return
+        elements = set(training["elements"])
+        found = [e for e in dict.fromkeys(atoms.get_chemical_symbols()) if e not in elements]
+        if found:
+            yield f"elements never seen in training: {', '.join(found)}"
+        hosts = training["hosts"]
+        name = site_map.host.name if site_map.host.name in hosts else known_host(site_map.host)
+        if name not in hosts:
+            known = ", ".join(hosts)
+            yield f"host {site_map.host.name} was not in the training data ({known}): do not trust this result"
+            return
+        seen = hosts[name]
+        new = [defect for defect in site_map.defect_counts if defect not in seen["defects"]]
+        if new:
+            yield f"defects never seen in {name}: {', '.join(new)}"
+        low, high = seen["density"]
+        if site_map.defects and not low * 0.999 <= site_map.density <= high * 1.001:
+            yield f"{site_map.density:.1%} of the sites are defects, training in {name} had {low:.1%} to {high:.1%}"
+        if abs(site_map.max_strain) > SEEN_STRAIN:
+            yield f"the host is strained by {site_map.max_strain:+.1%}, training had none"
+
+
+@lru_cache(maxsize=32)
+def known_host(host: Host) -> str | None:
+    """Return the library name of a host given in another way, or None if it is a different crystal."""
+    from ase import Atoms  # noqa: PLC0415
+
+    repeat = (2, 2, 1 if host.layered else 2)
+    atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)
+    for name, candidate in library().items():
+        if candidate.formula != host.formula or candidate.layered != host.layered:
+            continue
+        try:
+            found = match_sites(atoms, candidate, max_strain=0.03)
+        except (HostError, MatchError):
+            continue
+        if not found.defects:
+            return name
+    return None
+
+
+def _is_auto(host: object) -> bool:
+    return isinstance(host, str) and host.lower() == "auto"
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of a name, checked to be there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA device(s); use cpu"
+        )
+    if device.type not in {"cpu", "cuda", "mps"}:
+        raise DeviceError(f"device {name!r} is not supported: expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _like(given: Structure_, relaxed: Atoms) -> Structure_:
+    """Return the relaxed atoms as the type that was given."""
+    out: Any = relaxed
+    if hasattr(given, "lattice"):
+        out = given.copy()  # type: ignore[attr-defined]
+        for k, position in enumerate(relaxed.positions):
+            out[k].coords = position
+    return cast("Structure_", out)

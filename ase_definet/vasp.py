@@ -1,0 +1,542 @@
+"""VASP input sets that finish what the network began.
+
+Only pymatgen's file writers are used, imported when first needed; the network and torch are not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import warnings as python_warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ase import Atoms
+
+from ase_definet.errors import InputSetError, OutputExistsError, StructureError
+
+Profile = Literal["paper", "few-steps", "robust"]
+Magnetic = Literal["high-spin", "parity", "none"]
+
+_PUBLISHED: dict[str, Any] = {
+    "ENCUT": 500,
+    "EDIFF": 1e-6,
+    "EDIFFG": -0.01,
+    "ISPIN": 2,
+    "ISIF": 2,
+    "ISMEAR": 0,
+    "SIGMA": 0.05,
+    "IBRION": 2,
+    "NSW": 30,
+}
+_CAREFUL = _PUBLISHED | {"PREC": "Accurate", "ISYM": 0, "LREAL": False}
+
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "paper": _PUBLISHED,
+    "few-steps": _CAREFUL | {"IBRION": 1, "NELMIN": 5},
+    "robust": _CAREFUL,
+}
+"""INCAR tags of each profile. Where the paper is silent, ``paper`` leaves VASP's defaults, except for the
+smearing and the ionic steps (ISMEAR, SIGMA, IBRION, NSW), whose defaults do not relax a defect."""
+
+FUNCTIONAL = "PBE_54"
+"""POTCAR release; the symbols are those pymatgen's MPScanRelaxSet chooses from it (W_sv: it has no W_pv)."""
+VACUUM_GAP = 8.0
+"""An empty layer at least this thick, in Å, makes a cell axis a vacuum axis."""
+PUBLISHED_VACUUM = 15.0
+"""Vacuum of the published calculations, in Å; less is worth a warning."""
+FORCE_LIMIT = 0.5
+"""A first-step largest force above this, in eV/Å, sends IBRION = 1 astray."""
+HIGH_SPIN_MOMENT = 5.0
+"""Starting moment of elements with an open d or f shell, in μB."""
+LOW_SPIN_MOMENT = 0.6
+"""Starting moment of all other elements, in μB."""
+UNIT_MOMENT = 1.0
+"""Starting moment of every atom where NUPDOWN decides, in μB; VASP's own default."""
+ORDER_FILE = "site_order.json"
+"""Holds the permutation of the sites, where there is one."""
+
+_OPEN_SHELL = frozenset((*range(21, 30), *range(39, 48), *range(57, 80), *range(89, 113)))
+_SMALL = 1e-6
+_ASSIGNMENT = re.compile(r"\s*([A-Za-z][A-Za-z0-9_/]*)\s*=\s*(\S.*?)\s*", re.DOTALL)
+_PROVENANCE = {
+    "model": "weights",
+    "model_hash": "hash",
+    "host": "host",
+    "defects": "defects",
+    "version": "ase-definet",
+}
+
+
+@dataclass(frozen=True)
+class InputSetReport:
+    """What :func:`write_vasp_inputs` wrote.
+
+    Attributes:
+        directory: Where the files are.
+        files: Names of the files written.
+        incar: The INCAR as written.
+        overridden: For each overridden tag, the value of the profile (None where it had none) and yours.
+        warnings: Reasons to look twice; also in README.txt.
+    """
+
+    directory: Path
+    files: tuple[str, ...]
+    incar: dict[str, Any]
+    overridden: dict[str, tuple[Any, Any]]
+    warnings: tuple[str, ...]
+
+
+def parse_incar_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Parse ``TAG=value`` strings into typed INCAR tags.
+
+    Args:
+        assignments: Such as ``["NSW=60", "LREAL=Auto"]``.
+
+    Returns:
+        Upper-case tags and their values.
+
+    Raises:
+        InputSetError: If one is no assignment, has no value of its tag's type, or repeats a tag.
+
+    Example:
+        >>> parse_incar_overrides(["nsw=60", "LDIPOL=.TRUE."])
+        {'NSW': 60, 'LDIPOL': True}
+    """
+    parsed: dict[str, Any] = {}
+    for assignment in assignments:
+        match = _ASSIGNMENT.fullmatch(assignment)
+        if match is None or "\n" in assignment:
+            raise InputSetError(f"Expected an INCAR override as TAG=value, such as NSW=60; found {assignment!r}.")
+        tag = match[1].upper()
+        if tag in parsed:
+            raise InputSetError(f"The INCAR tag {tag} is overridden twice; give it once.")
+        parsed[tag] = _typed(tag, match[2])
+    return parsed
+
+
+def write_vasp_inputs(
+    atoms: Atoms,
+    directory: str | os.PathLike[str],
+    profile: Profile = "few-steps",
+    *,
+    incar: Mapping[str, Any] | None = None,
+    magnetic: Magnetic = "high-spin",
+    kpoints: tuple[int, int, int] | float = (1, 1, 1),
+    dipole: bool = False,
+    charge: int = 0,
+    large_cell: bool = False,
+    notes: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> InputSetReport:
+    """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt, and POTCAR where pymatgen knows a library.
+
+    The atoms keep their order and are not wrapped. Only where a species comes in several blocks are the sites
+    sorted by species; ``site_order.json`` then holds the permutation and :func:`restore_order` undoes it.
+
+    Args:
+        atoms: Predicted structure with a full, right-handed cell. FixAtoms, FixScaled and, where the cell
+            allows it, FixCartesian become selective dynamics.
+        directory: Where to write; made if it does not exist.
+        profile: Key of :data:`PROFILES`: ``few-steps`` (RMM-DIIS, for a good start), ``robust`` (conjugate
+            gradients) or ``paper`` (the published settings).
+        incar: Tags that replace or extend those of the profile; a MAGMOM here is in the order of POSCAR.
+        magnetic: Ferromagnetic ``high-spin`` start as published; ``parity`` of the electron count (NUPDOWN 0
+            or 1); or ``none``. Non-zero initial moments of the atoms take precedence as MAGMOM, in μB.
+        kpoints: Γ-centred grid, or largest spacing of k-points in Å⁻¹ (2π included, as KSPACING).
+            Vacuum axes always get one k-point.
+        dipole: Whether to correct the dipole along the one vacuum axis; for neutral, asymmetric slabs.
+        charge: Charge of the cell, in units of e (+1 is one electron fewer); sets NELECT.
+        large_cell: Whether to project in real space (LREAL = Auto).
+        notes: Lines to add to README.txt.
+        provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,
+            ``defects``, ``version``.
+        overwrite: Whether files in the way may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        StructureError: If there are no atoms, no full right-handed cell, or values that are not finite.
+        InputSetError: If the options contradict the structure or each other.
+        OutputExistsError: If a file is in the way.
+    """
+    target = Path(directory).resolve()
+    _check_structure(atoms)
+    if profile not in PROFILES:
+        raise InputSetError(f"Unknown profile {profile!r}; choose from {', '.join(PROFILES)}.")
+    cell, scaled = np.asarray(atoms.cell), atoms.get_scaled_positions(wrap=False)
+    order = _poscar_order(atoms.numbers)
+    gaps = [_gap(cell, scaled, axis) for axis in range(3)]
+    vacuum = [axis for axis, (width, _) in enumerate(gaps) if width >= VACUUM_GAP]
+
+    grid, warnings = _kpoint_grid(kpoints, cell, vacuum)
+    fixed, dropped = _fixed_directions(atoms)
+    warnings += dropped + _vacuum_warnings(atoms, [width for width, _ in gaps], vacuum)
+    blocks = list(dict.fromkeys(np.asarray(atoms.get_chemical_symbols())[order].tolist()))
+    potcar_symbols = _potcar_symbols(blocks)
+    potcars, problems = _library_potcars(potcar_symbols)
+    warnings += problems
+
+    overrides = {tag.strip().upper(): _typed(tag.strip().upper(), value) for tag, value in (incar or {}).items()}
+    tags = dict(PROFILES[profile]) | ({"LREAL": "Auto"} if large_cell else {})
+    if charge or magnetic == "parity":
+        n_electrons = overrides.get("NELECT")
+        if n_electrons is None:
+            valence = dict(zip(blocks, _valence_electrons(potcar_symbols, potcars), strict=True))
+            n_electrons = sum(valence[symbol] for symbol in atoms.get_chemical_symbols()) - charge
+        tags |= {"NELECT": n_electrons} if charge else {}
+        tags |= {"NUPDOWN": round(n_electrons) % 2} if magnetic == "parity" else {}
+    if charge and vacuum:
+        warnings.append(
+            "Charged cell with vacuum: its energy needs an image-charge correction that no tag written here gives "
+            "(correct it afterwards, or see KERNEL_TRUNCATION of VASP 6.5 and later)."
+        )
+    spin, ignored = _spin_tags(atoms, magnetic, order)
+    warnings += ignored
+    tags |= spin | (_dipole_tags(atoms, gaps, vacuum, charge) if dipole else {})
+
+    written, overridden, doubts = _final_incar(tags, overrides, len(atoms))
+    warnings += doubts
+    if not potcars and (target / "POTCAR").exists():
+        warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
+    files = {
+        "POSCAR": _poscar(atoms, scaled, order, ~fixed),
+        "INCAR": str(written),
+        "KPOINTS": _kpoints_file(grid),
+        "POTCAR.spec": "\n".join(potcar_symbols) + "\n",
+    }
+    if potcars:
+        files["POTCAR"] = "".join(str(potcar).strip("\n") + "\n" for potcar in potcars)
+    if not np.array_equal(order, np.arange(len(atoms))):
+        files[ORDER_FILE] = json.dumps({"poscar_to_input": order.tolist()}) + "\n"
+    files["README.txt"] = _readme(
+        profile,
+        files,
+        potcar_symbols,
+        overridden=overridden,
+        notes=notes,
+        provenance=provenance or {},
+        warnings=warnings,
+    )
+    _publish(files, target, overwrite=overwrite)
+    return InputSetReport(target, tuple(files), dict(written), overridden, tuple(warnings))
+
+
+def restore_order(atoms: Atoms, directory: str | os.PathLike[str]) -> Atoms:
+    """Return atoms read from VASP's files in the order they had before :func:`write_vasp_inputs`.
+
+    Args:
+        atoms: Structure in the order of POSCAR, such as ``ase.io.read("CONTCAR")``.
+        directory: Where the input set was written.
+
+    Returns:
+        A copy in the input order; the order of POSCAR itself where there is no ``site_order.json``.
+
+    Raises:
+        InputSetError: If ``site_order.json`` is not a permutation of these atoms.
+    """
+    path = Path(directory) / ORDER_FILE
+    if not path.exists():
+        return atoms.copy()
+    try:
+        order = np.asarray(json.loads(path.read_text(encoding="utf-8"))["poscar_to_input"], dtype=int)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputSetError(f"{path} does not hold a list 'poscar_to_input'; write the input set again.") from error
+    if not np.array_equal(np.sort(order), np.arange(len(atoms))):
+        raise InputSetError(
+            f"{path} orders {order.size} sites, not these {len(atoms)} atoms; use the directory's own."
+        )
+    return atoms[np.argsort(order)]
+
+
+def _check_structure(atoms: Atoms) -> None:
+    """Refuse structures that no POSCAR can hold."""
+    if len(atoms) == 0:
+        raise StructureError("Expected a structure with atoms; found none.")
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(np.asarray(atoms.cell)).all()):
+        raise StructureError("Positions or cell hold values that are not finite; check the prediction.")
+    if (atoms.numbers == 0).any():
+        raise StructureError("Dummy atoms (X) have no POTCAR; remove them, a vacancy is simply absent.")
+    volume = float(np.linalg.det(np.asarray(atoms.cell)))
+    if abs(volume) < _SMALL:
+        raise StructureError(
+            "Expected three independent cell vectors; set them, e.g. atoms.center(vacuum=8, axis=2)."
+        )
+    if volume < 0:
+        raise StructureError(
+            "VASP needs a right-handed cell; swap two vectors: atoms.set_cell(atoms.cell[[1, 0, 2]])."
+        )
+
+
+def _poscar_order(numbers: np.ndarray) -> np.ndarray:
+    """Return the input index of each POSCAR site, shape ``(n_atoms,)``: one block per species, stable."""
+    species, first = np.unique(numbers, return_index=True)
+    if 1 + np.count_nonzero(np.diff(numbers)) == len(species):
+        return np.arange(len(numbers))
+    return np.argsort(first[np.searchsorted(species, numbers)], kind="stable")
+
+
+def _gap(cell: np.ndarray, scaled: np.ndarray, axis: int) -> tuple[float, float]:
+    """Return the width, in Å, and the fractional centre of the largest empty layer across an axis."""
+    levels = np.sort(scaled[:, axis] % 1.0)
+    widths = np.diff(np.append(levels, levels[0] + 1.0))
+    height = 1.0 / np.linalg.norm(np.linalg.inv(cell)[:, axis])
+    return float(widths.max() * height), float(levels[widths.argmax()] + widths.max() / 2)
+
+
+def _vacuum_warnings(atoms: Atoms, widths: list[float], vacuum: list[int]) -> list[str]:
+    """Say where the vacuum is thin or missing."""
+    messages = []
+    for axis, (width, periodic) in enumerate(zip(widths, atoms.pbc, strict=True)):
+        if axis in vacuum and width < PUBLISHED_VACUUM:
+            messages.append(f"The vacuum along {'abc'[axis]} is {width:.1f} Å; the published one is 15 Å or more.")
+        elif axis not in vacuum and not periodic:
+            messages.append(f"Axis {'abc'[axis]} is not periodic in ASE but is in VASP: the gap is {width:.1f} Å.")
+    return messages
+
+
+def _kpoint_grid(
+    kpoints: tuple[int, int, int] | float, cell: np.ndarray, vacuum: list[int]
+) -> tuple[tuple[int, ...], list[str]]:
+    """Return the Γ-centred grid with one k-point along each vacuum axis."""
+    asked = np.asarray(kpoints)
+    if asked.ndim == 0 and asked.dtype.kind in "if" and 0 < asked < np.inf:
+        lengths = 2 * np.pi * np.linalg.norm(np.linalg.inv(cell), axis=0)
+        grid = np.maximum(1, np.ceil(lengths / asked - _SMALL)).astype(int)
+        grid[vacuum] = 1
+        return tuple(grid.tolist()), []
+    if asked.shape != (3,) or asked.dtype.kind != "i" or (asked < 1).any():
+        raise InputSetError(f"Expected three positive integers or a spacing in 1/Å for kpoints; found {kpoints!r}.")
+    grid = asked.copy()
+    grid[vacuum] = 1
+    changed = not np.array_equal(grid, asked)
+    message = f"K-points {asked.tolist()} were reduced to {grid.tolist()}: one along the vacuum is all it needs."
+    return tuple(grid.tolist()), [message] if changed else []
+
+
+def _fixed_directions(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
+    """Return which lattice directions of which atoms are fixed, shape ``(n_atoms, 3)``, and what is lost."""
+    from ase.constraints import FixAtoms, FixCartesian, FixScaled  # noqa: PLC0415 - slow to import
+
+    fixed, lost = np.zeros((len(atoms), 3), dtype=bool), []
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed[constraint.index] = True
+        elif isinstance(constraint, FixScaled):
+            fixed[constraint.index] |= constraint.mask
+        elif isinstance(constraint, FixCartesian):
+            free = np.all(np.abs(np.asarray(atoms.cell)[:, constraint.mask]) < _SMALL, axis=1)
+            if np.count_nonzero(free) == 3 - np.count_nonzero(constraint.mask):
+                fixed[constraint.index] |= ~free
+            else:
+                lost.append("A FixCartesian constraint was dropped: it follows no vectors of this cell.")
+        else:
+            lost.append(f"A {type(constraint).__name__} constraint was dropped: POSCAR cannot hold it.")
+    return fixed, lost
+
+
+def _spin_tags(atoms: Atoms, magnetic: str, order: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+    """Return ISPIN and MAGMOM, in POSCAR order."""
+    own = atoms.get_initial_magnetic_moments()
+    if magnetic == "none":
+        lost = ["The atoms' initial magnetic moments were ignored: magnetic is 'none'."] if own.any() else []
+        return {"ISPIN": 1}, lost
+    if magnetic not in ("high-spin", "parity"):
+        raise InputSetError(f"Unknown magnetic start {magnetic!r}; choose high-spin, parity or none.")
+    if own.ndim != 1:
+        raise InputSetError("Expected collinear moments, one number per atom; found vectors. Give MAGMOM in incar.")
+    if not own.any():
+        is_open = np.isin(atoms.numbers, list(_OPEN_SHELL))
+        own = np.where(is_open, HIGH_SPIN_MOMENT, LOW_SPIN_MOMENT)
+        own = np.full(len(atoms), UNIT_MOMENT) if magnetic == "parity" else own
+    return {"ISPIN": 2, "MAGMOM": own[order].tolist()}, []
+
+
+def _dipole_tags(atoms: Atoms, gaps: list[tuple[float, float]], vacuum: list[int], charge: int) -> dict[str, Any]:
+    """Return the tags of the dipole correction; DIPOL is the centre of mass, in fractions of the cell."""
+    if len(vacuum) != 1:
+        found = ", ".join(f"{width:.1f}" for width, _ in gaps)
+        raise InputSetError(
+            f"The dipole correction needs exactly one vacuum axis (a gap of {VACUUM_GAP:g} Å or more); the gaps "
+            f"along a, b, c are {found} Å. Leave dipole out, or give LDIPOL, IDIPOL and DIPOL through incar."
+        )
+    if charge:
+        raise InputSetError("VASP stops on charged cells with the dipole correction; use it for neutral slabs only.")
+    edge = np.array([centre for _, centre in gaps])  # cut every axis where the cell is emptiest
+    unwrapped = (atoms.get_scaled_positions(wrap=False) - edge) % 1.0
+    centre = (np.average(unwrapped, axis=0, weights=atoms.get_masses()) + edge) % 1.0
+    return {"LDIPOL": True, "IDIPOL": vacuum[0] + 1, "DIPOL": [round(float(x), 6) for x in centre]}
+
+
+def _typed(tag: str, value: Any) -> Any:
+    """Return an INCAR value as pymatgen types it, or say why it is not one."""
+    from pymatgen.io.vasp.inputs import BadIncarWarning, Incar  # noqa: PLC0415 - slow to import
+
+    if _ASSIGNMENT.fullmatch(f"{tag}=x") is None:
+        raise InputSetError(f"{tag!r} is not an INCAR tag; expected a name such as NSW.")
+    if isinstance(value, list | tuple | np.ndarray):
+        return np.asarray(value).tolist()
+    text = str(value)
+    typed = Incar.proc_val(tag, text)
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always", BadIncarWarning)
+        Incar({tag: typed}).check_params()
+    if any(" is not a " in str(item.message) for item in caught) or not _same_number(typed, text):
+        raise InputSetError(f"{text!r} is not a value of the INCAR tag {tag}.")
+    return typed
+
+
+def _same_number(typed: Any, text: str) -> bool:
+    """Return whether a parsed number is the whole of its text (pymatgen reads ``1d-6`` as 1, ``60.5`` as 60)."""
+    if isinstance(typed, bool) or not isinstance(typed, int | float):
+        return True
+    try:
+        return float(text) == typed
+    except ValueError:
+        return False
+
+
+def _final_incar(
+    tags: dict[str, Any], overrides: dict[str, Any], n_atoms: int
+) -> tuple[Any, dict[str, tuple[Any, Any]], list[str]]:
+    """Return the Incar with its overrides, what they replaced, and what pymatgen doubts about it."""
+    from pymatgen.io.vasp.inputs import BadIncarWarning, Incar  # noqa: PLC0415 - slow to import
+
+    merged = tags | overrides
+    moments = merged.get("MAGMOM")
+    per_atom = 3 if merged.get("LNONCOLLINEAR") or merged.get("LSORBIT") else 1
+    if moments is not None and np.size(moments) != per_atom * n_atoms:
+        raise InputSetError(
+            f"MAGMOM needs {per_atom * n_atoms} values for {n_atoms} atoms; found {np.size(moments)}."
+        )
+    written = Incar(merged)
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always", BadIncarWarning)
+        written.check_params()
+    overridden = {tag: (tags.get(tag), written[tag]) for tag in overrides}
+    return written, overridden, [f"INCAR: {item.message}." for item in caught]
+
+
+def _potcar_symbols(blocks: list[str]) -> list[str]:
+    """Return the POTCAR symbol of each species."""
+    from pymatgen.io.vasp.sets import MPScanRelaxSet  # noqa: PLC0415 - slow to import
+
+    table = MPScanRelaxSet.CONFIG["POTCAR"]
+    missing = [symbol for symbol in blocks if symbol not in table]
+    if missing:
+        raise InputSetError(f"{FUNCTIONAL} has no POTCAR for {', '.join(missing)}.")
+    return [table[symbol] for symbol in blocks]
+
+
+def _library_potcars(symbols: list[str]) -> tuple[list[Any], list[str]]:
+    """Return the POTCARs of the user's library, none where there is no library or it lacks one."""
+    from pymatgen.core import SETTINGS  # noqa: PLC0415 - slow to import
+    from pymatgen.io.vasp.inputs import PotcarSingle  # noqa: PLC0415 - slow to import
+
+    if not SETTINGS.get("PMG_VASP_PSP_DIR"):
+        return [], []
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always")
+        try:
+            potcars = [PotcarSingle.from_symbol_and_functional(symbol, FUNCTIONAL) for symbol in symbols]
+        except (OSError, ValueError) as error:
+            return [], [f"No POTCAR was written: {' '.join(str(error).split())}"]
+    return potcars, [str(item.message) for item in caught]
+
+
+def _valence_electrons(symbols: list[str], potcars: list[Any]) -> list[float]:
+    """Return the valence electrons of each POTCAR, from the files or else from pymatgen's table of them."""
+    if potcars:
+        return [float(potcar.nelectrons) for potcar in potcars]
+    from monty.serialization import loadfn  # noqa: PLC0415 - comes with pymatgen
+    from pymatgen.io.vasp import inputs  # noqa: PLC0415 - slow to import
+
+    try:
+        table = loadfn(Path(inputs.__file__).parent / "potcar-summary-stats.json.bz2")[FUNCTIONAL]
+        valence = {entry["symbol"]: float(entry["ZVAL"]) for entries in table.values() for entry in entries}
+        return [valence[symbol] for symbol in symbols]
+    except (OSError, KeyError) as error:
+        raise InputSetError(
+            "The valence electrons are unknown without POTCARs; set PMG_VASP_PSP_DIR for pymatgen or give NELECT "
+            "through incar."
+        ) from error
+
+
+def _poscar(atoms: Atoms, scaled: np.ndarray, order: np.ndarray, free: np.ndarray) -> str:
+    """Return the text of POSCAR, with selective dynamics where anything is fixed."""
+    from pymatgen.core import Lattice, Structure  # noqa: PLC0415 - slow to import
+    from pymatgen.io.vasp.inputs import Poscar  # noqa: PLC0415 - slow to import
+
+    symbols = [atoms.symbols[index] for index in order]
+    structure = Structure(Lattice(np.asarray(atoms.cell)), symbols, scaled[order], to_unit_cell=False)
+    return str(Poscar(structure, selective_dynamics=free[order]).get_str())
+
+
+def _kpoints_file(grid: tuple[int, ...]) -> str:
+    """Return the text of KPOINTS."""
+    from pymatgen.io.vasp.inputs import Kpoints  # noqa: PLC0415 - slow to import
+
+    return str(Kpoints.gamma_automatic(grid)).rstrip("\n") + "\n"
+
+
+def _readme(
+    profile: str,
+    files: Mapping[str, str],
+    potcar_symbols: list[str],
+    *,
+    overridden: Mapping[str, tuple[Any, Any]],
+    notes: Sequence[str],
+    provenance: Mapping[str, str],
+    warnings: Sequence[str],
+) -> str:
+    """Return the text of README.txt."""
+    lines = ["Geometry predicted by DefiNet in one forward pass; VASP is to finish it."]
+    lines += [f"  {name}: {provenance[key]}" for key, name in _PROVENANCE.items() if key in provenance]
+    lines += [f"  {key}: {value}" for key, value in provenance.items() if key not in _PROVENANCE]
+    lines.append(f"Profile {profile}." + (" Overridden:" if overridden else ""))
+    lines += [f"  {tag} = {new} (was {'unset' if old is None else old})" for tag, (old, new) in overridden.items()]
+    lines.append(f"POTCAR: {' '.join(potcar_symbols)}, release {FUNCTIONAL}, in this order.")
+    if "POTCAR" not in files:
+        lines.append("  Not included (licence): build it from your library as POTCAR.spec lists it.")
+    worse = "write the set again with profile robust" if profile == "few-steps" else "distrust the prediction"
+    lines += [
+        f"Check after step 1: if the largest force exceeds {FORCE_LIMIT} eV/Å, {worse}:",
+        "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
+        "If NSW steps do not suffice: cp CONTCAR POSCAR and run again.",
+    ]
+    if ORDER_FILE in files:
+        lines += [
+            f"The sites were sorted by species ({ORDER_FILE}). Take the result back in your own order:",
+            "  from ase.io import read; from ase_definet.vasp import restore_order",
+            "  relaxed = restore_order(read('CONTCAR'), '.')",
+        ]
+    else:
+        lines.append("Take the result back, in your own order: from ase.io import read; relaxed = read('CONTCAR')")
+    lines += [f"Note: {note}" for note in notes] + [f"Warning: {warning}" for warning in warnings]
+    return "\n".join(lines) + "\n"
+
+
+def _publish(files: Mapping[str, str], target: Path, *, overwrite: bool) -> None:
+    """Write all files aside, then move them in place: either all are there or none is."""
+    if target.exists() and not target.is_dir():
+        raise OutputExistsError(f"{target} is a file; give a directory.")
+    stale = [name for name in (*files, ORDER_FILE) if (target / name).exists()]
+    if stale and not overwrite:
+        raise OutputExistsError(f"{target / stale[0]} exists; pass overwrite=True (--overwrite) to replace it.")
+    aside = target if target.is_dir() else target.parent
+    aside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=aside, prefix=".ase-definet-") as temporary:
+        for name, text in files.items():
+            (Path(temporary) / name).write_text(text, encoding="utf-8")
+        target.mkdir(exist_ok=True)
+        for name in files:
+            (Path(temporary) / name).replace(target / name)
+    if ORDER_FILE not in files:
+        (target / ORDER_FILE).unlink(missing_ok=True)

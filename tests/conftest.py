@@ -1,0 +1,48 @@
+"""Shared structures and paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from ase_definet.host import library
+from ase_definet.relaxer import DefiNetRelaxer
+
+REPO = Path(__file__).parent.parent
+DATA = REPO.parent / "shared" / "data" / "2dmd.tar.xz"
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+
+
+def pristine(name: str, n: int, vacuum: float = 20.0) -> Atoms:
+    """Return an n x n supercell of a library host, its layer in the middle of the vacuum."""
+    host = library()[name]
+    cell = host.cell.copy()
+    cell[2] = [0, 0, vacuum]
+    atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=cell, pbc=True)
+    atoms = atoms.repeat((n, n, 1))
+    atoms.positions[:, 2] += vacuum / 2 - atoms.positions[:, 2].mean()
+    return atoms
+
+
+def mos2_with_defects(n: int = 8) -> Atoms:
+    """Return MoS2 with two S vacancies and W on Mo: the example of the README."""
+    atoms = pristine("MoS2", n)
+    molybdenum = np.flatnonzero(atoms.numbers == 42)
+    sulfur = np.flatnonzero(atoms.numbers == 16)
+    atoms.numbers[molybdenum[len(molybdenum) // 2]] = 74
+    del atoms[sulfur[[0, len(sulfur) // 3]].tolist()]
+    return atoms
+
+
+@pytest.fixture
+def mos2() -> Atoms:
+    return mos2_with_defects()
+
+
+@pytest.fixture(scope="session")
+def relaxer() -> DefiNetRelaxer:
+    return DefiNetRelaxer(host="MoS2", device="cpu")

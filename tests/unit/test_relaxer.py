@@ -1,0 +1,312 @@
+"""The composer: what a user gives comes back moved, and nothing else of it changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCartesian
+from pymatgen.core import Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from ase_definet import relaxer as relaxer_module
+from ase_definet.errors import DefiNetWarning, DeviceError, HostError, MatchError, StrictError
+from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from tests.conftest import DEVICES, mos2_with_defects, pristine
+
+MOVED = 0.03
+"""A neighbour of an S vacancy moves at least this far in DFT, in Å."""
+EXACT = 1e-9
+FLOAT32 = 2e-5
+"""Float32 rounding of a displacement, through all layers, in Å."""
+ORIGIN = 2e-4
+"""Origin and strain of a hand-made cell are found to this precision, in Å."""
+
+
+def wrapped_difference(a: Atoms, b: Atoms) -> np.ndarray:
+    delta = a.positions - b.positions
+    fractions = np.linalg.solve(a.cell.array.T, delta.T).T
+    return delta - np.round(fractions) @ a.cell.array
+
+
+def near_vacancy(atoms: Atoms, n: int = 8) -> np.ndarray:
+    """Return the atoms within 3 Å of the first removed S."""
+    host = pristine("MoS2", n)
+    gone = host.positions[np.flatnonzero(host.numbers == 16)[0]]
+    probe = Atoms("X", positions=[gone], cell=atoms.cell, pbc=True) + atoms
+    return np.flatnonzero(probe.get_distances(0, range(1, len(probe)), mic=True) < 3.0)
+
+
+def test_moves_most_at_the_defects_and_is_finite(relaxer, mos2):
+    relaxed = relaxer.relax(mos2)
+    moved = np.linalg.norm(relaxed.positions - mos2.positions, axis=1)
+    assert np.isfinite(relaxed.positions).all()
+    near = near_vacancy(mos2)
+    assert len(near) == 3
+    assert moved[near].min() > MOVED
+    assert np.median(moved) < MOVED
+
+
+def test_neighbours_move_into_an_s_vacancy(relaxer):
+    """DFT contracts the three Mo around a neutral S vacancy in MoS2 (2DMD: by about 0.05 Å towards the site)."""
+    host = pristine("MoS2", 8)
+    gone = int(np.flatnonzero(host.numbers == 16)[40])
+    site = host.positions[gone].copy()
+    atoms = host.copy()
+    del atoms[gone]
+    relaxed = relaxer.relax(atoms)
+    probe = Atoms("X", positions=[site], cell=atoms.cell, pbc=True)
+    before = (probe + atoms).get_distances(0, range(1, len(atoms) + 1), mic=True)
+    after = (probe + relaxed).get_distances(0, range(1, len(atoms) + 1), mic=True)
+    nearest = np.argsort(before)[:3]
+    assert (atoms.numbers[nearest] == 42).all()
+    assert (after[nearest] < before[nearest]).all()
+    assert np.ptp(after[nearest]) < ORIGIN  # threefold symmetry survives
+
+
+def test_input_is_unchanged_and_everything_else_comes_back(relaxer, mos2):
+    mos2.info["name"] = "probe"
+    mos2.set_array("site_label", np.arange(len(mos2)))
+    mos2.set_initial_magnetic_moments(np.linspace(0, 1, len(mos2)))
+    mos2.calc = SinglePointCalculator(mos2, energy=1.0)
+    before = mos2.copy()
+    relaxed = relaxer.relax(mos2)
+    assert np.array_equal(mos2.positions, before.positions)
+    assert mos2.calc is not None
+    assert relaxed.calc is None
+    assert np.array_equal(relaxed.numbers, mos2.numbers)
+    assert np.array_equal(relaxed.cell.array, mos2.cell.array)
+    assert np.array_equal(relaxed.pbc, mos2.pbc)
+    assert np.array_equal(relaxed.arrays["site_label"], mos2.arrays["site_label"])
+    assert np.array_equal(relaxed.get_initial_magnetic_moments(), mos2.get_initial_magnetic_moments())
+    assert relaxed.info["name"] == "probe"
+    assert relaxed.info["definet_host"] == "MoS2"
+    assert relaxed.info["definet_defects"] == "V_S x2, W_Mo x1"
+    assert relaxed.info["definet_model"].startswith("default")
+    assert "definet_host" not in mos2.info
+
+
+def test_mean_position_is_kept(relaxer, mos2):
+    relaxed = relaxer.relax(mos2)
+    assert np.abs((relaxed.positions - mos2.positions).mean(axis=0)).max() < EXACT
+
+
+def test_fixed_atoms_do_not_move(relaxer, mos2):
+    near = near_vacancy(mos2)
+    mos2.set_constraint([FixAtoms(indices=near[:1]), FixCartesian(int(near[1]), mask=(False, False, True))])
+    relaxed = relaxer.relax(mos2)
+    assert np.array_equal(relaxed.positions[near[0]], mos2.positions[near[0]])
+    assert relaxed.positions[near[1], 2] == mos2.positions[near[1], 2]
+    assert not np.array_equal(relaxed.positions[near[1], :2], mos2.positions[near[1], :2])
+    assert len(relaxed.constraints) == 2
+
+
+@pytest.mark.parametrize("shift", [(0.002, 0, 0), (1.0, 0.5, 0.0), (0, 0, 9.0), (12.76, 3.0, -7.0)])
+def test_origin_does_not_matter(relaxer, mos2, shift):
+    expected = relaxer.relax(mos2)
+    moved = mos2.copy()
+    moved.positions += shift
+    moved.wrap()
+    delta = wrapped_difference(relaxer.relax(moved), expected) - shift
+    fractions = np.linalg.solve(mos2.cell.array.T, delta.T).T
+    assert np.abs(delta - np.round(fractions) @ mos2.cell.array).max() < ORIGIN
+
+
+def test_images_are_the_callers(relaxer, mos2):
+    expected = relaxer.relax(mos2)
+    moved = mos2.copy()
+    moved.positions[7] += 2 * mos2.cell[0] - mos2.cell[2]
+    assert np.abs(relaxer.relax(moved).positions[7] - expected.positions[7] - 2 * mos2.cell[0] + mos2.cell[2]).max() < 1e-4
+
+
+def test_order_does_not_matter(relaxer, mos2):
+    order = np.random.default_rng(0).permutation(len(mos2))
+    delta = relaxer.relax(mos2[order]).positions - relaxer.relax(mos2).positions[order]
+    assert np.abs(delta).max() < ORIGIN
+
+
+def test_guess_does_not_matter_only_the_sites(relaxer, mos2):
+    expected = relaxer.relax(mos2)
+    rattled = mos2.copy()
+    rattled.rattle(0.05, seed=1)
+    delta = relaxer.relax(rattled).positions - expected.positions
+    assert np.abs(delta - delta.mean(axis=0)).max() < ORIGIN
+
+
+def test_keeping_the_given_positions_is_another_prediction(mos2):
+    rattled = mos2.copy()
+    rattled.rattle(0.02, seed=1)
+    ideal = DefiNetRelaxer(host="MoS2", device="cpu").relax(rattled)
+    given = DefiNetRelaxer(host="MoS2", device="cpu", start="given").relax(rattled)
+    assert np.abs(ideal.positions - given.positions).max() > 0.01
+
+
+def test_structure_in_structure_out(relaxer, mos2):
+    structure = AseAtomsAdaptor.get_structure(mos2)
+    relaxed = relaxer.relax(structure)
+    assert isinstance(relaxed, Structure)
+    assert relaxed.species == structure.species
+    assert np.abs(relaxed.cart_coords - relaxer.relax(mos2).positions).max() < FLOAT32
+    assert np.abs(structure.cart_coords - mos2.positions).max() < EXACT
+
+
+def test_result_says_how(relaxer, mos2):
+    result = relaxer.predict(mos2)
+    assert result.site_map.supercell_name == "8x8x1"
+    assert result.markers.shape == (192,)
+    assert (result.markers == 2).sum() == 2
+    assert set(result.timings) == {"match", "graph", "forward"}
+    assert np.abs(result.displacement - (result.atoms.positions - mos2.positions)).max() == 0
+    assert np.abs(result.site_displacement[result.markers == 2]).max() == 0
+    with pytest.raises(AttributeError):
+        result.atoms = mos2
+
+
+def test_many_in_order_with_a_bad_one_between(relaxer, mos2):
+    bad = mos2.copy()
+    bad.positions[3] = np.nan
+    structures = [mos2, bad, mos2_with_defects(5), StopIteration("a reader's exception"), pristine("MoS2", 6)]
+    items = list(relaxer.relax_many(structures))
+    assert [type(i) for i in items] == [RelaxResult, RelaxFailure, RelaxResult, RelaxFailure, RelaxResult]
+    assert "not a number" in str(items[1].error)
+    assert items[1].index == 1
+    assert items[3].error is structures[3]
+    for k in (0, 2, 4):
+        single = relaxer.predict(structures[k])
+        assert np.abs(items[k].atoms.positions - single.atoms.positions).max() < FLOAT32
+    assert np.abs(items[4].displacement).max() < 0.05  # pristine: hardly moves
+
+
+def test_batches_of_any_size_agree(relaxer):
+    structures = [mos2_with_defects(n) for n in (4, 5, 6)]
+    together = [item.atoms.positions for item in relaxer.relax_many(structures)]
+    single = [item.atoms.positions for item in relaxer.relax_many(structures, batch_sites=1)]
+    for a, b in zip(together, single, strict=True):
+        assert np.abs(a - b).max() < FLOAT32
+
+
+def test_relax_many_reads_lazily(relaxer, mos2):
+    read = []
+
+    def stream():
+        for k in range(100):
+            read.append(k)
+            yield mos2
+
+    results = relaxer.relax_many(stream(), batch_sites=200)
+    next(results)
+    assert len(read) < 5
+
+
+def test_out_of_memory_halves_the_batch(relaxer, mos2, monkeypatch):
+    real = relaxer_module.predict_displacements
+
+    def scarce(network, graph):
+        if graph.n_structures > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(network, graph)
+
+    monkeypatch.setattr(relaxer_module, "predict_displacements", scarce)
+    with pytest.warns(DefiNetWarning, match="halving the batch"):
+        items = list(relaxer.relax_many([mos2, mos2, mos2]))
+    assert all(isinstance(item, RelaxResult) for item in items)
+
+
+def test_out_of_memory_for_one_structure_is_its_failure(relaxer, mos2, monkeypatch):
+    def scarce(network, graph):
+        del network, graph
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(relaxer_module, "predict_displacements", scarce)
+    (item,) = relaxer.relax_many([mos2])
+    assert isinstance(item.error, DeviceError)
+
+
+def reasons(relaxer: DefiNetRelaxer, atoms: Atoms, host: object = None) -> str:
+    return "; ".join(relaxer.predict(atoms, host).warnings)
+
+
+def test_nothing_to_say_of_the_familiar(relaxer, mos2):
+    assert relaxer.predict(mos2).warnings == ()
+
+
+def test_reasons_to_distrust(relaxer, mos2):
+    rhenium = mos2.copy()
+    rhenium.numbers[rhenium.numbers == 74] = 75
+    assert "elements never seen in training: Re" in reasons(relaxer, rhenium)
+    oxygen = mos2.copy()
+    oxygen.numbers[np.flatnonzero(oxygen.numbers == 16)[5]] = 7
+    assert "defects never seen in MoS2: N_S" in reasons(relaxer, oxygen)
+    charged = mos2.copy()
+    charged.info["charge"] = -1
+    assert "net charge -1" in reasons(relaxer, charged)
+    strained = mos2.copy()
+    strained.set_cell(strained.cell.array * [[1.02], [1.02], [1]], scale_atoms=True)
+    assert "strained by +2.0%" in reasons(relaxer, strained)
+    dense = mos2.copy()
+    del dense[np.flatnonzero(dense.numbers == 16)[10:40].tolist()]
+    assert "of the sites are defects" in reasons(relaxer, dense)
+
+
+def test_unseen_host_is_named(relaxer):
+    magnesia = bulk("MgO", "rocksalt", a=4.25, cubic=True).repeat(2)
+    del magnesia[0]
+    text = reasons(relaxer, magnesia, bulk("MgO", "rocksalt", a=4.25))
+    assert "host MgO was not in the training data" in text
+    assert "elements never seen in training: Mg, O" in text
+
+
+def test_a_known_host_given_as_atoms_is_recognised(relaxer, mos2):
+    assert relaxer.predict(mos2, pristine("MoS2", 1)).warnings == ()
+
+
+def test_strict_turns_reasons_into_errors(mos2):
+    mos2.info["charge"] = 1
+    with pytest.raises(StrictError, match="net charge"):
+        DefiNetRelaxer(host="MoS2", device="cpu", strict=True).relax(mos2)
+
+
+def test_relax_warns(relaxer, mos2):
+    mos2.info["charge"] = 1
+    with pytest.warns(DefiNetWarning, match="net charge"):
+        relaxer.relax(mos2)
+
+
+def test_errors(relaxer, mos2):
+    with pytest.raises(HostError, match="no host"):
+        DefiNetRelaxer(device="cpu").relax(mos2)
+    with pytest.raises(MatchError):
+        relaxer.predict(mos2, markers=[0] * 192)
+    with pytest.raises(DeviceError, match="unknown device"):
+        DefiNetRelaxer(device="quantum")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="0 CUDA"):
+            DefiNetRelaxer(device="cuda")
+
+
+def test_auto_host(mos2):
+    assert DefiNetRelaxer(host="auto", device="cpu").predict(mos2).site_map.host.name == "MoS2"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_devices_agree(relaxer, mos2, device):
+    other = DefiNetRelaxer(host="MoS2", device=device).relax(mos2)
+    assert np.abs(other.positions - relaxer.relax(mos2).positions).max() < 1e-4
+
+
+@pytest.mark.parametrize("host", ["WSe2", "BN", "GaSe", "InSe", "P"])
+def test_every_library_host_relaxes_a_vacancy(host):
+    atoms = pristine(host, 6)
+    del atoms[10]
+    result = DefiNetRelaxer(host=host, device="cpu").predict(atoms)
+    assert 0.01 < np.linalg.norm(result.displacement, axis=1).max() < 1.5
+
+
+def test_tiled_cell_gives_tiled_displacements(relaxer):
+    atoms = mos2_with_defects(5)
+    small = relaxer.predict(atoms)
+    large = relaxer.predict(atoms.repeat((2, 1, 1)))
+    assert np.abs(large.displacement.reshape(2, -1, 3) - small.displacement).max() < FLOAT32
