@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,8 @@ from torch import Tensor
 from ase_definet.errors import StructureError
 from ase_definet.neighbors import neighbor_list
 
-with warnings.catch_warnings():  # importing PyG compiles with torch.jit, which torch deprecates
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from torch_geometric.data import Batch, Data
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 PRISTINE, SUBSTITUTION, VACANCY = 0, 1, 2
 """Markers of a site, the values of ``DefectGraph.kinds``."""
@@ -32,8 +33,12 @@ _NAMES = ("numbers", "host_numbers", "kinds", "pos", "cell", "edge_index", "cell
 _INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift")
 
 
-class DefectGraph(Data):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DefectGraph:
     """One structure, or after :func:`batch_graphs` several, as a graph; build it with :func:`build_graph`.
+
+    :meth:`to_data` and :meth:`from_data` exchange it with torch-geometric, which is imported only then: its
+    import takes longer than relaxing a structure.
 
     Attributes:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
@@ -43,6 +48,7 @@ class DefectGraph(Data):
         cell: Cell vectors as rows, shape ``(n_structures, 3, 3)``, in Å.
         edge_index: Source and target of each edge, shape ``(2, n_edges)``.
         cell_shift: Image of the source, in cell vectors, integers of shape ``(n_edges, 3)``.
+        batch: Structure of each site where there are several, shape ``(n_sites,)``, else None.
     """
 
     numbers: Tensor
@@ -52,6 +58,17 @@ class DefectGraph(Data):
     cell: Tensor
     edge_index: Tensor
     cell_shift: Tensor
+    batch: Tensor | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of sites, empty ones included."""
+        return len(self.pos)
+
+    @property
+    def num_edges(self) -> int:
+        """Number of directed edges."""
+        return self.edge_index.shape[1]
 
     @property
     def n_structures(self) -> int:
@@ -61,8 +78,37 @@ class DefectGraph(Data):
     @property
     def structure(self) -> Tensor:
         """Index of the structure each site belongs to, shape ``(n_sites,)``."""
-        batch: Tensor | None = self.batch
-        return torch.zeros_like(self.numbers) if batch is None else batch
+        return torch.zeros_like(self.numbers) if self.batch is None else self.batch
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to(self, device: torch.device | str) -> DefectGraph:
+        """Return the graph on a device."""
+        return DefectGraph(**{name: value.to(device) for name, value in self.tensors().items()})
+
+    def to_data(self) -> Data:
+        """Return a torch-geometric ``Data`` of the same tensors, ready for its loaders and ``Batch``."""
+        with warnings.catch_warnings():  # importing PyG compiles with torch.jit, which torch deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from torch_geometric.data import Data  # noqa: PLC0415
+        return Data(num_nodes=self.num_nodes, **self.tensors())
+
+    @classmethod
+    def from_data(cls, data: Data) -> DefectGraph:
+        """Take over a torch-geometric ``Data`` or ``Batch`` made from :meth:`to_data`.
+
+        Raises:
+            StructureError: A tensor is missing or the graph is not sound.
+        """
+        missing = [name for name in _NAMES if name not in data]
+        if missing:
+            raise StructureError(f"a DefectGraph needs the tensors {', '.join(missing)}; see build_graph")
+        graph = cls(**{name: data[name] for name in _NAMES}, batch=data.batch)
+        graph.validate()
+        return graph
 
     def edge_vectors(self) -> Tensor:
         """Return the span of each edge, from the target to the source's image, ``(n_edges, 3)``, in Å."""
@@ -71,33 +117,18 @@ class DefectGraph(Data):
         shift = torch.einsum("ei,eij->ej", self.cell_shift.to(cell.dtype), cell)
         return self.pos[source] + shift - self.pos[target]
 
-    def validate(self, raise_on_error: bool = True) -> bool:  # noqa: FBT001, FBT002 - PyG's signature
+    def validate(self) -> None:
         """Check the invariants of a graph.
 
-        Args:
-            raise_on_error: Raise what is wrong; otherwise return False.
-
-        Returns:
-            Whether the graph is sound.
-
         Raises:
-            StructureError: An attribute is missing or has the wrong shape, type or values, markers contradict
-                the atomic numbers, an edge leaves its structure, or two sites overlap.
+            StructureError: A tensor has the wrong shape, type or values, markers contradict the atomic numbers,
+                an edge leaves its structure, or two sites overlap.
         """
-        try:
-            self._check_shapes()
-            self._check_sites()
-            self._check_edges()
-        except StructureError:
-            if raise_on_error:
-                raise
-            return False
-        return True
+        self._check_shapes()
+        self._check_sites()
+        self._check_edges()
 
     def _check_shapes(self) -> None:
-        missing = [name for name in _NAMES if not isinstance(self.get(name), Tensor)]
-        if missing:
-            raise StructureError(f"a DefectGraph needs the tensors {', '.join(missing)}; see build_graph")
         n_sites, n_edges, n_structures = len(self.pos), self.edge_index.shape[-1], len(self.cell)
         if n_sites == 0:
             raise StructureError("a DefectGraph needs at least one site, found none")
@@ -111,7 +142,7 @@ class DefectGraph(Data):
             "cell_shift": (n_edges, 3),
         }
         for name, shape in shapes.items():
-            value: Tensor = self[name]
+            value: Tensor = getattr(self, name)
             if tuple(value.shape) != shape:
                 raise StructureError(f"{name} must have shape {shape}, found {tuple(value.shape)}")
             if name in _INTEGERS and value.dtype != torch.int64:
@@ -231,15 +262,20 @@ def batch_graphs(graphs: Sequence[DefectGraph]) -> DefectGraph:
         graphs: The structures, at least one.
 
     Returns:
-        A PyG ``Batch`` that is a :class:`DefectGraph` too; ``to_data_list`` takes it apart again.
+        The joined graph, as torch-geometric's ``Batch`` makes it; a single graph comes back as it is.
 
     Raises:
         StructureError: There is nothing to join.
     """
     if not graphs:
         raise StructureError("batch_graphs needs at least one graph, found none")
-    joined: DefectGraph = Batch.from_data_list(list(graphs))
-    return joined
+    if len(graphs) == 1:
+        return graphs[0]
+    data = [graph.to_data() for graph in graphs]
+    from torch_geometric.data import Batch  # noqa: PLC0415 - to_data has imported it
+
+    joined = Batch.from_data_list(data)
+    return DefectGraph(**{name: joined[name] for name in _NAMES}, batch=joined.batch)
 
 
 def _integers(name: str, values: npt.ArrayLike) -> Tensor:

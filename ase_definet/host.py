@@ -23,6 +23,9 @@ Array: TypeAlias = NDArray[Any]
 VACUUM_GAP = 7.0
 """An empty slab at least this thick along an axis makes a structure two-dimensional, in Å."""
 
+OVERLAP = 0.4
+"""Two atoms closer than this are one atom given twice, in Å."""
+
 SYMMETRY_PRECISION = 0.01
 """Positions closer than this are equivalent when a host is reduced to its primitive cell, in Å."""
 
@@ -80,44 +83,23 @@ class Host:
 
 
 # Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al.,
-# npj 2D Mater. Appl. 7, 6 (2023)): in-plane vectors in Å, then element, two fractions and height in Å.
-_HEXAGONAL = ((1.0, 0.0), (-0.5, 3**0.5 / 2))
-_RECTANGULAR = ((1.0, 0.0), (0.0, 1.0))
-_LIBRARY: dict[str, tuple[tuple[tuple[float, float], ...], tuple[float, float], list[tuple[int, float, float, float]]]] = {
-    "MoS2": (
-        _HEXAGONAL,
-        (3.19031570, 3.19031570),
-        [(42, 1 / 3, 2 / 3, 3.719751), (16, 2 / 3, 1 / 3, 2.154866), (16, 2 / 3, 1 / 3, 5.284636)],
-    ),
-    "WSe2": (
-        _HEXAGONAL,
-        (3.32706951, 3.32706951),
-        [(74, 1 / 3, 2 / 3, 3.767238), (34, 2 / 3, 1 / 3, 5.448465), (34, 2 / 3, 1 / 3, 2.086010)],
-    ),
-    "BN": (_HEXAGONAL, (2.51242846, 2.51242846), [(5, 1 / 3, 2 / 3, 3.853633), (7, 2 / 3, 1 / 3, 3.853633)]),
+# npj 2D Mater. Appl. 7, 6 (2023)): in-plane vectors in Å, then atomic number, two fractions and height in Å.
+_HEXAGONAL = np.array([[1.0, 0.0], [-0.5, 3**0.5 / 2]])
+_B, _C = (1 / 3, 2 / 3), (2 / 3, 1 / 3)
+_LIBRARY: dict[str, tuple[Array, list[tuple[int, float, float, float]]]] = {
+    "MoS2": (3.19031570 * _HEXAGONAL, [(42, *_B, 3.719751), (16, *_C, 2.154866), (16, *_C, 5.284636)]),
+    "WSe2": (3.32706951 * _HEXAGONAL, [(74, *_B, 3.767238), (34, *_C, 5.448465), (34, *_C, 2.086010)]),
+    "BN": (2.51242846 * _HEXAGONAL, [(5, *_B, 3.853633), (7, *_C, 3.853633)]),
     "GaSe": (
-        _HEXAGONAL,
-        (3.81906671, 3.81906671),
-        [
-            (31, 2 / 3, 1 / 3, 7.665453),
-            (31, 2 / 3, 1 / 3, 10.136343),
-            (34, 1 / 3, 2 / 3, 11.309606),
-            (34, 1 / 3, 2 / 3, 6.492190),
-        ],
+        3.81906671 * _HEXAGONAL,
+        [(31, *_C, 7.665453), (31, *_C, 10.136343), (34, *_B, 11.309606), (34, *_B, 6.492190)],
     ),
     "InSe": (
-        _HEXAGONAL,
-        (4.09647352, 4.09647352),
-        [
-            (49, 1 / 3, 2 / 3, 10.588755),
-            (49, 1 / 3, 2 / 3, 7.754693),
-            (34, 2 / 3, 1 / 3, 11.856269),
-            (34, 2 / 3, 1 / 3, 6.487179),
-        ],
+        4.09647352 * _HEXAGONAL,
+        [(49, *_B, 10.588755), (49, *_B, 7.754693), (34, *_C, 11.856269), (34, *_C, 6.487179)],
     ),
     "P": (
-        _RECTANGULAR,
-        (3.29991800, 4.60092600),
+        np.diag([3.29991800, 4.60092600]),
         [
             (15, 0.0, 0.58855700, 4.182468),
             (15, 0.0, 0.41144300, 6.288710),
@@ -140,13 +122,12 @@ def library() -> dict[str, Host]:
 
 
 def _library_host(name: str) -> Host:
-    axes, lengths, basis = _LIBRARY[name]
+    axes, basis = _LIBRARY[name]
     cell = np.diag([0.0, 0.0, VACUUM_LENGTH])
-    cell[:2, :2] = np.array(axes) * np.array(lengths)[:, None]
-    fractions = np.array([row[1:3] for row in basis])
-    positions = np.column_stack([fractions @ cell[:2, :2], [row[3] for row in basis]])
-    numbers = np.array([row[0] for row in basis])
-    return Host(name, numbers, positions, cell, layered=True, source="2DMD (Zenodo 14027373)")
+    cell[:2, :2] = axes
+    rows = np.array(basis)
+    positions = np.column_stack([rows[:, 1:3] @ axes, rows[:, 3]])
+    return Host(name, rows[:, 0].astype(int), positions, cell, layered=True, source="2DMD (Zenodo 14027373)")
 
 
 def get_host(host: object, name: str | None = None) -> Host:
@@ -182,7 +163,10 @@ def get_host(host: object, name: str | None = None) -> Host:
         except StructureError as error:
             raise HostError(f"host file: {error}") from error
         return _reduced(atoms, name or path.stem, str(path))
-    atoms = as_atoms(host)
+    try:
+        atoms = as_atoms(host)
+    except StructureError as error:
+        raise HostError(f"host: {error}; a library name or a file will do as well") from error
     return _reduced(atoms, name or atoms.get_chemical_formula("metal", empirical=True), "given")
 
 
@@ -224,10 +208,10 @@ def read_structure(path: str | Path) -> Atoms:
         raise StructureError(f"{path}: the file is empty, expected a structure")
     try:
         atoms = read(path)
-    except Exception as error:  # noqa: BLE001 - ASE's readers raise anything
-        reason = str(error).strip().splitlines()
+    except Exception as error:  # ASE's readers raise anything
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise StructureError(
-            f"{path}: cannot be read as a structure ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
+            f"{path}: cannot be read as a structure ({type(error).__name__}: {reason}); "
             "check that the file is complete and its name tells the format"
         ) from error
     if not isinstance(atoms, Atoms) or len(atoms) == 0:
@@ -239,7 +223,7 @@ def check_structure(atoms: Atoms) -> None:
     """Refuse what no method could use.
 
     Raises:
-        StructureError: No atoms, no cell, not finite, or two atoms in one place.
+        StructureError: No atoms, an atom that is no element, no cell, not finite, or two atoms in one place.
     """
     from ase_definet.neighbors import neighbor_list  # noqa: PLC0415
 
@@ -248,13 +232,17 @@ def check_structure(atoms: Atoms) -> None:
     if not np.isfinite(atoms.positions).all():
         bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0])
         raise StructureError(f"atom {bad} ({atoms.symbols[bad]}) has a position that is not a number")
-    if not np.isfinite(atoms.cell.array).all() or atoms.cell.rank < 2:  # noqa: PLR2004
+    if (atoms.numbers < 1).any():
+        bad = int(np.flatnonzero(atoms.numbers < 1)[0])
+        raise StructureError(f"atom {bad} ({atoms.symbols[bad]}) is no element: remove placeholders of vacancies")
+    cell = atoms.cell.array
+    if not np.isfinite(cell).all() or atoms.cell.rank < max(2, int(cell.any(axis=1).sum())):
         raise StructureError(
-            f"expected a periodic cell, found one of rank {atoms.cell.rank}: a defect cell must repeat; set atoms.cell"
+            f"expected a periodic cell, found one of rank {atoms.cell.rank} (vectors {cell.round(3).tolist()}): "
+            "a defect cell must repeat; set atoms.cell"
         )
-    frame = completed_cell(atoms.cell.array, atoms.positions)
-    pbc = (True, True, True) if atoms.pbc.any() else tuple(bool(v) for v in atoms.cell.array.any(axis=1))
-    i, j, _, vector = neighbor_list(atoms.positions, frame, pbc, 0.4)
+    frame, positions, axis = layer_frame(cell, atoms.positions, atoms.pbc)
+    i, j, _, vector = neighbor_list(positions, frame, (True, True, axis is None), OVERLAP)
     if len(i):
         k = int(np.argmin(np.linalg.norm(vector, axis=1)))
         a, b = sorted((int(i[k]), int(j[k])))
@@ -263,15 +251,26 @@ def check_structure(atoms: Atoms) -> None:
         )
 
 
-def completed_cell(cell: Array, positions: Array) -> Array:
-    """Replace a zero cell vector by a normal long enough to hold the layer, in Å."""
+def completed_cell(cell: Array, positions: Array, pbc: Array | None = None) -> Array:
+    """Give the axis across a layer, where the cell leaves it open, a normal long enough to hold the layer.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å. A zero vector is open.
+        positions: Shape ``(n_atoms, 3)``, in Å.
+        pbc: Periodic axes, shape ``(3,)``. Where exactly one is not and its vector leaves less than
+            :data:`VACUUM_GAP` beside the layer, it is open too.
+
+    Returns:
+        The cell without open axes, shape ``(3, 3)``, in Å.
+    """
     cell = np.array(cell, dtype=float)
-    missing = np.flatnonzero(~cell.any(axis=1))
-    for axis in missing[:1]:
+    missing = ~cell.any(axis=1)
+    if not missing.any() and pbc is not None and np.sum(pbc) == 2 and vacuum_axis(cell, positions) is None:  # noqa: PLR2004
+        missing = ~np.asarray(pbc, dtype=bool)
+    for axis in np.flatnonzero(missing):
         normal = np.cross(cell[axis - 2], cell[axis - 1])
         normal /= np.linalg.norm(normal)
-        height = np.ptp(positions @ normal) if len(positions) else 0.0
-        cell[axis] = normal * (height + VACUUM_LENGTH)
+        cell[axis] = normal * (np.ptp(positions @ normal) + VACUUM_LENGTH)
     return cell
 
 
@@ -304,18 +303,19 @@ def vacuum_axis(cell: Array, positions: Array) -> int | None:
     return widest
 
 
-def layer_frame(cell: Array, positions: Array) -> tuple[Array, Array, int | None]:
+def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tuple[Array, Array, int | None]:
     """Put a structure in the frame used for matching: vacuum axis last, normal to the layer, layer unwrapped.
 
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å; a zero vector counts as vacuum.
         positions: Shape ``(n_atoms, 3)``, in Å.
+        pbc: Periodic axes, shape ``(3,)``; the only one that is not counts as vacuum.
 
     Returns:
         ``(frame, positions, axis)``: rows of the frame (for a layer: the two periodic vectors and the unit normal
         times :data:`VACUUM_LENGTH`), the positions with images across the vacuum undone, and the vacuum axis.
     """
-    cell = completed_cell(cell, positions)
+    cell = completed_cell(cell, positions, pbc)
     axis = vacuum_axis(cell, positions)
     if axis is None:
         return cell, positions, None
@@ -339,7 +339,7 @@ def _reduced(atoms: Atoms, name: str, source: str) -> Host:
         check_structure(atoms)
     except StructureError as error:
         raise HostError(f"host {name!r}: {error}") from error
-    frame, positions, axis = layer_frame(atoms.cell.array, atoms.positions)
+    frame, positions, axis = layer_frame(atoms.cell.array, atoms.positions, atoms.pbc)
     if axis is not None:
         positions = positions - frame[2] / VACUUM_LENGTH * (positions @ frame[2] / VACUUM_LENGTH).min()
     scaled = np.linalg.solve(frame.T, positions.T).T

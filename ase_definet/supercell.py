@@ -3,10 +3,12 @@
 The host's periodic vectors are combined to vectors as long as those of the defect cell and at the same angles;
 rotations and swapped axes come out of the same search. Rows are cell vectors: the supercell is
 ``matrix @ host.cell``, and ``host row vector @ deformation`` lies in the caller's frame.
+Of mappings that a rotation of the host turns into one another, one is kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,18 +17,21 @@ from ase.build.supercells import lattice_points_in_supercell
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError
-from ase_definet.host import Host
+from ase_definet.host import SYMMETRY_PRECISION, Host
 
 Array: TypeAlias = NDArray[Any]
 
 MAX_STRAIN = 0.06
 """Largest principal strain of a host onto a cell, unless the caller allows more."""
 
-_PASSES = (0.005, 0.02, 0.06)
-_CHUNK = 2_000_000
+_STAGES = (0.005, 0.02, 0.06)
+_SLACK = 1e-6  # rounding of a cell written with a few decimals, relative
+_MISFITS = (0.12, 0.25)  # strains tried to name the misfit of a host that does not fit
+_KEEP = 200  # mappings kept of one stage; large cells have thousands within a few per cent
+_CHUNK = 1_000_000  # candidate vector pairs held at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mapping:
     """One way to lay the host into the defect cell.
 
@@ -52,7 +57,10 @@ class Mapping:
 
 
 def find_mappings(host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN) -> list[Mapping]:
-    """Find every way to lay a host into a cell, least strained first.
+    """Find the ways to lay a host into a cell, likeliest first, one of each symmetry-equivalent set.
+
+    Likely is a strain that is small and the same along all axes, and as many sites as atoms. At most a few hundred
+    are kept.
 
     Args:
         host: The host.
@@ -63,23 +71,40 @@ def find_mappings(host: Host, frame: Array, n_atoms: int, max_strain: float = MA
     Raises:
         HostError: No supercell fits; the message names the nearest misfit.
     """
-    for limit in sorted({min(p, max_strain) for p in _PASSES} | {max_strain}):
-        found = _search(host, frame, n_atoms, limit)
-        if found:
-            return found
-    near = _search(host, frame, n_atoms, 0.25)
-    size = f"{n_atoms} atoms"
-    if near:
-        best = near[0]
-        raise HostError(
-            f"host {host.name} is not commensurate with the cell: the nearest supercell "
-            f"({describe(best.matrix)}, {best.n_cells * len(host.numbers)} sites for {size}) needs a strain of "
-            f"{best.max_strain:+.1%}, at most {max_strain:.1%} is allowed; check the host and the cell"
-        )
+    found = _search(host, frame, n_atoms, max_strain)
+    if found:
+        return found
+    for limit in _MISFITS:
+        near = _search(host, frame, n_atoms, limit) if limit > max_strain else []
+        if near:
+            best = min(near, key=lambda m: abs(m.max_strain))
+            raise HostError(
+                f"host {host.name} is not commensurate with the cell: the nearest supercell "
+                f"({describe(best.matrix)}, {best.n_cells * len(host.numbers)} sites for {n_atoms} atoms) needs a "
+                f"strain of {best.max_strain:+.1%}, at most {max_strain:.1%} is allowed; check the host and the cell"
+            )
     raise HostError(
-        f"host {host.name} is not commensurate with the cell: no supercell within 25 % strain has about as many sites "
-        f"as the structure has atoms ({size}); check the host and the cell"
+        f"host {host.name} is not commensurate with the cell: no supercell within {_MISFITS[-1]:.0%} strain has "
+        f"about as many sites as the structure has atoms ({n_atoms}); check the host and the cell"
     )
+
+
+def mapping_stages(host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN) -> Iterator[list[Mapping]]:
+    """Yield :func:`find_mappings` for rising strains, so that a search may stop at the first good match.
+
+    Args:
+        host: The host.
+        frame: Cell of the defect structure as rows, shape ``(3, 3)``, in Å.
+        n_atoms: Atoms in it.
+        max_strain: Largest principal strain to consider, that of the last stage.
+
+    Raises:
+        HostError: Nothing fits even at the largest strain.
+    """
+    for limit in _STAGES:
+        if limit < max_strain:
+            yield _search(host, frame, n_atoms, limit)
+    yield find_mappings(host, frame, n_atoms, max_strain)
 
 
 def supercell_sites(host: Host, mapping: Mapping) -> tuple[Array, Array]:
@@ -107,70 +132,126 @@ def describe(matrix: Array) -> str:
 
 
 def _search(host: Host, frame: Array, n_atoms: int, limit: float) -> list[Mapping]:
-    """Combine host vectors to triples (pairs, for a layer) of the right lengths and angles."""
+    """Combine host vectors to triples (pairs, for a layer) of the right lengths and angles; keep the likeliest."""
     n = 2 if host.layered else 3
     basis, target = host.cell[:n], frame[:n]
-    metric = target @ target.T
-    lengths = np.sqrt(np.diag(metric))
-    candidates = [_vectors_of_length(basis, length, limit) for length in lengths]
+    limit += _SLACK
+    turns = _rotations(host)
+    candidates = [_vectors_of_length(basis, float(np.linalg.norm(row)), limit) for row in target]
+    candidates[0] = _one_of_each_orbit(candidates[0], turns)
     if any(len(c) == 0 for c in candidates):
         return []
-    found: dict[tuple[int, ...], Mapping] = {}
-    for combination in _fitting(candidates, basis, metric, limit):
-        matrix = np.zeros((3, 3), dtype=int)
-        matrix[:n, :n] = combination
-        sites = abs(round(float(np.linalg.det(combination)))) * len(host.numbers)
-        if not 0.95 * n_atoms <= sites <= 2 * n_atoms:
+    matrices, scores = np.zeros((0, n, n), dtype=int), np.zeros(0)
+    for block in _grow(candidates[0][:, None, :], candidates[1:], basis, target, limit):
+        fits, score = _likelihood(block, basis, target, n_atoms / len(host.numbers), limit)
+        matrices, scores = np.concatenate([matrices, block[fits]]), np.concatenate([scores, score])
+        if len(scores) > 100 * _KEEP:
+            best = np.argsort(scores, kind="stable")[: 10 * _KEEP]
+            matrices, scores = matrices[best], scores[best]
+    seen: set[tuple[int, ...]] = set()
+    found: list[Mapping] = []
+    for k in np.argsort(scores, kind="stable"):
+        matrix = _completed(host, frame, matrices[k])
+        orbit = matrix @ turns.transpose(0, 2, 1)
+        if tuple(matrix.ravel()) in seen:
             continue
+        seen.update(tuple(m.ravel()) for m in orbit)
+        # of the equivalent ones, that with the largest positive diagonal: 8x8x1 rather than a rotated form
+        matrix = max(orbit, key=lambda m: (int(np.trace(m)), m.tolist()))
         mapping = _mapping(host, frame, matrix)
-        if mapping is not None and abs(mapping.max_strain) <= limit:
-            found[tuple(combination.ravel())] = mapping
-    return sorted(found.values(), key=lambda m: (round(float(np.abs(m.strain).sum()), 6), -int(np.trace(m.matrix))))
+        if mapping is not None:
+            found.append(mapping)
+        if len(found) == _KEEP:
+            break
+    return found
+
+
+def _rotations(host: Host) -> Array:
+    """Return the proper rotations of the host in its own basis, columns of fractions, shape ``(n, 3, 3)``."""
+    import spglib  # noqa: PLC0415
+
+    scaled = np.linalg.solve(host.cell.T, host.positions.T).T
+    symmetry = spglib.get_symmetry((host.cell, scaled, host.numbers), symprec=SYMMETRY_PRECISION)
+    if symmetry is None:
+        return np.eye(3, dtype=int)[None]
+    turns = np.unique(np.asarray(symmetry["rotations"], dtype=int), axis=0)
+    keep = np.linalg.det(turns) > 0
+    if host.layered:
+        keep &= ~(turns[:, 2, :2].any(axis=1) | turns[:, :2, 2].any(axis=1))
+    return np.asarray(turns[keep])
+
+
+def _one_of_each_orbit(vectors: Array, turns: Array) -> Array:
+    """Return, of integer row vectors that a rotation of the host turns into one another, one each."""
+    if len(vectors) == 0:
+        return vectors
+    n = vectors.shape[1]
+    base = 4 * int(np.abs(vectors).max()) + 8
+    weights = base ** np.arange(n)[::-1]
+    orbit = np.einsum("vx,gyx->vgy", vectors, turns[:, :n, :n]) @ weights
+    return np.asarray(vectors[vectors @ weights == orbit.max(axis=1)])
 
 
 def _vectors_of_length(basis: Array, length: float, limit: float) -> Array:
-    """Return integer combinations of rows whose length is within a relative limit of the one asked for."""
-    reach = length * (1 + limit)
+    """Return integer combinations of rows that a strain within the limit takes to the length asked for."""
+    shortest, reach = length / (1 + limit), length / (1 - limit)
     bound = np.ceil(reach * np.linalg.norm(np.linalg.pinv(basis), axis=0)).astype(int)
-    grid = np.stack(np.meshgrid(*(np.arange(-b, b + 1) for b in bound), indexing="ij"), axis=-1).reshape(-1, len(basis))
+    axes = (np.arange(-b, b + 1) for b in bound)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(basis))
     size = np.linalg.norm(grid @ basis, axis=1)
-    return np.asarray(grid[(size <= reach) & (size >= length * (1 - limit))])
+    return np.asarray(grid[(size <= reach) & (size >= shortest)])
 
 
-def _fitting(candidates: list[Array], basis: Array, metric: Array, limit: float) -> list[Array]:
-    """Return the integer matrices whose rows make the angles of the metric."""
-    first = candidates[0]
-    partial = [first[:, None, :]]
-    for k in range(1, len(candidates)):
-        rows, out = candidates[k], []
-        step = max(1, _CHUNK // max(1, len(rows)))
-        for block in partial:
-            for start in range(0, len(block), step):
-                part = block[start : start + step]
-                dots = np.einsum("abx,cx->abc", part @ basis, rows @ basis)
-                norms = np.sqrt(np.diag(metric)[:k, None] * metric[k, k])
-                fits = (np.abs(dots - metric[:k, k, None]) <= 2 * limit * norms).all(axis=1)
-                a, c = np.nonzero(fits)
-                out.append(np.concatenate([part[a], rows[c][:, None]], axis=1))
-        partial = out
-    return [m for block in partial for m in block]
+def _grow(partial: Array, candidates: list[Array], basis: Array, target: Array, limit: float) -> Iterator[Array]:
+    """Add to matrices, shape ``(n, k, x)``, the rows that make the target's angles; in blocks to bound the memory."""
+    if not candidates:
+        yield partial
+        return
+    rows, k = candidates[0], partial.shape[1]
+    lengths = np.linalg.norm(target, axis=1)
+    wanted, slack = target[:k] @ target[k], 2 * limit * lengths[:k] * lengths[k]
+    step = max(1, _CHUNK // len(rows))
+    for start in range(0, len(partial), step):
+        part = partial[start : start + step]
+        fits = np.ones((len(part), len(rows)), dtype=bool)
+        for row in range(k):
+            fits &= np.abs(part[:, row] @ basis @ (rows @ basis).T - wanted[row]) <= slack[row]
+        a, c = np.nonzero(fits)
+        yield from _grow(np.concatenate([part[a], rows[c][:, None]], axis=1), candidates[1:], basis, target, limit)
+
+
+def _likelihood(matrices: Array, basis: Array, target: Array, n_cells: float, limit: float) -> tuple[Array, Array]:
+    """Return which matrices, shape ``(n, k, k)``, stay in the limits, and the unlikelihood of those.
+
+    It is the difference of the largest and smallest principal stretch, plus the relative difference of sites and
+    atoms, plus half the largest strain.
+    """
+    cells = np.abs(np.linalg.det(matrices))
+    index = np.flatnonzero((np.round(cells) >= 0.95 * n_cells) & (cells <= 2 * n_cells + _SLACK))
+    rows = matrices[index] @ basis
+    inverse = np.linalg.inv(np.linalg.cholesky(target @ target.T))
+    stretch = 1 / np.sqrt(np.linalg.eigvalsh(inverse @ (rows @ rows.transpose(0, 2, 1)) @ inverse.T))
+    strain = np.abs(stretch - 1).max(axis=1, initial=0)
+    score = np.ptp(stretch, axis=1) + np.abs(cells[index] / n_cells - 1) + strain / 2
+    fits = strain <= limit
+    return index[fits], np.round(score[fits], 6)
+
+
+def _completed(host: Host, frame: Array, rows: Array) -> Array:
+    """Return the 3x3 supercell matrix; a layer is turned over where its in-plane vectors ask for it."""
+    matrix = np.eye(3, dtype=int)
+    matrix[: len(rows), : len(rows)] = rows
+    if host.layered and np.linalg.det(rows) * np.linalg.det(host.cell) * np.linalg.det(frame) < 0:
+        matrix[2, 2] = -1
+    return matrix
 
 
 def _mapping(host: Host, frame: Array, matrix: Array) -> Mapping | None:
     """Work out deformation and strain; None where the host would have to be mirrored."""
-    cell = matrix @ host.cell
+    target = frame.copy()
     if host.layered:
-        normal = np.cross(cell[0], cell[1])
-        turned = np.cross(frame[0], frame[1])
-        flip = np.sign(normal @ host.cell[2]) * np.sign(turned @ frame[2])
-        matrix[2, 2] = int(flip)
-        cell[2], target = flip * host.cell[2], frame.copy()
-        target[2] = frame[2] / np.linalg.norm(frame[2]) * np.linalg.norm(host.cell[2])
-    else:
-        target = frame
-    deformation = np.linalg.solve(cell, target)
+        target[2] *= np.linalg.norm(host.cell[2]) / np.linalg.norm(frame[2])
+    deformation = np.linalg.solve(matrix @ host.cell, target)
     if np.linalg.det(deformation) <= 0:
         return None
-    stretches = np.linalg.svd(deformation, compute_uv=False)
-    strain = stretches - 1
-    return Mapping(matrix, deformation, strain)
+    return Mapping(matrix, deformation, np.linalg.svd(deformation, compute_uv=False) - 1)

@@ -151,6 +151,7 @@ class Run:
             self.optimizer.zero_grad(set_to_none=True)
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.config, self.step)
+            group["weight_decay"] = self.config.weight_decay
         self.optimizer.step()
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():

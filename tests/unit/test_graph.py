@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 from ase.build import mx2
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.graph import PRISTINE, SUBSTITUTION, VACANCY, batch_graphs, build_graph
+from ase_definet.graph import PRISTINE, SUBSTITUTION, VACANCY, DefectGraph, batch_graphs, build_graph
 from ase_definet.neighbors import SHELL_TOLERANCE, neighbor_list
 
 EDGE_TOLERANCE = 1e-10  # Å, double precision
@@ -53,7 +55,7 @@ def test_shapes_and_types():
     assert n_sites == 48
     assert graph.n_structures == 1
     assert graph.structure.tolist() == [0] * n_sites
-    shapes = {name: tuple(value.shape) for name, value in graph.to_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in graph.tensors().items()}
     assert shapes == {
         "numbers": (n_sites,),
         "host_numbers": (n_sites,),
@@ -95,16 +97,24 @@ def test_edges_do_not_depend_on_the_origin(seed, cap):
 def test_batching_keeps_every_structure_as_it_was():
     graphs = [graph_of(), build_graph(**arrays(3, "WSe2"), cutoff=4.0, dtype=torch.float64)]
     batch = batch_graphs(graphs)
-    assert batch.validate()
+    batch.validate()
     assert batch.n_structures == 2
     assert batch.structure.tolist() == [0] * 48 + [1] * 27
     assert batch.cell.shape == (2, 3, 3)
     vectors = batch.edge_vectors().split([graph.num_edges for graph in graphs])
-    for graph, part, again in zip(graphs, vectors, batch.to_data_list(), strict=True):
+    for graph, part in zip(graphs, vectors, strict=True):
         torch.testing.assert_close(part, graph.edge_vectors(), rtol=0, atol=EDGE_TOLERANCE)
-        again.validate()
-        for name, value in graph.to_dict().items():
-            assert torch.equal(again[name], value)
+    assert torch.equal(batch.numbers, torch.cat([graph.numbers for graph in graphs]))
+
+
+def test_torch_geometric_takes_it_and_gives_it_back():
+    graphs = [graph_of(), build_graph(**arrays(3, "WSe2"), cutoff=4.0, dtype=torch.float64)]
+    loader = DataLoader([graph.to_data() for graph in graphs], batch_size=2)
+    batch = DefectGraph.from_data(next(iter(loader)))
+    for name, value in batch_graphs(graphs).tensors().items():
+        assert torch.equal(batch.tensors()[name], value)
+    with pytest.raises(StructureError, match="needs the tensors"):
+        DefectGraph.from_data(Data(pos=torch.zeros(1, 3)))
 
 
 def test_nothing_to_batch():
@@ -162,7 +172,6 @@ def test_unusable_input_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("numbers", None, "needs the tensors numbers"),
         ("kinds", torch.zeros(48, dtype=torch.int32), "kinds must hold int64"),
         ("pos", torch.full((48, 3), torch.inf), "pos must hold finite"),
         ("cell", torch.zeros(2, 3, 3), r"expected the sites of 2 structure\(s\)"),
@@ -170,11 +179,8 @@ def test_unusable_input_is_refused(changes, message):
     ],
 )
 def test_a_damaged_graph_is_found(name, value, message):
-    graph = graph_of()
-    graph[name] = value
-    assert not graph.validate(raise_on_error=False)
     with pytest.raises(StructureError, match=message):
-        graph.validate()
+        DefectGraph(**(graph_of().tensors() | {name: value})).validate()
 
 
 def test_damaged_edges_are_found():
