@@ -5,37 +5,42 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.host import Host, check_structure, get_host, layer_frame, library
-from ase_definet.neighbors import neighbor_list
-from ase_definet.registration import find_shifts, registration_cost
-from ase_definet.supercell import MAX_STRAIN, Mapping, describe, find_mappings, supercell_sites
+from ase_definet.host import Host, as_atoms, check_structure, get_host, layer_frame, library
+from ase_definet.registration import (
+    GATE,
+    SPECIES_PENALTY,
+    Placement,
+    assign,
+    least_margin,
+    nearby_pairs,
+    register,
+)
+from ase_definet.supercell import MAX_STRAIN, describe, mapping_stages, supercell_sites
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
 
-GATE = 1.4
-"""An atom further than this from every free site is on none, in Å."""
-
-SPECIES_PENALTY = 0.3
-"""Added to the squared distance, in Å^2, where atom and host element differ."""
-
 MIN_MARGIN = 0.5
-"""An atom whose second-nearest site is not at least this much further than its own is ambiguous, in Å."""
+"""An atom is ambiguous where its second-nearest site, or the gate, is not this much further than its own, in Å."""
+
+MIN_ADVANTAGE = 0.01
+"""A match is ambiguous where another registration of the whole host costs no more than this much more, in Å."""
 
 MIN_PRISTINE = 0.5
 """A match with a smaller share of pristine sites is refused: the host is the wrong one."""
+
+MAX_LOOSE = 0.1
+"""With a larger share of atoms on no site it is not those atoms but the host that is wrong."""
 
 STRAIN_NOTICE = 0.03
 """Strain of the host beyond which a warning is given."""
@@ -92,9 +97,11 @@ class SiteMap:
         strain: Principal strains of the host onto the cell, shape ``(3,)``.
         shift: Rigid shift of the host, shape ``(3,)``, in Å.
         rotation: Rotation of the host's frame into the caller's, shape ``(3, 3)``, for column vectors.
-        cost: Root mean square of the (gated) distances, species penalty included, in Å.
-        runner_up: The same for the best different registration of host and cell, in Å; infinite if there is none.
-        margin: Smallest difference between an atom's distance to its second-nearest site and to its own, in Å.
+        cost: Root mean square over atoms of the (gated) distances, species penalty included, in Å.
+        runner_up: The same for the best different registration of host and cell, one that no symmetry of the host
+            turns into this one, in Å; infinite if there is none.
+        margin: Smallest difference between an atom's distance to its second-nearest site, or
+            :data:`~ase_definet.registration.GATE` if that is less, and to its own, in Å.
         warnings: Reasons to distrust the match.
     """
 
@@ -118,8 +125,8 @@ class SiteMap:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether some atom could as well sit on another site."""
-        return self.margin < MIN_MARGIN
+        """Whether some atom, or the whole structure, could as well sit on other sites."""
+        return self.margin < MIN_MARGIN or self.runner_up < self.cost + MIN_ADVANTAGE
 
     @property
     def max_strain(self) -> float:
@@ -194,73 +201,69 @@ def match_sites(
     References:
         Yang et al., npj Comput. Mater. 11, 229 (2025), the markers of the defect-explicit graph.
     """
+    atoms = as_atoms(atoms)
     check_structure(atoms)
-    if isinstance(host, str) and host.lower() == "auto":
-        return _match_library(atoms, max_strain, markers, substitutions)
-    site_map = _match(atoms, get_host(host), max_strain)
+    automatic = isinstance(host, str) and host.lower() == "auto"
+    site_map = _match_library(atoms, max_strain) if automatic else _match(atoms, get_host(host), max_strain)
     if markers is None and substitutions is None:
         return site_map
     return _override(site_map, markers, substitutions)
 
 
-def _match_library(
-    atoms: Atoms, max_strain: float, markers: Sequence[int] | None, substitutions: Sequence[int] | None
-) -> SiteMap:
+def _match_library(atoms: Atoms, max_strain: float) -> SiteMap:
     """Match to every library host that shares an element; keep the one with the fewest defects."""
-    best: SiteMap | None = None
-    elements = set(atoms.numbers.tolist())
+    found: list[SiteMap] = []
     for host in library().values():
-        if not elements & set(host.numbers.tolist()):
-            continue
-        try:
-            found = match_sites(atoms, host, max_strain=max_strain, markers=markers, substitutions=substitutions)
-        except (HostError, MatchError):
-            continue
-        if best is None or (found.density, found.cost) < (best.density, best.cost):
-            best = found
-    if best is None:
+        if np.isin(atoms.numbers, host.numbers).any():
+            try:
+                found.append(_match(atoms, host, max_strain))
+            except (HostError, MatchError):
+                continue
+    if not found:
         raise HostError(
             f"no host of the library ({', '.join(sorted(library()))}) fits {atoms.get_chemical_formula()}: "
             "give the host as a file"
         )
-    return best
+    return min(found, key=lambda site_map: (site_map.density, site_map.cost))
 
 
 def _match(atoms: Atoms, host: Host, max_strain: float) -> SiteMap:
-    frame, positions, axis = layer_frame(atoms.cell.array, atoms.positions)
+    frame, positions, axis = layer_frame(atoms.cell.array, atoms.positions, atoms.pbc)
     if host.layered != (axis is not None):
         found = "has no vacuum along any axis" if host.layered else f"has vacuum along axis {axis}"
         expected = "two-dimensional" if host.layered else "three-dimensional"
         raise HostError(f"host {host.name} is {expected}, but the structure {found}: give the host that fits")
-    mappings = find_mappings(host, frame, len(atoms), max_strain)
-    mapping, shift, runner_up = _register(host, mappings, frame, positions, atoms.numbers)
+    placed = Placement(positions, atoms.numbers, frame, (True, True, axis is None))
+    ranked = register(host, mapping_stages(host, frame, len(atoms), max_strain), placed)
+    mapping, shift = ranked[0].mapping, ranked[0].shift
     host_numbers, sites = supercell_sites(host, mapping)
-    pbc = (True, True, axis is None)
-    assignment = _assign(sites + shift, host_numbers, positions, atoms.numbers, frame, pbc)
+    chosen, offset = assign(sites + shift, host_numbers, placed)
     # the median of what was matched is a better rigid shift than the vote; assign once more with it
-    residual = _residuals(sites + shift, positions, assignment, frame, pbc)
-    matched = assignment >= 0
-    if matched.any():
-        shift = shift + np.median(residual[matched], axis=0)
-        assignment = _assign(sites + shift, host_numbers, positions, atoms.numbers, frame, pbc)
+    if (chosen >= 0).any():
+        shift = shift + np.median(offset[chosen >= 0], axis=0)
+        chosen, offset = assign(sites + shift, host_numbers, placed)
     sites = sites + shift
-    _refuse(host, sites, host_numbers, assignment, atoms, positions, frame, pbc)
+    _refuse(host, sites, host_numbers, chosen, placed)
     atom_index = np.full(len(sites), -1)
-    atom_index[assignment] = np.arange(len(atoms))
+    atom_index[chosen] = np.arange(len(atoms))
     offsets = np.zeros((len(sites), 3))
-    offsets[assignment] = _residuals(sites, positions, assignment, frame, pbc)
+    offsets[chosen] = offset
     numbers = np.zeros(len(sites), dtype=int)
-    numbers[assignment] = atoms.numbers
-    kinds = np.where(numbers == 0, SiteKind.VACANCY, np.where(numbers == host_numbers, SiteKind.PRISTINE, SiteKind.SUBSTITUTION))
-    squared = (offsets**2).sum(axis=1) + np.where(kinds == SiteKind.SUBSTITUTION, SPECIES_PENALTY, 0.0)
-    squared[kinds == SiteKind.VACANCY] = 0.0
-    margin = _margin(host, sites, offsets, assignment, positions, frame, pbc)
+    numbers[chosen] = atoms.numbers
+    kinds = np.select(
+        [numbers == 0, numbers == host_numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION
+    )
+    squared = (offset**2).sum() + SPECIES_PENALTY * np.count_nonzero(kinds == SiteKind.SUBSTITUTION)
+    cost = float(np.sqrt(squared / len(atoms)))
+    # the costs of registrations are those of a sample of the atoms: only their difference is comparable
+    runner_up = cost + ranked[1].cost - ranked[0].cost if len(ranked) > 1 else float("inf")
+    margin, least = least_margin(host, sites, chosen, offset, placed)
     left, _, right = np.linalg.svd(mapping.deformation)
-    return SiteMap(
+    site_map = SiteMap(
         host=host,
         supercell=mapping.matrix,
         cell=frame,
-        pbc=pbc,
+        pbc=placed.pbc,
         positions=sites,
         host_numbers=host_numbers,
         numbers=numbers,
@@ -270,178 +273,92 @@ def _match(atoms: Atoms, host: Host, max_strain: float) -> SiteMap:
         strain=mapping.strain,
         shift=shift,
         rotation=(left @ right).T,
-        cost=float(np.sqrt(squared.mean())),
+        cost=cost,
         runner_up=runner_up,
         margin=margin,
-        warnings=_warnings(mapping, margin, offsets, kinds, atom_index, atoms),
+        warnings=(),
     )
+    distance = float(np.linalg.norm(offset[least]))
+    return replace(site_map, warnings=_warnings(site_map, f"atom {least} ({atoms.symbols[least]})", distance))
 
 
-def _register(
-    host: Host, mappings: list[Mapping], frame: Array, positions: Array, numbers: Array
-) -> tuple[Mapping, Array, float]:
-    """Choose mapping and rigid shift by the truncated cost of all atoms; also return the runner-up's cost."""
-    del frame
-    tried: list[tuple[float, int, Mapping, Array]] = []
-    last_strain: float | None = None
-    groups = 0
-    for order, mapping in enumerate(mappings):
-        strain = round(float(np.abs(mapping.strain).sum()), 4)
-        if last_strain is None or strain - last_strain > 1e-3:  # noqa: PLR2004
-            groups += 1
-            # a good match at less strain is not given up for a more strained one
-            if tried and (min(tried, key=lambda t: t[:2])[0] < 0.5 * GATE or groups > 8):  # noqa: PLR2004
-                break
-        last_strain = strain
-        for shift in find_shifts(host, mapping, positions, numbers):
-            cost = registration_cost(host, mapping, shift, positions, numbers, gate=GATE, penalty=SPECIES_PENALTY)
-            tried.append((round(cost, 6), order, mapping, shift))
-    tried.sort(key=lambda t: t[:2])
-    best = tried[0]
-    different = [t[0] for t in tried if t[0] > best[0] + 1e-3]
-    return best[2], best[3], min(different, default=float("inf"))
-
-
-def _pairs(
-    sites: Array, positions: Array, frame: Array, pbc: tuple[bool, bool, bool], radius: float
-) -> tuple[Array, Array, Array]:
-    """Return atom, site and the vector from site to atom for all pairs within a radius, nearest image."""
-    target, source, _, vector = neighbor_list(np.concatenate([positions, sites]), frame, pbc, radius)
-    n = len(positions)
-    keep = (target < n) & (source >= n)
-    atom, site, vector = target[keep], source[keep] - n, -vector[keep]
-    order = np.lexsort(((vector**2).sum(axis=1), site, atom))
-    atom, site, vector = atom[order], site[order], vector[order]
-    first = np.ones(len(atom), dtype=bool)
-    first[1:] = (atom[1:] != atom[:-1]) | (site[1:] != site[:-1])
-    return atom[first], site[first], vector[first]
-
-
-def _assign(
-    sites: Array, host_numbers: Array, positions: Array, numbers: Array, frame: Array, pbc: tuple[bool, bool, bool]
-) -> Array:
-    """Assign atoms to sites at least total cost; -1 for an atom that fits none. Shape ``(n_atoms,)``."""
-    atom, site, vector = _pairs(sites, positions, frame, pbc, GATE)
-    n, m = len(positions), len(sites)
-    # one dummy column per atom makes a full matching possible; the constant keeps zero costs in the sparse matrix
-    cost = 1.0 + (vector**2).sum(axis=1) + SPECIES_PENALTY * (numbers[atom] != host_numbers[site])
-    dummy = 1.0 + GATE**2 + SPECIES_PENALTY
-    rows = np.concatenate([atom, np.arange(n)])
-    columns = np.concatenate([site, m + np.arange(n)])
-    weights = np.concatenate([cost, np.full(n, dummy)])
-    row, column = min_weight_full_bipartite_matching(coo_array((weights, (rows, columns)), shape=(n, m + n)).tocsr())
-    out = np.full(n, -1)
-    out[row] = np.where(column < m, column, -1)
-    return out
-
-
-def _residuals(sites: Array, positions: Array, assignment: Array, frame: Array, pbc: tuple[bool, bool, bool]) -> Array:
-    """Return atom minus site, nearest image, for assigned atoms (garbage for others)."""
-    delta = positions - sites[assignment]
-    fractions = np.linalg.solve(frame.T, delta.T).T
-    wrapped: Array = delta - (np.round(fractions) * np.array(pbc)) @ frame
-    return wrapped
-
-
-def _margin(
-    host: Host,
-    sites: Array,
-    offsets: Array,
-    assignment: Array,
-    positions: Array,
-    frame: Array,
-    pbc: tuple[bool, bool, bool],
-) -> float:
-    """Return the smallest gap between an atom's second-nearest site and its own, in Å."""
-    own = np.linalg.norm(offsets[assignment], axis=1)
-    reach = host.nearest_neighbor + 0.2
-    atom, site, vector = _pairs(sites, positions, frame, pbc, reach)
-    other = site != assignment[atom]
-    gap = np.linalg.norm(vector[other], axis=1) - own[atom[other]]
-    return float(min(gap.min(initial=np.inf), (reach - own).min()))
-
-
-def _refuse(
-    host: Host,
-    sites: Array,
-    host_numbers: Array,
-    assignment: Array,
-    atoms: Atoms,
-    positions: Array,
-    frame: Array,
-    pbc: tuple[bool, bool, bool],
-) -> None:
+def _refuse(host: Host, sites: Array, host_numbers: Array, chosen: Array, placed: Placement) -> None:
     """Raise where atoms have no site or most sites are defects."""
-    matched = assignment >= 0
-    same = host_numbers[assignment[matched]] == atoms.numbers[matched]
-    pristine = same.sum() / len(sites)
-    if pristine < MIN_PRISTINE:
+    n_atoms, matched = len(chosen), chosen >= 0
+    same = int((host_numbers[chosen[matched]] == placed.numbers[matched]).sum())
+    if same < MIN_PRISTINE * len(sites):
         raise MatchError(
-            f"only {same.sum()} of the {len(sites)} sites of host {host.name} hold the host's own element "
-            f"({(~matched).sum()} of {len(atoms)} atoms sit on no site): this is not a defect structure of {host.name}; "
+            f"only {same} of the {len(sites)} sites of host {host.name} hold the host's own element "
+            f"({(~matched).sum()} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
             "check the host, its polytype and the cell"
         )
     loose = np.flatnonzero(~matched)
     if len(loose) == 0:
         return
-    if len(loose) > 0.1 * len(atoms):
+    if len(loose) > MAX_LOOSE * n_atoms:
         raise MatchError(
-            f"{len(loose)} of {len(atoms)} atoms are further than {GATE} Å from every free site of host {host.name}: "
+            f"{len(loose)} of {n_atoms} atoms are further than {GATE} Å from every free site of host {host.name}: "
             "check the host and its polytype, or start from the unrelaxed structure"
         )
     k = int(loose[0])
-    atom, site, vector = _pairs(sites, positions[k : k + 1], frame, pbc, 6.0)
-    del atom
-    nearest = int(np.argmin((vector**2).sum(axis=1))) if len(vector) else -1
-    where = (
-        f", {np.linalg.norm(vector[nearest]):.2f} Å from site {site[nearest]} ({chemical_symbols[host_numbers[site[nearest]]]})"
-        if nearest >= 0
-        else ""
-    )
+    alone = Placement(placed.positions[[k]], placed.numbers[[k]], placed.cell, placed.pbc)
+    _, site, vector = nearby_pairs(sites, alone, 6.0)
+    where = ""
+    if len(site):
+        distance = np.linalg.norm(vector, axis=1)
+        nearest = int(np.argmin(distance))
+        element = chemical_symbols[host_numbers[site[nearest]]]
+        where = f", {distance[nearest]:.2f} Å from site {site[nearest]} ({element})"
     more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
-    x, y, z = positions[k]
+    x, y, z = placed.positions[k]
+    atom = f"atom {k} ({chemical_symbols[placed.numbers[k]]})"
     raise MatchError(
-        f"atom {k} ({atoms.symbols[k]}) at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site of host {host.name}{where}: "
+        f"{atom} at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site of host {host.name}{where}: "
         "an adatom, interstitial or split vacancy has no marker in DefiNet; remove it or relax it with DFT alone"
     )
 
 
-def _warnings(
-    mapping: Mapping, margin: float, offsets: Array, kinds: Array, atom_index: Array, atoms: Atoms
-) -> tuple[str, ...]:
+def _warnings(site_map: SiteMap, atom: str, distance: float) -> tuple[str, ...]:
+    """Return the reasons to distrust a match, given its least certain atom and how far that is from its site."""
     out = []
-    if abs(mapping.max_strain) > STRAIN_NOTICE:
-        out.append(f"the host is strained by {mapping.max_strain:+.1%} onto the cell")
-    if margin < MIN_MARGIN:
-        site = int(np.argmax(np.linalg.norm(offsets, axis=1)))
-        atom = int(atom_index[site])
+    if abs(site_map.max_strain) > STRAIN_NOTICE:
+        out.append(f"the host is strained by {site_map.max_strain:+.1%} onto the cell")
+    if site_map.margin < MIN_MARGIN:
         out.append(
-            f"ambiguous match (margin {margin:.2f} Å, expected at least {MIN_MARGIN} Å): atom {atom} "
-            f"({atoms.symbols[atom]}) lies {np.linalg.norm(offsets[site]):.2f} Å from its site; "
-            "a split vacancy, or a structure already relaxed?"
+            f"ambiguous match (margin {site_map.margin:.2f} Å, expected at least {MIN_MARGIN} Å): {atom} lies "
+            f"{distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
         )
-    del kinds
+    if site_map.runner_up < site_map.cost + MIN_ADVANTAGE:
+        out.append(
+            f"ambiguous match: another registration of the host costs {site_map.runner_up:.3f} Å, this one "
+            f"{site_map.cost:.3f} Å; check the host and the defects listed"
+        )
     return tuple(out)
 
 
 def _override(site_map: SiteMap, markers: Sequence[int] | None, substitutions: Sequence[int] | None) -> SiteMap:
     """Replace the inferred kinds by the caller's, checked against the occupation."""
-    from dataclasses import replace  # noqa: PLC0415
-
-    kinds = site_map.kinds.copy()
+    kinds = site_map.kinds
     empty = site_map.numbers == 0
     if substitutions is not None:
-        chosen = np.asarray(substitutions, dtype=int)
+        named = np.asarray(substitutions, dtype=int)
         n_atoms = int((~empty).sum())
-        if len(chosen) and (chosen.min() < 0 or chosen.max() >= n_atoms):
-            raise MatchError(f"substitutions names atom {chosen.max()}, but the structure has atoms 0 to {n_atoms - 1}")
-        kinds = np.where(empty, SiteKind.VACANCY, np.where(np.isin(site_map.atom_index, chosen), SiteKind.SUBSTITUTION, SiteKind.PRISTINE))
+        outside = named[(named < 0) | (named >= n_atoms)]
+        if len(outside):
+            raise MatchError(f"substitutions names atom {outside[0]}, but the structure has atoms 0 to {n_atoms - 1}")
+        chosen = np.isin(site_map.atom_index, named)
+        kinds = np.select([empty, chosen], [SiteKind.VACANCY, SiteKind.SUBSTITUTION], SiteKind.PRISTINE)
     if markers is not None:
-        kinds = np.asarray(markers, dtype=int)
-        if kinds.shape != empty.shape:
-            raise MatchError(f"expected {len(empty)} markers, one per host site, found {kinds.size}")
-        if not np.isin(kinds, list(SiteKind)).all():
+        given = np.asarray(markers)
+        if given.shape != empty.shape:
+            raise MatchError(f"expected {len(empty)} markers, one per host site, found shape {given.shape}")
+        if not np.isin(given, list(SiteKind)).all():
             raise MatchError("expected markers 0 (pristine), 1 (substitution) or 2 (vacancy), found another value")
+        if substitutions is not None and (given != kinds).any():
+            raise MatchError(
+                f"markers and substitutions disagree at site {np.flatnonzero(given != kinds)[0]}: give one"
+            )
+        kinds = given
     wrong = np.flatnonzero(empty != (kinds == SiteKind.VACANCY))
     if len(wrong):
         site = int(wrong[0])

@@ -24,7 +24,7 @@ Array: TypeAlias = NDArray[Any]
 MAX_STRAIN = 0.06
 """Largest principal strain of a host onto a cell, unless the caller allows more."""
 
-_STAGES = (0.005, 0.02, 0.06)
+_STAGES = (0.005, 0.02, 0.035, 0.06)
 _SLACK = 1e-6  # rounding of a cell written with a few decimals, relative
 _MISFITS = (0.12, 0.25)  # strains tried to name the misfit of a host that does not fit
 _KEEP = 200  # mappings kept of one stage; large cells have thousands within a few per cent
@@ -90,7 +90,7 @@ def find_mappings(host: Host, frame: Array, n_atoms: int, max_strain: float = MA
 
 
 def mapping_stages(host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN) -> Iterator[list[Mapping]]:
-    """Yield :func:`find_mappings` for rising strains, so that a search may stop at the first good match.
+    """Yield what :func:`find_mappings` adds at rising strains, so that a search may stop at the first good match.
 
     Args:
         host: The host.
@@ -101,10 +101,12 @@ def mapping_stages(host: Host, frame: Array, n_atoms: int, max_strain: float = M
     Raises:
         HostError: Nothing fits even at the largest strain.
     """
-    for limit in _STAGES:
-        if limit < max_strain:
-            yield _search(host, frame, n_atoms, limit)
-    yield find_mappings(host, frame, n_atoms, max_strain)
+    seen: set[bytes] = set()
+    for limit in [*(stage for stage in _STAGES if stage < max_strain), max_strain]:
+        last = limit == max_strain and not seen
+        found = (find_mappings if last else _search)(host, frame, n_atoms, limit)
+        yield [mapping for mapping in found if mapping.matrix.tobytes() not in seen]
+        seen.update(mapping.matrix.tobytes() for mapping in found)
 
 
 def supercell_sites(host: Host, mapping: Mapping) -> tuple[Array, Array]:

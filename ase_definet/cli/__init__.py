@@ -2,22 +2,71 @@
 
 from __future__ import annotations
 
-import sys
+import errno
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
+from ase_definet.cli.common import BadUsage, error_text
 from ase_definet.cli.inputs import vasp_command
 from ase_definet.cli.listings import hosts_command, models_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.relax import relax_command
 from ase_definet.cli.weights import import_checkpoint_command
-from ase_definet.errors import DefiNetError
+from ase_definet.errors import DefiNetError, DefiNetWarning
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Make every foreseen error one line on standard error: exit code 2 for bad usage, 1 for anything else."""
+    try:
+        yield
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "ase-definet"
+        raise BadUsage(f"{error.format_message().rstrip('.')}; see {command} --help") from error
+    except (DefiNetError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of a pipe left: click's business
+            raise
+        raise click.ClickException(error_text(error)) from error
+
+
+class _Group(click.Group):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _one_line_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line_errors():
+            return super().invoke(ctx)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    click.echo(f"warning   {message}", err=True)
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="ase-definet", prog_name="ase-definet")
-def cli() -> None:
-    """Relax crystal defects in one forward pass and hand them to VASP."""
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Relax crystal defects in one forward pass and hand them to VASP.
+
+    \b
+    ase-definet relax POSCAR --host MoS2 --vasp run
+    ase-definet match POSCAR --host auto
+    """  # noqa: D301 - click reads \b as "leave the lines as they are"
+    ctx.with_resource(warnings.catch_warnings())
+    warnings.simplefilter("ignore")  # other libraries' warnings help nobody at a prompt
+    warnings.simplefilter("always", DefiNetWarning)
+    warnings.showwarning = _show_warning
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 for command in (
@@ -32,12 +81,5 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; every foreseen error is one line on standard error."""
-    try:
-        cli()
-    except DefiNetError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        click.echo(f"Error: {error.filename or 'file system'}: {error.strerror or error}", err=True)
-        sys.exit(1)
+    """Run the command line."""
+    cli(prog_name="ase-definet")

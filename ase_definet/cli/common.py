@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.errors import DefiNetError, StructureError
+from ase_definet.errors import DefiNetError, HostError, StructureError
 
 if TYPE_CHECKING:
-    from ase import Atoms
-
     from ase_definet.sites import SiteMap
 
 PROFILES = ("paper", "few-steps", "robust")
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 host_option = click.option(
@@ -26,14 +31,35 @@ host_option = click.option(
 )
 
 
-def usage(error: DefiNetError) -> click.UsageError:
-    """Turn one of our errors into click's bad usage (exit code 2)."""
-    return click.UsageError(str(error))
+class BadUsage(click.ClickException):  # noqa: N818 - click's own are called so
+    """What was asked cannot be meant; one line, exit code 2."""
+
+    exit_code = 2
+
+
+def error_text(error: BaseException, file: Path | None = None) -> str:
+    """Say an error in one line that names the file it is about."""
+    if isinstance(error, DefiNetError) or (isinstance(error, OSError) and not error.strerror):
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    else:
+        text = f"unexpected {type(error).__name__}: {error}; this is a bug, please report it"
+    text = " ".join(text.splitlines())
+    return text if file is None or text.startswith(str(file)) else f"{file}: {text}"
+
+
+@contextmanager
+def about(file: Path) -> Iterator[None]:
+    """Name the file in every error about its structure."""
+    try:
+        yield
+    except DefiNetError as error:
+        raise click.ClickException(error_text(error, file)) from error
 
 
 def checked_host(host: str) -> object:
     """Resolve a host before any structure is read; an unknown one is bad usage."""
-    from ase_definet.errors import HostError  # noqa: PLC0415
     from ase_definet.host import get_host  # noqa: PLC0415
 
     if host.lower() == "auto":
@@ -41,7 +67,43 @@ def checked_host(host: str) -> object:
     try:
         return get_host(host)
     except HostError as error:
-        raise usage(error) from error
+        raise BadUsage(error_text(error)) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before any work is done."""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise BadUsage(f"cannot write to {folder}: {existing} is a file, expected a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BadUsage(f"cannot write to {folder}: no permission to write in {existing}")
+
+
+def file_format(path: Path) -> str:
+    """Return ASE's name for the format of an existing file."""
+    from ase.io.formats import UnknownFileTypeError, filetype  # noqa: PLC0415
+
+    try:
+        return str(filetype(str(path)))
+    except (UnknownFileTypeError, OSError) as error:
+        raise StructureError(
+            f"{path}: ASE does not know this format; name it like its format (x.cif, POSCAR)"
+        ) from error
+
+
+def image_notes(path: Path) -> list[str]:
+    """Say so if a readable file holds more than the structure that was taken from it."""
+    from ase.io import iread  # noqa: PLC0415
+    from ase.io.formats import ioformats  # noqa: PLC0415
+
+    if ioformats[file_format(path)].single:
+        return []
+    try:
+        several = len(list(islice(iread(str(path), index=":"), 2))) > 1
+    except Exception:  # noqa: BLE001 - the last structure could be read, and ASE's readers raise anything
+        return []
+    return ["the file holds several structures: only the last one was used"] if several else []
 
 
 def counts(defects: Mapping[str, int]) -> str:
@@ -51,10 +113,14 @@ def counts(defects: Mapping[str, int]) -> str:
 
 def host_line(site_map: SiteMap) -> str:
     """Describe host, supercell and strain in one line."""
-    return (
-        f"{site_map.host.name}, supercell {site_map.supercell_name} ({len(site_map.kinds)} sites), "
-        f"strain {100 * site_map.max_strain:+.2f} %"
-    )
+    percent = round(100 * site_map.max_strain, 2) + 0.0  # no -0.00
+    sites = len(site_map.kinds)
+    return f"{site_map.host.name}, supercell {site_map.supercell_name} ({sites} sites), strain {percent:+.2f} %"
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON can hold, None where it cannot."""
+    return float(value) if math.isfinite(value) else None
 
 
 def match_record(site_map: SiteMap) -> dict[str, Any]:
@@ -64,9 +130,9 @@ def match_record(site_map: SiteMap) -> dict[str, Any]:
         "supercell": site_map.supercell.tolist(),
         "strain": [round(float(v), 8) + 0.0 for v in site_map.strain],
         "shift": [float(v) for v in site_map.shift],
-        "margin": site_map.margin,
-        "cost": site_map.cost,
-        "runner_up_cost": site_map.runner_up if site_map.runner_up < float("inf") else None,
+        "margin": finite(site_map.margin),
+        "cost": finite(site_map.cost),
+        "runner_up_cost": finite(site_map.runner_up),
         "ambiguous": site_map.ambiguous,
         "warnings": list(site_map.warnings),
         "defects": [
@@ -82,28 +148,3 @@ def match_record(site_map: SiteMap) -> dict[str, Any]:
             for defect in site_map.defects
         ],
     }
-
-
-def file_format(path: Path) -> str:
-    """Return ASE's name for the format of an existing file."""
-    from ase.io.formats import UnknownFileTypeError, filetype  # noqa: PLC0415
-
-    try:
-        return str(filetype(str(path)))
-    except (UnknownFileTypeError, OSError) as error:
-        raise StructureError(
-            f"{path}: ASE does not know this format; name it like its format (x.cif, POSCAR)"
-        ) from error
-
-
-def write_structure(path: Path, atoms: Atoms, fmt: str) -> None:
-    """Write a structure under a temporary name and rename it, so that nothing is ever half written."""
-    from ase.io import write  # noqa: PLC0415
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        write(str(fresh), atoms, format=fmt)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)

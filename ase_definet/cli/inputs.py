@@ -6,15 +6,22 @@ from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import PROFILES, overwrite_option, usage
-from ase_definet.errors import InputSetError, OutputExistsError
+from ase_definet.cli.common import (
+    FILE,
+    FOLDER,
+    PROFILES,
+    BadUsage,
+    check_folder,
+    error_text,
+    image_notes,
+    overwrite_option,
+)
+from ase_definet.errors import InputSetError, OutputExistsError, StructureError
 
 
 @click.command("vasp")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", "directory", required=True, type=click.Path(path_type=Path), help="Folder to write to."
-)
+@click.argument("file", type=FILE)
+@click.option("-o", "--output", "directory", required=True, type=FOLDER, help="Folder to write to; made if need be.")
 @click.option("--profile", type=click.Choice(PROFILES), default="few-steps", show_default=True)
 @click.option("--incar", multiple=True, metavar="KEY=VALUE", help="Override an INCAR tag; may be repeated.")
 @click.option(
@@ -25,7 +32,7 @@ from ase_definet.errors import InputSetError, OutputExistsError
     help="Spin the calculation starts from.",
 )
 @click.option("--dipole", is_flag=True, help="Dipole correction across a neutral, asymmetric layer.")
-@click.option("--charge", type=int, default=0, show_default=True, help="Net charge of the cell, in e.")
+@click.option("--charge", type=int, help="Net charge of the cell, in e; default is what FILE says, or 0.")
 @overwrite_option
 def vasp_command(
     file: Path,
@@ -34,17 +41,24 @@ def vasp_command(
     incar: tuple[str, ...],
     magnetic: str,
     dipole: bool,  # noqa: FBT001
-    charge: int,
+    charge: int | None,
     overwrite: bool,  # noqa: FBT001
 ) -> None:
-    """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt for FILE."""
+    """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt for FILE.
+
+    Of a file with several structures the last one is taken.
+    """
     from ase_definet.host import read_structure  # noqa: PLC0415
     from ase_definet.vasp import parse_incar_overrides, write_vasp_inputs  # noqa: PLC0415
 
+    check_folder(directory)
     try:
         overrides = parse_incar_overrides(incar)
+        atoms = read_structure(file)
+        if charge is None:
+            charge = int(atoms.info.get("charge", 0) or 0)
         report = write_vasp_inputs(
-            read_structure(file),
+            atoms,
             directory,
             profile,  # type: ignore[arg-type]
             incar=overrides,
@@ -54,9 +68,11 @@ def vasp_command(
             overwrite=overwrite,
         )
     except (InputSetError, OutputExistsError) as error:
-        raise usage(error) from error
-    click.echo(f"wrote {report.directory}: {', '.join(report.files)}")
+        raise BadUsage(error_text(error)) from error
+    except StructureError as error:
+        raise StructureError(error_text(error, file)) from error
+    click.echo(f"wrote     {directory}: {', '.join(report.files)}")
     for tag, (before, after) in report.overridden.items():
         click.echo(f"override  {tag} = {after} (profile: {before if before is not None else 'not set'})")
-    for text in report.warnings:
-        click.echo(f"warning   {text}", err=True)
+    for text in [*image_notes(file), *report.warnings]:
+        click.echo(f"warning   {text}")

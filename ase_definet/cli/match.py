@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import checked_host, counts, host_line, host_option, match_record
+from ase_definet.cli.common import (
+    FILE,
+    about,
+    checked_host,
+    counts,
+    host_line,
+    host_option,
+    image_notes,
+    match_record,
+)
 
 
 @click.command("match")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FILE)
 @host_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def match_command(file: Path, host: str, as_json: bool) -> None:  # noqa: FBT001
-    """Say which defects FILE holds and where, without running a network."""
+    """Say which defects FILE holds and where, without a network.
+
+    Of a file with several structures the last one is taken.
+    """
     resolved = checked_host(host)
     from ase_definet.host import read_structure  # noqa: PLC0415
     from ase_definet.sites import match_sites  # noqa: PLC0415
 
-    site_map = match_sites(read_structure(file), resolved)
+    with about(file):
+        site_map = match_sites(read_structure(file), resolved)
+    record = match_record(site_map)
+    record["warnings"] += image_notes(file)
     if as_json:
-        click.echo(json.dumps(match_record(site_map), indent=1))
+        click.echo(json.dumps(record, indent=1, allow_nan=False))
         return
+    second = f"{site_map.runner_up:.3f} Å" if math.isfinite(site_map.runner_up) else "none"
     click.echo(f"host      {host_line(site_map)}")
     click.echo(f"defects   {counts(site_map.defect_counts)}")
-    click.echo(
-        f"match     rms {site_map.cost:.3f} Å, runner-up {site_map.runner_up:.3f} Å, margin {site_map.margin:.2f} Å"
-    )
-    for text in site_map.warnings:
+    click.echo(f"match     rms {site_map.cost:.3f} Å, runner-up {second}, margin {site_map.margin:.2f} Å")
+    for text in record["warnings"]:
         click.echo(f"warning   {text}")
     for defect in site_map.defects:
-        x, y, z = defect.position
+        x, y, z = (round(v, 3) + 0.0 for v in defect.position)
         atom = "" if defect.atom_index is None else f"  atom {defect.atom_index}"
         click.echo(f"  {defect.name:8s} site {defect.site:5d}  ({x:8.3f} {y:8.3f} {z:8.3f}) Å{atom}")

@@ -125,7 +125,10 @@ def test_images_are_the_callers(relaxer, mos2):
     expected = relaxer.relax(mos2)
     moved = mos2.copy()
     moved.positions[7] += 2 * mos2.cell[0] - mos2.cell[2]
-    assert np.abs(relaxer.relax(moved).positions[7] - expected.positions[7] - 2 * mos2.cell[0] + mos2.cell[2]).max() < 1e-4
+    assert (
+        np.abs(relaxer.relax(moved).positions[7] - expected.positions[7] - 2 * mos2.cell[0] + mos2.cell[2]).max()
+        < 1e-4
+    )
 
 
 def test_order_does_not_matter(relaxer, mos2):

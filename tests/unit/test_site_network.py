@@ -9,8 +9,8 @@ from ase import Atoms
 from ase.build import bulk
 
 from ase_definet.graph import batch_graphs, build_graph
-from ase_definet.model import predict_displacements
 from ase_definet.model import geometry as geometry_module
+from ase_definet.model import predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.geometry import EdgeGeometry, LatticeGeometry
 from ase_definet.model.site_network import SiteNetwork
@@ -95,7 +95,11 @@ def test_tiles(network):
 
 
 def test_batches_equal_singles(network):
-    several = [arrays(), arrays(pristine("GaSe", 3), (1,), ()), arrays(bulk("NaCl", "rocksalt", 5.6, cubic=True), (0,), ())]
+    several = [
+        arrays(),
+        arrays(pristine("GaSe", 3), (1,), ()),
+        arrays(bulk("NaCl", "rocksalt", 5.6, cubic=True), (0,), ()),
+    ]
     graphs = [build_graph(**given, cutoff=CONFIG.cutoff, dtype=torch.float64) for given in several]
     with torch.no_grad():
         together = predict_displacements(network, batch_graphs(graphs)).numpy()

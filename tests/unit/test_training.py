@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.io import write
 
 from ase_definet.checkpoint import load_checkpoint
+from ase_definet.errors import StructureError
+from ase_definet.host import library
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.train.card import export_weights
 from ase_definet.train.loop import Run, TrainConfig, rate_at, train
+from ase_definet.train.pack import pack as pack_2dmd
 from tests.conftest import DEVICES, pristine
 
 MODEL = SiteNetworkConfig(cutoff=4.0, features=8, layers=1, radial=6, embedding=4)
@@ -150,6 +154,42 @@ def test_runaway_gradients_stop_the_run(config):
     run = Run(config)
     with torch.no_grad():
         run.net.read_out.weight.fill_(torch.inf)
+    run.skipped = 20
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        for _ in range(30):
-            run.advance()
+        run.advance()
+
+
+def test_packing_the_published_layout(tmp_path):
+    """Sites, splits and displacements come back; a test id without its relaxed structure is kept for prediction."""
+    folder = tmp_path / "high_density_defects" / "MoS2_500"
+    (folder / "CIF").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    planted = {}
+    for split, name in (("train", "one"), ("val", "two"), ("test", "three")):
+        (folder / f"{split}.csv").write_text(f"atoms_id\n{name}\n")
+        unrelaxed = pristine("MoS2", 8)
+        unrelaxed.positions[:, 2] += library()["MoS2"].positions[0, 2] - unrelaxed.positions[0, 2]  # as in 2DMD
+        gone = int(rng.integers(192))
+        del unrelaxed[gone]
+        unrelaxed.wrap()
+        moves = rng.normal(scale=0.05, size=(191, 3))
+        relaxed = unrelaxed.copy()
+        relaxed.positions += moves - moves.mean(axis=0)
+        write(folder / "CIF" / f"{name}_unrelaxed.cif", unrelaxed)
+        if split != "test":
+            write(folder / "CIF" / f"{name}_relaxed.cif", relaxed)
+        planted[name] = moves - moves.mean(axis=0)
+    pack_2dmd(tmp_path, tmp_path / "packed")
+    with np.load(tmp_path / "packed" / "high-MoS2.npz") as z:
+        assert z["split"].tolist() == ["train", "val", "test"]
+        for k, name in enumerate(z["ids"]):
+            moves = planted[name]
+            assert len(np.flatnonzero(z["numbers"][k] == 0)) == 1
+            real = z["numbers"][k] > 0
+            if name == "three":
+                assert np.isnan(z["move"][k]).all()
+            else:
+                length = np.linalg.norm(z["move"][k][real], axis=1)
+                assert np.abs(np.sort(length) - np.sort(np.linalg.norm(moves, axis=1))).max() < 1e-4
+    with pytest.raises(StructureError, match="expected folders"):
+        pack_2dmd(tmp_path / "packed", tmp_path / "again")

@@ -1,0 +1,106 @@
+"""Write the results of ``ase-definet relax``: structures, input sets, the report. Whole files or none."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ase_definet.cli.common import finite, image_notes, match_record
+from ase_definet.cli.plan import Job, output_format
+from ase_definet.errors import StructureError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from ase_definet.relaxer import RelaxResult
+
+
+def deliver(job: Job, result: RelaxResult, profile: str, *, overwrite: bool) -> dict[str, Any]:
+    """Write the structure and the input set, both or neither; return the report's record.
+
+    Raises:
+        DefiNetError: The structure cannot be written in this format, or VASP cannot use it.
+        OSError: The file system refuses.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    length = np.linalg.norm(result.displacement, axis=1)
+    largest = int(length.argmax())
+    record: dict[str, Any] = {
+        "output": str(job.output),
+        **match_record(result.site_map),
+        "n_atoms": len(length),
+        "largest_displacement": finite(length[largest]),
+        "largest_displacement_atom": largest,
+        "mean_displacement": finite(length.mean()),
+        "model": result.model,
+        "timings": dict(result.timings),
+        "warnings": [*result.warnings, *image_notes(job.source)],
+    }
+    with _staged(job.output, result.atoms, output_format(job)):
+        if job.vasp is not None:
+            record["vasp"] = _write_input_set(job.vasp, result, profile, overwrite=overwrite)
+    return record
+
+
+def write_report(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write what was found and done as JSON."""
+    text = json.dumps(records, indent=1, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file that takes its place only if all went well; its name ends as the path's does."""
+    fresh = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
+    """Write a structure aside, and put it in its place if the block succeeds."""
+    from ase.io import write  # noqa: PLC0415
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as fresh:
+        try:
+            write(str(fresh), atoms, format=fmt)
+        except OSError:
+            raise
+        except Exception as error:  # ASE's writers raise anything
+            raise StructureError(
+                f"{path}: ASE cannot write this structure as {fmt} ({type(error).__name__}: {error}); "
+                "choose another format with -o"
+            ) from error
+        yield
+
+
+def _write_input_set(directory: Path, result: RelaxResult, profile: str, *, overwrite: bool) -> dict[str, Any]:
+    from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
+
+    info = result.atoms.info
+    written = write_vasp_inputs(
+        result.atoms,
+        directory,
+        profile,  # type: ignore[arg-type]
+        charge=int(info.get("charge", 0) or 0),
+        notes=result.warnings,
+        provenance={
+            "model": result.model,
+            "host": f"{result.site_map.host.name} {result.site_map.supercell_name}",
+            "defects": info["definet_defects"],
+            "version": info["definet_version"],
+        },
+        overwrite=overwrite,
+    )
+    return {"directory": str(directory), "files": list(written.files), "warnings": list(written.warnings)}

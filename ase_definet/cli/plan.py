@@ -1,0 +1,132 @@
+"""Where every result of ``ase-definet relax`` goes, worked out and checked before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ase_definet.cli.common import BadUsage, check_folder, file_format
+from ase_definet.errors import StructureError
+
+COMPRESSED = frozenset({".gz", ".bz2", ".xz"})
+INPUT_SET = ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec", "README.txt")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input file and where its results go.
+
+    Attributes:
+        source: The input file.
+        output: The relaxed structure.
+        vasp: Folder of the input set, if one was asked for.
+    """
+
+    source: Path
+    output: Path
+    vasp: Path | None
+
+
+def plan_jobs(
+    files: tuple[Path, ...],
+    output: Path | None,
+    output_dir: Path | None,
+    vasp: Path | None,
+    report: Path | None,
+    *,
+    overwrite: bool,
+) -> list[Job]:
+    """Work out where every result goes; refuse what cannot be meant.
+
+    Raises:
+        BadUsage: Results would replace an input, each other or, without ``overwrite``, existing files; or a
+            place or a format cannot be written to.
+    """
+    if output is not None and len(files) > 1:
+        raise BadUsage(f"-o names one output, but {len(files)} files were given: use --output-dir")
+    if output is not None and output_dir is not None:
+        raise BadUsage("expected -o or --output-dir, found both: leave one out")
+    jobs = []
+    for file in files:
+        target = output or (output_dir or file.parent) / _relaxed_name(file)
+        folder = None if vasp is None else (vasp if len(files) == 1 else vasp / _stem(file).stem)
+        jobs.append(Job(file, target, folder))
+    targets = list(_targets(jobs, report))
+    _refuse_clashes(jobs, targets)
+    if output is not None and output.suffix != _stem(files[0]).suffix:
+        try:
+            _named_format(output)
+        except StructureError as error:
+            raise BadUsage(str(error)) from error
+    existing = [path for path, _ in targets if path.exists()]
+    if existing and not overwrite:
+        others = len(existing) - 1
+        count = f"{existing[0]} and {others} more exist" if others else f"{existing[0]} exists"
+        raise BadUsage(f"{count}: pass --overwrite to replace what is there, or choose another output")
+    for folder in {path.parent for path, _ in targets}:
+        check_folder(folder)
+    return jobs
+
+
+def output_format(job: Job) -> str:
+    """Return the format of an output: that of the input, unless the output's name has a suffix of its own.
+
+    Raises:
+        StructureError: ASE cannot write it.
+    """
+    if job.output.suffix != _stem(job.source).suffix:
+        return _named_format(job.output)
+    return _writable(job.output, file_format(job.source))
+
+
+def _stem(file: Path) -> Path:
+    """Return the name of a file without the suffix of its compression: results are written plainly."""
+    return Path(file.stem) if file.suffix in COMPRESSED else Path(file.name)
+
+
+def _relaxed_name(file: Path) -> str:
+    plain = _stem(file)
+    return f"{plain.stem}_relaxed{plain.suffix}"
+
+
+def _targets(jobs: list[Job], report: Path | None) -> Iterator[tuple[Path, str]]:
+    """Yield every file that will be written, and what it is."""
+    for job in jobs:
+        yield job.output, f"the output of {job.source}"
+        if job.vasp is not None:
+            for name in INPUT_SET:
+                yield job.vasp / name, f"the input set of {job.source}"
+    if report is not None:
+        yield report, "the report"
+
+
+def _refuse_clashes(jobs: list[Job], targets: list[tuple[Path, str]]) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    seen: dict[Path, str] = {}
+    for path, what in targets:
+        place = path.resolve()
+        if place in sources:
+            raise BadUsage(f"{what} would replace the input {path}: choose another output, or leave that input out")
+        if place in seen:
+            raise BadUsage(f"{seen[place]} and {what} would both be {path}: rename one, or run them one at a time")
+        seen[place] = what
+
+
+def _named_format(path: Path) -> str:
+    """Return the format that the name of a new file stands for."""
+    from ase.io.formats import UnknownFileTypeError, filetype  # noqa: PLC0415
+
+    try:
+        fmt = str(filetype(str(path), read=False))
+    except UnknownFileTypeError as error:
+        raise StructureError(f"{path}: ASE knows no format of this name; name it like x.cif or x.vasp") from error
+    return _writable(path, fmt)
+
+
+def _writable(path: Path, fmt: str) -> str:
+    from ase.io.formats import ioformats  # noqa: PLC0415
+
+    if fmt not in ioformats or not ioformats[fmt].can_write:
+        raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")
+    return fmt

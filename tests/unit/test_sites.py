@@ -1,0 +1,691 @@
+"""The thirteen cases of site matching: planted defects are found again, or the match is refused or flagged."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, make_supercell, mx2
+
+from ase_definet.errors import DefiNetError, HostError, MatchError, StructureError
+from ase_definet.host import library
+from ase_definet.sites import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, SiteKind, match_sites
+
+POSITION_TOLERANCE = 1e-3  # Å, a structure on its sites
+RATTLE_TOLERANCE = 0.2  # Å, the rigid shift of a rattled one is a median
+STRAIN_TOLERANCE = 1e-6
+GIVEN_TOLERANCE = 1e-9  # Å, arithmetic on the caller's own numbers
+
+LAYERS = {"MoS2": 8, "BN": 8, "GaSe": 6, "P": 6}
+CRYSTALS = {
+    "MgO": bulk("MgO", "rocksalt", a=4.21, cubic=True),
+    "GaAs": bulk("GaAs", "zincblende", a=5.65, cubic=True),
+    "Si": bulk("Si", "diamond", a=5.43, cubic=True),
+}
+FOREIGN = {"MoS2": "W", "BN": "C", "GaSe": "In", "P": "N", "MgO": "Ca", "GaAs": "In", "Si": "Ge"}
+HOSTS = ["MoS2", "BN", "GaSe", "P", "MgO", "GaAs", "Si"]
+PAIR = ["MoS2", "MgO"]
+COMPOUNDS = ["MoS2", "BN", "GaSe", "MgO", "GaAs"]
+
+
+def host_of(name):
+    return name if name in LAYERS else CRYSTALS[name]
+
+
+def unit_cell(name, c=20.0):
+    if name in CRYSTALS:
+        return CRYSTALS[name].copy()
+    host = library()[name]
+    atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True)
+    atoms.set_cell([*atoms.cell[:2], [0, 0, c]])
+    return atoms
+
+
+def pristine(name, c=20.0, size=None):
+    size = size or LAYERS.get(name, 3)
+    return unit_cell(name, c).repeat((size, size, 1 if name in LAYERS else size))
+
+
+def plant(atoms, changes):
+    """Plant ``{index: symbol or None}``; return the structure and the set of (name, ideal position) it holds."""
+    defects = [(f"{new or 'V'}_{atoms.symbols[k]}", atoms.positions[k].copy()) for k, new in changes.items()]
+    out = atoms.copy()
+    for k, new in changes.items():
+        if new:
+            out.symbols[k] = new
+    del out[[k for k, new in changes.items() if new is None]]
+    return out, defects
+
+
+def one_of_each(name, seed=0):
+    """Plant a vacancy on each sublattice, a substitution and, in a compound, an antisite."""
+    atoms = pristine(name)
+    rng = np.random.default_rng(seed)
+    elements = sorted(set(atoms.symbols), key=str)
+    changes = {int(rng.choice(np.flatnonzero(atoms.symbols == element))): None for element in elements}
+    free = [k for k in rng.permutation(len(atoms)).tolist() if k not in changes]
+    changes[free[0]] = FOREIGN[name]
+    if len(elements) > 1:
+        changes[free[1]] = next(e for e in elements if e != atoms.symbols[free[1]])
+    return plant(atoms, changes)
+
+
+def distance(atoms, a, b):
+    """Distance of two points up to vectors of the cell."""
+    fraction = np.linalg.solve(atoms.cell.complete().array.T, np.subtract(a, b))
+    return np.linalg.norm((fraction - np.round(fraction)) @ atoms.cell.complete().array)
+
+
+def assert_consistent(atoms, site_map):
+    """What every SiteMap promises."""
+    real = site_map.atom_index >= 0
+    assert sorted(site_map.atom_index[real]) == list(range(len(atoms)))
+    np.testing.assert_array_equal(site_map.numbers[real], atoms.numbers[site_map.atom_index[real]])
+    np.testing.assert_array_equal(site_map.kinds == SiteKind.VACANCY, ~real)
+    np.testing.assert_array_equal(site_map.numbers[~real], 0)
+    assert len(site_map.kinds) == abs(round(np.linalg.det(site_map.supercell))) * len(site_map.host.numbers)
+    np.testing.assert_array_equal(site_map.offsets[~real], 0)
+    given = atoms.positions[site_map.atom_index[real]] - site_map.offsets[real]
+    for ideal, site in zip(given[::7], site_map.positions[real][::7], strict=True):
+        assert distance(atoms, ideal, site) < GIVEN_TOLERANCE * 1000
+    assert np.isclose(np.linalg.det(site_map.rotation), 1)
+
+
+def assert_found(atoms, defects, host, tolerance=POSITION_TOLERANCE, **options):
+    """The defects planted, and no others, are found where they were planted."""
+    site_map = match_sites(atoms, host, **options)
+    assert_consistent(atoms, site_map)
+    left = list(site_map.defects)
+    for name, position in defects:
+        here = [d for d in left if d.name == name and distance(atoms, d.position, position) < tolerance]
+        assert len(here) == 1, f"{name} at {position}: found {site_map.defect_counts}"
+        left.remove(here[0])
+    assert left == []
+    return site_map
+
+
+def moved(atoms, defects, function):
+    """Apply a function to the positions of atoms and defects."""
+    out = atoms.copy()
+    out.positions = function(atoms.positions)
+    return out, [(name, function(position)) for name, position in defects]
+
+
+def with_axes(atoms, order):
+    """Reorder the cell vectors."""
+    out = atoms.copy()
+    out.set_cell(atoms.cell.array[list(order)])
+    return out
+
+
+def turn(axis, degrees):
+    """Return the rotation by an angle about an axis, for row vectors."""
+    box = Atoms(cell=np.eye(3))
+    box.rotate(degrees, axis, rotate_cell=True)
+    return box.cell.array
+
+
+# 1. Origin
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(
+    "shift", [(0.002, 0.002, 0.002), (1.0, 0.0, 0.0), (0.4, -1.0, 0.7), "half", "across"], ids=str
+)
+def test_case_01_origin_shifted(name, shift):
+    atoms, defects = one_of_each(name)
+    vector = {"half": atoms.cell.sum(axis=0) / 2, "across": atoms.cell[2] / 2}.get(shift, shift)
+    atoms, defects = moved(atoms, defects, lambda r: r + vector)
+    assert_found(atoms, defects, host_of(name))
+
+
+# 2. Images
+
+
+@pytest.mark.parametrize("name", ["MoS2", "GaSe", "P", "MgO", "GaAs"])
+@pytest.mark.parametrize("start", [0.0, -1e-6, 1e-6, 0.5], ids=str)
+def test_case_02_wrapped_at_the_cell_boundary(name, start):
+    atoms, defects = one_of_each(name)
+    # one atom comes to lie at the boundary: a layer is cut by it, an atom at 1 - 1e-6 has neighbours at 0
+    origin = atoms.positions[40] - start * atoms.cell.sum(axis=0)
+    atoms, defects = moved(atoms, defects, lambda r: r - origin)
+    atoms.wrap(eps=0)
+    assert_found(atoms, defects, host_of(name))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_02_any_image(name):
+    atoms, defects = one_of_each(name)
+    images = np.random.default_rng(1).integers(-2, 3, (len(atoms), 3))
+    atoms.positions += images @ atoms.cell.array
+    assert_found(atoms, defects, host_of(name))
+
+
+def test_offsets_give_the_ideal_site_in_the_callers_own_image():
+    ideal = pristine("MoS2")
+    images = np.random.default_rng(1).integers(-2, 3, (len(ideal), 3)) @ ideal.cell.array
+    atoms, _ = moved(ideal, [], lambda r: r + images)
+    atoms.rattle(0.05, seed=2)
+    site_map = match_sites(atoms, "MoS2")
+    found = np.empty((len(atoms), 3))
+    found[site_map.atom_index] = atoms.positions[site_map.atom_index] - site_map.offsets
+    delta = found - ideal.positions - images
+    np.testing.assert_allclose(delta, np.broadcast_to(delta[0], delta.shape), atol=GIVEN_TOLERANCE)
+    assert np.linalg.norm(delta[0]) < 0.05
+
+
+# 3. Strain
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("strain", [-0.02, -0.005, 0.005, 0.02])
+def test_case_03_strained(name, strain):
+    atoms, defects = one_of_each(name)
+    stretch = np.array([1 + strain, 1 + strain, 1 if name in LAYERS else 1 + strain])
+    atoms, defects = moved(atoms, defects, lambda r: r * stretch)
+    atoms.set_cell(atoms.cell.array * stretch)
+    site_map = assert_found(atoms, defects, host_of(name))
+    np.testing.assert_allclose(np.sort(site_map.strain), np.sort(stretch - 1), atol=STRAIN_TOLERANCE)
+    assert site_map.max_strain == pytest.approx(strain, abs=STRAIN_TOLERANCE)
+    assert site_map.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["MoS2", "P", "MgO"])
+def test_case_03_strained_along_one_axis(name):
+    atoms, defects = one_of_each(name)
+    stretch = np.diag([1.02, 0.995, 1.0])
+    atoms, defects = moved(atoms, defects, lambda r: r @ stretch)
+    atoms.set_cell(atoms.cell.array @ stretch)
+    site_map = assert_found(atoms, defects, host_of(name))
+    np.testing.assert_allclose(np.sort(site_map.strain), [-0.005, 0.0, 0.02], atol=STRAIN_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["MoS2", "GaSe", "P"])
+@pytest.mark.parametrize("c", [14.879, 31.7])
+def test_case_03_another_vacuum_is_no_strain(name, c):
+    atoms, defects = one_of_each(name)
+    atoms.set_cell([*atoms.cell[:2], [0, 0, c]])
+    site_map = assert_found(atoms, defects, name)
+    np.testing.assert_allclose(site_map.strain, 0, atol=STRAIN_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["MoS2", "BN"])
+def test_case_03_tilted_vacuum_vector(name):
+    atoms, defects = one_of_each(name)
+    atoms, defects = moved(atoms, defects, lambda r: r - [0, 0, 3.8])
+    atoms.set_cell([*atoms.cell[:2], [2.5, 1.5, 20]])
+    atoms.wrap()
+    assert_found(atoms, defects, name)
+
+
+@pytest.mark.parametrize("name", ["MoS2", "P"])
+@pytest.mark.parametrize("edge", ["zero", "tight"])
+def test_case_03_layer_without_a_third_vector_as_ase_writes_it(name, edge):
+    atoms, defects = one_of_each(name)
+    height = np.ptp(atoms.positions[:, 2])
+    atoms.set_cell([*atoms.cell[:2], [0, 0, 0 if edge == "zero" else height + 0.1]])
+    atoms.pbc = (True, True, False)
+    site_map = assert_found(atoms, defects, name)
+    assert site_map.pbc == (True, True, False)
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_case_03_large_strain_is_reported(name):
+    atoms, defects = one_of_each(name)
+    stretch = np.diag([1.04, 1.04, 1.0 if name in LAYERS else 1.04])
+    atoms, defects = moved(atoms, defects, lambda r: r @ stretch)
+    atoms.set_cell(atoms.cell.array @ stretch)
+    site_map = assert_found(atoms, defects, host_of(name))
+    assert site_map.max_strain > STRAIN_NOTICE
+    assert any("+4.0%" in warning for warning in site_map.warnings)
+    with pytest.raises(HostError, match="commensurate"):
+        match_sites(atoms, host_of(name), max_strain=0.03)
+
+
+# 4. Orientation
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(("axis", "degrees"), [((0, 0, 1), 60), ((0, 0, 1), 17), ((1, 2, -3), 101), ((1, 0, 0), 180)])
+def test_case_04_rotated_with_its_cell(name, axis, degrees):
+    rotation = turn(axis, degrees)
+    atoms, defects = one_of_each(name)
+    atoms, defects = moved(atoms, defects, lambda r: r @ rotation)
+    atoms.set_cell(atoms.cell.array @ rotation)
+    site_map = assert_found(atoms, defects, host_of(name))
+    np.testing.assert_allclose(site_map.strain, 0, atol=STRAIN_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "degrees"), [("MoS2", 60), ("BN", 60), ("GaSe", 180), ("P", 180), ("MgO", 90), ("GaAs", 90), ("Si", 90)]
+)
+def test_case_04_rotated_against_its_cell(name, degrees):
+    rotation = turn((0, 0, 1), degrees)
+    atoms, defects = one_of_each(name)
+    assert_found(*moved(atoms, defects, lambda r: r @ rotation), host_of(name))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (0, 2, 1), (2, 1, 0)], ids=str)
+def test_case_04_axes_swapped(name, order):
+    atoms, defects = one_of_each(name)
+    assert_found(with_axes(atoms, order), defects, host_of(name))
+
+
+@pytest.mark.parametrize("name", ["MoS2", "BN", "MgO", "Si"])
+@pytest.mark.parametrize("rows", [[[1, 0, 0], [1, 1, 0], [0, 0, 1]], [[-1, 0, 0], [0, 1, 0], [0, 0, 1]]], ids=str)
+def test_case_04_another_setting_of_the_same_lattice(name, rows):
+    """The rows are 60 for 120 degrees, and a left-handed cell."""
+    atoms, defects = one_of_each(name)
+    atoms.set_cell(np.array(rows) @ atoms.cell.array)
+    assert_found(atoms, defects, host_of(name))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("mirror", [(-1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, -1, -1)], ids=str)
+def test_case_04_mirrored(name, mirror):
+    atoms, defects = one_of_each(name)
+    atoms, defects = moved(atoms, defects, lambda r: r * mirror)
+    atoms.set_cell(atoms.cell.array * mirror)
+    assert_found(atoms, defects, host_of(name))
+
+
+def test_case_04_janus_layer_upside_down():
+    """A layer without a mirror plane of its own: top and bottom are told apart."""
+    host = mx2("MoS2", vacuum=10)
+    host.symbols[2] = "Se"
+    host.pbc = True
+    atoms, defects = plant(host.repeat((5, 5, 1)), {7: "Se", 30: None, 50: "S"})
+    for mirror in ((1, 1, -1), (1, -1, -1)):
+        assert_found(*moved(atoms, defects, lambda r, m=mirror: r * m), host)
+
+
+# 5. Order
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_05_permuted(name):
+    atoms, defects = one_of_each(name)
+    assert_found(atoms[np.random.default_rng(3).permutation(len(atoms))], defects, host_of(name))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_05_substituted_atom_is_the_first(name):
+    site_map = assert_found(*plant(pristine(name), {0: FOREIGN[name]}), host_of(name))
+    assert [defect.atom_index for defect in site_map.defects] == [0]
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_result_does_not_depend_on_the_order_of_atoms(name):
+    atoms, _ = one_of_each(name)
+    order = np.random.default_rng(4).permutation(len(atoms))
+    first, second = match_sites(atoms, host_of(name)), match_sites(atoms[order], host_of(name))
+    np.testing.assert_array_equal(first.supercell, second.supercell)
+    assert first.defect_counts == second.defect_counts
+    assert first.cost == pytest.approx(second.cost)
+
+
+# 6. Supercells
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix"),
+    [
+        ("MoS2", [[4, 1, 0], [-1, 5, 0], [0, 0, 1]]),
+        ("MoS2", [[5, 10, 0], [-10, -5, 0], [0, 0, 1]]),
+        ("BN", [[3, 6, 0], [-6, -3, 0], [0, 0, 1]]),
+        ("P", [[4, 1, 0], [-2, 5, 0], [0, 0, 1]]),
+        ("MgO", [[2, 1, 0], [-1, 2, 0], [0, 1, 3]]),
+        ("Si", [[2, 0, 1], [0, 3, 0], [-1, 0, 2]]),
+    ],
+)
+def test_case_06_non_diagonal_and_sqrt3_supercells(name, matrix):
+    atoms = make_supercell(unit_cell(name), matrix)
+    atoms, defects = plant(atoms, {3: FOREIGN[name], 11: None})
+    site_map = assert_found(atoms, defects, host_of(name))
+    assert len(site_map.kinds) == len(atoms) + 1
+
+
+@pytest.mark.parametrize(("name", "other"), [("BN", "MoS2"), ("P", "MoS2"), ("MoS2", "InSe"), ("GaAs", "MgO")])
+def test_case_06_not_commensurate_names_the_misfit(name, other):
+    atoms = pristine(name, size=3 if name in LAYERS else 1)
+    with pytest.raises(HostError, match=r"not commensurate with the cell: .*(strain of [+-]\d+\.\d%|as many sites)"):
+        match_sites(atoms, host_of(other))
+
+
+@pytest.mark.parametrize("name", ["MoS2", "MgO"])
+def test_case_06_misfit_is_that_of_the_cell(name):
+    atoms = pristine(name, size=2)
+    atoms.set_cell(atoms.cell.array * [1.1, 1.1, 1.0 if name in LAYERS else 1.1], scale_atoms=True)
+    with pytest.raises(HostError, match=r"needs a strain of \+10\.0%, at most 6\.0% is allowed"):
+        match_sites(atoms, host_of(name))
+
+
+# 7. One of each
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_07_each_kind_alone(name):
+    ideal = pristine(name)
+    for element in sorted(set(ideal.symbols)):
+        index = int(np.flatnonzero(ideal.symbols == element)[5])
+        for new in {None, FOREIGN[name], *ideal.symbols} - {element}:
+            site_map = assert_found(*plant(ideal, {index: new}), host_of(name))
+            assert site_map.defect_counts == {f"{new or 'V'}_{element}": 1}
+            assert not site_map.ambiguous
+
+
+@pytest.mark.parametrize("name", ["MoS2", "GaSe"])
+def test_case_07_defects_say_where_and_what(name):
+    ideal = pristine(name)
+    atoms, _ = plant(ideal, {5: None, 9: FOREIGN[name]})
+    vacancy, substitution = sorted(match_sites(atoms, name).defects, key=lambda d: -d.kind)
+    assert (vacancy.kind, vacancy.element, vacancy.atom_index) == (SiteKind.VACANCY, None, None)
+    assert vacancy.host_element == ideal.symbols[5]
+    assert (substitution.kind, substitution.element, substitution.atom_index) == (
+        SiteKind.SUBSTITUTION,
+        FOREIGN[name],
+        8,
+    )
+
+
+# 8. Several
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_08_two_vacancies_next_to_each_other(name):
+    ideal = pristine(name)
+    near = int(np.argsort(ideal.get_distances(20, range(len(ideal)), mic=True))[1])
+    assert_found(*plant(ideal, {20: None, near: None}), host_of(name))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_08_vacancy_beside_a_substitution(name):
+    ideal = pristine(name)
+    near = int(np.argsort(ideal.get_distances(20, range(len(ideal)), mic=True))[1])
+    assert_found(*plant(ideal, {20: None, near: FOREIGN[name]}), host_of(name))
+
+
+@pytest.mark.parametrize("name", COMPOUNDS)
+def test_case_08_antisite_pair_at_unchanged_composition(name):
+    ideal = pristine(name)
+    other = int(np.flatnonzero(ideal.symbols != ideal.symbols[20])[-1])
+    atoms, defects = plant(ideal, {20: str(ideal.symbols[other]), other: str(ideal.symbols[20])})
+    assert sorted(atoms.symbols) == sorted(ideal.symbols)
+    assert_found(atoms, defects, host_of(name))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("seed", range(4))
+def test_case_08_one_site_in_eight(name, seed):
+    ideal = pristine(name)
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(ideal), len(ideal) // 8, replace=False)
+    changes = {int(k): FOREIGN[name] if rng.random() < 0.5 else None for k in chosen}
+    assert_found(*plant(ideal, changes), host_of(name))
+
+
+# 9. Interstitials
+
+
+@pytest.mark.parametrize(("name", "height"), [("MoS2", 2.2), ("BN", 1.8), ("P", 2.0)])
+@pytest.mark.parametrize("vacancy", [False, True])
+def test_case_09_adatom_is_named(name, height, vacancy):
+    atoms = pristine(name)
+    top = int(np.argmax(atoms.positions[:, 2]))
+    adatom = atoms.positions[top] + [0, 0, height]
+    atoms += Atoms("O", [adatom])
+    if vacancy:
+        del atoms[3]
+    with pytest.raises(MatchError, match=rf"atom {len(atoms) - 1} \(O\) .* sits on no free site"):
+        match_sites(atoms, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("MgO", (0.25, 0.25, 0.25)), ("GaAs", (0.5, 0.5, 0.5)), ("Si", (0.5, 0.5, 0.5))]
+)
+@pytest.mark.parametrize("vacancy", [False, True])
+def test_case_09_interstitial_is_named(name, place, vacancy):
+    atoms = pristine(name)
+    atoms += Atoms("H", [np.array(place) @ CRYSTALS[name].cell.array])
+    if vacancy:
+        del atoms[100]
+    with pytest.raises(MatchError, match=rf"atom {len(atoms) - 1} \(H\) .*interstitial"):
+        match_sites(atoms, host_of(name))
+
+
+@pytest.mark.parametrize("name", ["MoS2", "Si"])
+def test_case_09_dumbbell_is_refused(name):
+    atoms = pristine(name)
+    atoms += Atoms(atoms.symbols[10], [atoms.positions[10] + [0.0, 0.7, 0.0]])
+    atoms.positions[10] -= [0.0, 0.7, 0.0]
+    with pytest.raises(MatchError, match="sits on no free site"):
+        match_sites(atoms, host_of(name))
+
+
+# 10. Split vacancies and relaxed structures
+
+
+def neighbor_of_its_kind(atoms, index):
+    same = np.flatnonzero(atoms.numbers == atoms.numbers[index])
+    return int(same[np.argsort(atoms.get_distances(index, same, mic=True))[1]])
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("fraction", [0.35, 0.45, 0.5, 0.55, 0.65])
+def test_case_10_atom_between_two_sites_is_refused_or_flagged(name, fraction):
+    ideal = pristine(name)
+    first = 20
+    second = neighbor_of_its_kind(ideal, first)
+    step = ideal.get_distance(first, second, mic=True, vector=True)
+    atoms = ideal.copy()
+    atoms.positions[second] -= fraction * step
+    del atoms[first]
+    try:
+        site_map = match_sites(atoms, host_of(name))
+    except MatchError as error:
+        assert "split vacancy" in str(error)  # noqa: PT017
+        return
+    assert site_map.ambiguous
+    assert any(f"margin {site_map.margin:.2f}" in warning for warning in site_map.warnings)
+    assert site_map.margin < MIN_MARGIN
+
+
+@pytest.mark.parametrize("name", ["MoS2", "BN", "Si"])
+def test_case_10_relaxed_structure_is_flagged_with_the_atom(name):
+    """Neighbours of a vacancy have moved by 0.45 of the shortest bond, as in a strongly reconstructed defect."""
+    ideal = pristine(name)
+    order = np.argsort(ideal.get_distances(20, range(len(ideal)), mic=True))
+    atoms = ideal.copy()
+    bond = ideal.get_distance(20, order[1], mic=True)
+    for k in order[1:3]:
+        step = ideal.get_distance(int(k), 20, mic=True, vector=True)
+        atoms.positions[k] += 0.45 * bond * step / np.linalg.norm(step)
+    del atoms[20]
+    site_map = match_sites(atoms, host_of(name))
+    assert site_map.ambiguous
+    moved_atoms = {int(k) - (k > 20) for k in order[1:3]}
+    assert any(f"atom {k} (" in warning for warning in site_map.warnings for k in moved_atoms)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_10_unrelaxed_structure_is_not_flagged(name):
+    atoms, defects = one_of_each(name)
+    site_map = assert_found(atoms, defects, host_of(name))
+    assert not site_map.ambiguous
+    assert site_map.warnings == ()
+    assert site_map.runner_up > site_map.cost + MIN_ADVANTAGE
+
+
+@pytest.mark.parametrize("name", ["BN", "GaAs"])
+def test_case_10_two_registrations_that_fit_alike_are_flagged(name):
+    """Half of each sublattice swapped: the exchanged registration explains the structure as well."""
+    atoms = pristine(name, size=2)
+    first, second = sorted(set(atoms.symbols))
+    rng = np.random.default_rng(5)
+    for element, other in ((first, second), (second, first)):
+        here = np.flatnonzero(pristine(name, size=2).symbols == element)
+        atoms.symbols[rng.permutation(here)[: len(here) // 2]] = other
+    site_map = match_sites(atoms, host_of(name))
+    assert site_map.ambiguous
+    assert any("another registration" in warning for warning in site_map.warnings)
+
+
+# 11. Rattled
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("size", [0.05, 0.15, 0.3])
+def test_case_11_rattled(name, size):
+    """Every atom moved by ``size`` in some direction."""
+    atoms, defects = one_of_each(name)
+    move = np.random.default_rng(6).normal(size=(len(atoms), 3))
+    atoms.positions += size * move / np.linalg.norm(move, axis=1)[:, None]
+    site_map = assert_found(atoms, defects, host_of(name), tolerance=RATTLE_TOLERANCE)
+    assert np.linalg.norm(site_map.offsets, axis=1).max() < size + RATTLE_TOLERANCE
+
+
+# 12. Nothing to find, or not here
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_12_pristine_is_valid(name):
+    atoms = pristine(name)
+    site_map = assert_found(atoms, [], host_of(name))
+    assert site_map.density == 0
+    assert site_map.defect_counts == {}
+    assert site_map.margin >= MIN_MARGIN
+    assert site_map.cost < POSITION_TOLERANCE
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_12_pristine_primitive_cell(name):
+    assert_found(unit_cell(name), [], host_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [("MoS2", "WSe2"), ("GaSe", "InSe"), ("BN", "P"), ("MgO", "NaCl"), ("GaAs", "MgO"), ("MoS2", "Si"), ("Si", "BN")],
+)
+def test_case_12_wrong_host(name, host):
+    crystals = CRYSTALS | {"NaCl": bulk("NaCl", "rocksalt", a=4.21)}
+    atoms, _ = one_of_each(name)
+    with pytest.raises(
+        (HostError, MatchError), match=r"not commensurate|not a defect structure|dimensional|no free site"
+    ):
+        match_sites(atoms, crystals.get(host, host))
+
+
+@pytest.mark.parametrize("formula", ["MoS2", "WSe2"])
+def test_case_12_1t_against_1h(formula):
+    octahedral = mx2(formula, kind="1T", a=library()[formula].cell[0, 0], size=(6, 6, 1), vacuum=8)
+    octahedral.pbc = True
+    with pytest.raises(MatchError, match="polytype"):
+        match_sites(octahedral, formula)
+
+
+def test_case_12_zincblende_against_rocksalt():
+    with pytest.raises(MatchError):
+        match_sites(bulk("MgO", "zincblende", a=4.21, cubic=True).repeat(3), host_of("MgO"))
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_case_12_everything_vacant_is_refused(name):
+    ideal = pristine(name)
+    with pytest.raises((HostError, MatchError), match=r"not commensurate|host's own element"):
+        match_sites(ideal[:5], host_of(name))
+    foreign = ideal.copy()
+    foreign.symbols[:] = "Xe"
+    with pytest.raises(MatchError, match="host's own element"):
+        match_sites(foreign, host_of(name))
+
+
+def test_unusable_structures_are_refused_before_matching():
+    atoms = pristine("MoS2", size=3)
+    atoms.positions[4, 1] = np.nan
+    with pytest.raises(StructureError, match="atom 4"):
+        match_sites(atoms, "MoS2")
+    with pytest.raises(StructureError, match="ndarray"):
+        match_sites(np.eye(3), "MoS2")
+
+
+@pytest.mark.parametrize("name", ["MoS2", "BN", "GaSe", "P"])
+def test_auto_finds_the_library_host(name):
+    assert assert_found(*one_of_each(name), "auto").host.name == name
+
+
+def test_auto_without_a_host_that_fits_says_so():
+    with pytest.raises(HostError, match="no host of the library"):
+        match_sites(pristine("MgO"), "auto")
+
+
+# 13. Overrides
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_case_13_consistent_overrides_are_taken(name):
+    atoms, _ = plant(pristine(name), {5: FOREIGN[name], 50: None})
+    inferred = match_sites(atoms, host_of(name))
+    np.testing.assert_array_equal(match_sites(atoms, host_of(name), markers=inferred.kinds).kinds, inferred.kinds)
+    np.testing.assert_array_equal(match_sites(atoms, host_of(name), substitutions=[5]).kinds, inferred.kinds)
+    both = match_sites(atoms, host_of(name), substitutions=[5, 7])
+    assert both.kinds[both.atom_index == 7] == SiteKind.SUBSTITUTION
+    assert (both.kinds != inferred.kinds).sum() == 1
+    again = match_sites(atoms, host_of(name), markers=both.kinds.tolist())
+    np.testing.assert_array_equal(again.kinds, both.kinds)
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_case_13_contradictory_overrides_are_refused(name):
+    atoms, _ = plant(pristine(name), {5: FOREIGN[name], 50: None})
+    host = host_of(name)
+    kinds = match_sites(atoms, host).kinds
+    full, empty = kinds.copy(), kinds.copy()
+    full[kinds == SiteKind.VACANCY] = SiteKind.PRISTINE
+    empty[np.flatnonzero(kinds == SiteKind.PRISTINE)[0]] = SiteKind.VACANCY
+    unknown = kinds.copy()
+    unknown[0] = 3
+    foreign = np.where(kinds == SiteKind.SUBSTITUTION, SiteKind.PRISTINE, kinds)
+    more = kinds.copy()
+    more[np.flatnonzero(kinds == SiteKind.PRISTINE)[0]] = SiteKind.SUBSTITUTION
+    for options, reason in (
+        ({"markers": full}, "marked pristine but is empty"),
+        ({"markers": empty}, "marked vacancy but holds atom"),
+        ({"markers": unknown}, "another value"),
+        ({"markers": kinds[:-1]}, f"expected {len(kinds)} markers"),
+        ({"markers": kinds + 0.5}, "another value"),
+        ({"markers": foreign}, f"marked pristine but holds {FOREIGN[name]}"),
+        ({"substitutions": []}, f"marked pristine but holds {FOREIGN[name]}"),
+        ({"substitutions": [5, len(atoms)]}, f"names atom {len(atoms)}"),
+        ({"substitutions": [5, -1]}, "names atom -1"),
+        ({"substitutions": [5], "markers": more}, "disagree"),
+    ):
+        with pytest.raises(MatchError, match=reason):
+            match_sites(atoms, host, **options)
+
+
+# Large cells
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.02])
+def test_twelve_thousand_sites(stretch):
+    """A strained large cell fits many other supercells at less strain; the atoms decide."""
+    ideal = pristine("MoS2", size=64)
+    rng = np.random.default_rng(7)
+    changes = {int(k): FOREIGN["MoS2"] if k % 2 else None for k in rng.choice(len(ideal), 100, replace=False)}
+    atoms, defects = plant(ideal, changes)
+    scale = np.array([stretch, stretch, 1.0])
+    atoms, defects = moved(atoms, defects, lambda r: r * scale)
+    atoms.set_cell(atoms.cell.array * scale)
+    site_map = assert_found(atoms, defects, "MoS2")
+    assert len(site_map.kinds) == 12288
+    assert site_map.supercell_name == "64x64x1"
+
+
+def test_large_crystal():
+    ideal = pristine("MgO", size=6)
+    site_map = assert_found(*plant(ideal, {5: "Ca", 900: None, 901: None, 1500: "Mg"}), host_of("MgO"))
+    assert len(site_map.kinds) == 1728
+
+
+def test_every_refusal_is_one_of_ours():
+    for error in (HostError, MatchError, StructureError):
+        assert issubclass(error, DefiNetError)
