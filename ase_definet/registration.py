@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
@@ -121,11 +122,13 @@ def find_shifts(host: Host, mapping: Mapping, placed: Placement) -> list[Array]:
     atom, site = np.nonzero(same)
     votes = _wrap(placed.positions[atom] - basis[site], cell, host)
     size = np.maximum(1, np.round(np.linalg.norm(cell, axis=1) / _BIN)).astype(int)
-    fractions = np.linalg.solve(cell.T, votes.T).T
-    bins = np.floor(fractions * size).astype(int)
-    periodic = np.array(host.periodic)
-    bins[:, periodic] %= size[periodic]
-    _, first, count = np.unique(bins, axis=0, return_index=True, return_counts=True)
+    bins = np.ravel_multi_index(
+        tuple(np.floor(np.linalg.solve(cell.T, votes.T) * size[:, None]).astype(int)), size, "wrap"
+    )
+    # a peak may lie on the corner of eight bins: count each with its neighbours
+    count = uniform_filter(np.bincount(bins, minlength=int(size.prod())).reshape(size).astype(float), 3, mode="wrap")
+    occupied, first = np.unique(bins, return_index=True)
+    count = count.ravel()[occupied]
     out: list[Array] = []
     for k in np.argsort(-count, kind="stable"):
         if count[k] < _MINORITY * count.max() or len(out) == _CANDIDATES:

@@ -77,9 +77,9 @@ def find_mappings(host: Host, frame: Array, n_atoms: int, max_strain: float = MA
     for limit in _MISFITS:
         near = _search(host, frame, n_atoms, limit) if limit > max_strain else []
         if near:
-            best = min(near, key=lambda m: abs(m.max_strain))
+            best = near[0]
             raise HostError(
-                f"host {host.name} is not commensurate with the cell: the nearest supercell "
+                f"host {host.name} is not commensurate with the cell: the likeliest supercell "
                 f"({describe(best.matrix)}, {best.n_cells * len(host.numbers)} sites for {n_atoms} atoms) needs a "
                 f"strain of {best.max_strain:+.1%}, at most {max_strain:.1%} is allowed; check the host and the cell"
             )

@@ -7,63 +7,55 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
-import warnings as python_warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
+from ase_definet import incar as incar_tags
 from ase_definet.errors import InputSetError, OutputExistsError, StructureError
+from ase_definet.incar import (
+    FUNCTIONAL,
+    HIGH_SPIN_MOMENT,
+    LOW_SPIN_MOMENT,
+    PROFILES,
+    UNIT_MOMENT,
+    VACUUM_GAP,
+    Magnetic,
+    Profile,
+    parse_incar_overrides,
+)
 
-Profile = Literal["paper", "few-steps", "robust"]
-Magnetic = Literal["high-spin", "parity", "none"]
+__all__ = [
+    "FORCE_LIMIT",
+    "FUNCTIONAL",
+    "HIGH_SPIN_MOMENT",
+    "LOW_SPIN_MOMENT",
+    "ORDER_FILE",
+    "PROFILES",
+    "PUBLISHED_VACUUM",
+    "UNIT_MOMENT",
+    "VACUUM_GAP",
+    "InputSetReport",
+    "Magnetic",
+    "Profile",
+    "parse_incar_overrides",
+    "restore_order",
+    "write_vasp_inputs",
+]
 
-_PUBLISHED: dict[str, Any] = {
-    "ENCUT": 500,
-    "EDIFF": 1e-6,
-    "EDIFFG": -0.01,
-    "ISPIN": 2,
-    "ISIF": 2,
-    "ISMEAR": 0,
-    "SIGMA": 0.05,
-    "IBRION": 2,
-    "NSW": 30,
-}
-_CAREFUL = _PUBLISHED | {"PREC": "Accurate", "ISYM": 0, "LREAL": False}
-
-PROFILES: Mapping[str, Mapping[str, Any]] = {
-    "paper": _PUBLISHED,
-    "few-steps": _CAREFUL | {"IBRION": 1, "NELMIN": 5},
-    "robust": _CAREFUL,
-}
-"""INCAR tags of each profile. Where the paper is silent, ``paper`` leaves VASP's defaults, except for the
-smearing and the ionic steps (ISMEAR, SIGMA, IBRION, NSW), whose defaults do not relax a defect."""
-
-FUNCTIONAL = "PBE_54"
-"""POTCAR release; the symbols are those pymatgen's MPScanRelaxSet chooses from it (W_sv: it has no W_pv)."""
-VACUUM_GAP = 8.0
-"""An empty layer at least this thick, in Å, makes a cell axis a vacuum axis."""
 PUBLISHED_VACUUM = 15.0
 """Vacuum of the published calculations, in Å; less is worth a warning."""
 FORCE_LIMIT = 0.5
 """A first-step largest force above this, in eV/Å, sends IBRION = 1 astray."""
-HIGH_SPIN_MOMENT = 5.0
-"""Starting moment of elements with an open d or f shell, in μB."""
-LOW_SPIN_MOMENT = 0.6
-"""Starting moment of all other elements, in μB."""
-UNIT_MOMENT = 1.0
-"""Starting moment of every atom where NUPDOWN decides, in μB; VASP's own default."""
 ORDER_FILE = "site_order.json"
 """Holds the permutation of the sites, where there is one."""
 
-_OPEN_SHELL = frozenset((*range(21, 30), *range(39, 48), *range(57, 80), *range(89, 113)))
 _SMALL = 1e-6
-_ASSIGNMENT = re.compile(r"\s*([A-Za-z][A-Za-z0-9_/]*)\s*=\s*(\S.*?)\s*", re.DOTALL)
 _PROVENANCE = {
     "model": "weights",
     "model_hash": "hash",
@@ -90,34 +82,6 @@ class InputSetReport:
     incar: dict[str, Any]
     overridden: dict[str, tuple[Any, Any]]
     warnings: tuple[str, ...]
-
-
-def parse_incar_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """Parse ``TAG=value`` strings into typed INCAR tags.
-
-    Args:
-        assignments: Such as ``["NSW=60", "LREAL=Auto"]``.
-
-    Returns:
-        Upper-case tags and their values.
-
-    Raises:
-        InputSetError: If one is no assignment, has no value of its tag's type, or repeats a tag.
-
-    Example:
-        >>> parse_incar_overrides(["nsw=60", "LDIPOL=.TRUE."])
-        {'NSW': 60, 'LDIPOL': True}
-    """
-    parsed: dict[str, Any] = {}
-    for assignment in assignments:
-        match = _ASSIGNMENT.fullmatch(assignment)
-        if match is None or "\n" in assignment:
-            raise InputSetError(f"Expected an INCAR override as TAG=value, such as NSW=60; found {assignment!r}.")
-        tag = match[1].upper()
-        if tag in parsed:
-            raise InputSetError(f"The INCAR tag {tag} is overridden twice; give it once.")
-        parsed[tag] = _typed(tag, match[2])
-    return parsed
 
 
 def write_vasp_inputs(
@@ -180,16 +144,18 @@ def write_vasp_inputs(
     fixed, dropped = _fixed_directions(atoms)
     warnings += dropped + _vacuum_warnings(atoms, [width for width, _ in gaps], vacuum)
     blocks = list(dict.fromkeys(np.asarray(atoms.get_chemical_symbols())[order].tolist()))
-    potcar_symbols = _potcar_symbols(blocks)
-    potcars, problems = _library_potcars(potcar_symbols)
+    potcar_symbols = incar_tags.potcar_symbols(blocks)
+    potcars, problems = incar_tags.library_potcars(potcar_symbols)
     warnings += problems
 
-    overrides = {tag.strip().upper(): _typed(tag.strip().upper(), value) for tag, value in (incar or {}).items()}
+    overrides = {
+        tag.strip().upper(): incar_tags.typed(tag.strip().upper(), value) for tag, value in (incar or {}).items()
+    }
     tags = dict(PROFILES[profile]) | ({"LREAL": "Auto"} if large_cell else {})
     if charge or magnetic == "parity":
         n_electrons = overrides.get("NELECT")
         if n_electrons is None:
-            valence = dict(zip(blocks, _valence_electrons(potcar_symbols, potcars), strict=True))
+            valence = dict(zip(blocks, incar_tags.valence_electrons(potcar_symbols, potcars), strict=True))
             n_electrons = sum(valence[symbol] for symbol in atoms.get_chemical_symbols()) - charge
         tags |= {"NELECT": n_electrons} if charge else {}
         tags |= {"NUPDOWN": round(n_electrons) % 2} if magnetic == "parity" else {}
@@ -198,11 +164,11 @@ def write_vasp_inputs(
             "Charged cell with vacuum: its energy needs an image-charge correction that no tag written here gives "
             "(correct it afterwards, or see KERNEL_TRUNCATION of VASP 6.5 and later)."
         )
-    spin, ignored = _spin_tags(atoms, magnetic, order)
+    spin, ignored = incar_tags.spin_tags(atoms, magnetic, order)
     warnings += ignored
-    tags |= spin | (_dipole_tags(atoms, gaps, vacuum, charge) if dipole else {})
+    tags |= spin | (incar_tags.dipole_tags(atoms, gaps, vacuum, charge) if dipole else {})
 
-    written, overridden, doubts = _final_incar(tags, overrides, len(atoms))
+    written, overridden, doubts = incar_tags.final_incar(tags, overrides, len(atoms))
     warnings += doubts
     if not potcars and (target / "POTCAR").exists():
         warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
@@ -340,133 +306,6 @@ def _fixed_directions(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
         else:
             lost.append(f"A {type(constraint).__name__} constraint was dropped: POSCAR cannot hold it.")
     return fixed, lost
-
-
-def _spin_tags(atoms: Atoms, magnetic: str, order: np.ndarray) -> tuple[dict[str, Any], list[str]]:
-    """Return ISPIN and MAGMOM, in POSCAR order."""
-    own = atoms.get_initial_magnetic_moments()
-    if magnetic == "none":
-        lost = ["The atoms' initial magnetic moments were ignored: magnetic is 'none'."] if own.any() else []
-        return {"ISPIN": 1}, lost
-    if magnetic not in ("high-spin", "parity"):
-        raise InputSetError(f"Unknown magnetic start {magnetic!r}; choose high-spin, parity or none.")
-    if own.ndim != 1:
-        raise InputSetError("Expected collinear moments, one number per atom; found vectors. Give MAGMOM in incar.")
-    if not own.any():
-        is_open = np.isin(atoms.numbers, list(_OPEN_SHELL))
-        own = np.where(is_open, HIGH_SPIN_MOMENT, LOW_SPIN_MOMENT)
-        own = np.full(len(atoms), UNIT_MOMENT) if magnetic == "parity" else own
-    return {"ISPIN": 2, "MAGMOM": own[order].tolist()}, []
-
-
-def _dipole_tags(atoms: Atoms, gaps: list[tuple[float, float]], vacuum: list[int], charge: int) -> dict[str, Any]:
-    """Return the tags of the dipole correction; DIPOL is the centre of mass, in fractions of the cell."""
-    if len(vacuum) != 1:
-        found = ", ".join(f"{width:.1f}" for width, _ in gaps)
-        raise InputSetError(
-            f"The dipole correction needs exactly one vacuum axis (a gap of {VACUUM_GAP:g} Å or more); the gaps "
-            f"along a, b, c are {found} Å. Leave dipole out, or give LDIPOL, IDIPOL and DIPOL through incar."
-        )
-    if charge:
-        raise InputSetError("VASP stops on charged cells with the dipole correction; use it for neutral slabs only.")
-    edge = np.array([centre for _, centre in gaps])  # cut every axis where the cell is emptiest
-    unwrapped = (atoms.get_scaled_positions(wrap=False) - edge) % 1.0
-    centre = (np.average(unwrapped, axis=0, weights=atoms.get_masses()) + edge) % 1.0
-    return {"LDIPOL": True, "IDIPOL": vacuum[0] + 1, "DIPOL": [round(float(x), 6) for x in centre]}
-
-
-def _typed(tag: str, value: Any) -> Any:
-    """Return an INCAR value as pymatgen types it, or say why it is not one."""
-    from pymatgen.io.vasp.inputs import BadIncarWarning, Incar  # noqa: PLC0415 - slow to import
-
-    if _ASSIGNMENT.fullmatch(f"{tag}=x") is None:
-        raise InputSetError(f"{tag!r} is not an INCAR tag; expected a name such as NSW.")
-    if isinstance(value, list | tuple | np.ndarray):
-        return np.asarray(value).tolist()
-    text = str(value)
-    typed = Incar.proc_val(tag, text)
-    with python_warnings.catch_warnings(record=True) as caught:
-        python_warnings.simplefilter("always", BadIncarWarning)
-        Incar({tag: typed}).check_params()
-    if any(" is not a " in str(item.message) for item in caught) or not _same_number(typed, text):
-        raise InputSetError(f"{text!r} is not a value of the INCAR tag {tag}.")
-    return typed
-
-
-def _same_number(typed: Any, text: str) -> bool:
-    """Return whether a parsed number is the whole of its text (pymatgen reads ``1d-6`` as 1, ``60.5`` as 60)."""
-    if isinstance(typed, bool) or not isinstance(typed, int | float):
-        return True
-    try:
-        return float(text) == typed
-    except ValueError:
-        return False
-
-
-def _final_incar(
-    tags: dict[str, Any], overrides: dict[str, Any], n_atoms: int
-) -> tuple[Any, dict[str, tuple[Any, Any]], list[str]]:
-    """Return the Incar with its overrides, what they replaced, and what pymatgen doubts about it."""
-    from pymatgen.io.vasp.inputs import BadIncarWarning, Incar  # noqa: PLC0415 - slow to import
-
-    merged = tags | overrides
-    moments = merged.get("MAGMOM")
-    per_atom = 3 if merged.get("LNONCOLLINEAR") or merged.get("LSORBIT") else 1
-    if moments is not None and np.size(moments) != per_atom * n_atoms:
-        raise InputSetError(
-            f"MAGMOM needs {per_atom * n_atoms} values for {n_atoms} atoms; found {np.size(moments)}."
-        )
-    written = Incar(merged)
-    with python_warnings.catch_warnings(record=True) as caught:
-        python_warnings.simplefilter("always", BadIncarWarning)
-        written.check_params()
-    overridden = {tag: (tags.get(tag), written[tag]) for tag in overrides}
-    return written, overridden, [f"INCAR: {item.message}." for item in caught]
-
-
-def _potcar_symbols(blocks: list[str]) -> list[str]:
-    """Return the POTCAR symbol of each species."""
-    from pymatgen.io.vasp.sets import MPScanRelaxSet  # noqa: PLC0415 - slow to import
-
-    table = MPScanRelaxSet.CONFIG["POTCAR"]
-    missing = [symbol for symbol in blocks if symbol not in table]
-    if missing:
-        raise InputSetError(f"{FUNCTIONAL} has no POTCAR for {', '.join(missing)}.")
-    return [table[symbol] for symbol in blocks]
-
-
-def _library_potcars(symbols: list[str]) -> tuple[list[Any], list[str]]:
-    """Return the POTCARs of the user's library, none where there is no library or it lacks one."""
-    from pymatgen.core import SETTINGS  # noqa: PLC0415 - slow to import
-    from pymatgen.io.vasp.inputs import PotcarSingle  # noqa: PLC0415 - slow to import
-
-    if not SETTINGS.get("PMG_VASP_PSP_DIR"):
-        return [], []
-    with python_warnings.catch_warnings(record=True) as caught:
-        python_warnings.simplefilter("always")
-        try:
-            potcars = [PotcarSingle.from_symbol_and_functional(symbol, FUNCTIONAL) for symbol in symbols]
-        except (OSError, ValueError) as error:
-            return [], [f"No POTCAR was written: {' '.join(str(error).split())}"]
-    return potcars, [str(item.message) for item in caught]
-
-
-def _valence_electrons(symbols: list[str], potcars: list[Any]) -> list[float]:
-    """Return the valence electrons of each POTCAR, from the files or else from pymatgen's table of them."""
-    if potcars:
-        return [float(potcar.nelectrons) for potcar in potcars]
-    from monty.serialization import loadfn  # noqa: PLC0415 - comes with pymatgen
-    from pymatgen.io.vasp import inputs  # noqa: PLC0415 - slow to import
-
-    try:
-        table = loadfn(Path(inputs.__file__).parent / "potcar-summary-stats.json.bz2")[FUNCTIONAL]
-        valence = {entry["symbol"]: float(entry["ZVAL"]) for entries in table.values() for entry in entries}
-        return [valence[symbol] for symbol in symbols]
-    except (OSError, KeyError) as error:
-        raise InputSetError(
-            "The valence electrons are unknown without POTCARs; set PMG_VASP_PSP_DIR for pymatgen or give NELECT "
-            "through incar."
-        ) from error
 
 
 def _poscar(atoms: Atoms, scaled: np.ndarray, order: np.ndarray, free: np.ndarray) -> str:

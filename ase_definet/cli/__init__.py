@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,20 +15,20 @@ from ase_definet.cli.listings import hosts_command, models_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.relax import relax_command
 from ase_definet.cli.weights import import_checkpoint_command
-from ase_definet.errors import DefiNetError, DefiNetWarning
+from ase_definet.errors import DefiNetWarning
 
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Make every foreseen error one line on standard error: exit code 2 for bad usage, 1 for anything else."""
+    """Make every error one line on standard error: exit code 2 for bad usage, 1 for anything else."""
     try:
         yield
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "ase-definet"
         raise BadUsage(f"{error.format_message().rstrip('.')}; see {command} --help") from error
-    except (DefiNetError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of a pipe left: click's business
-            raise
+    except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        raise  # click's own business
+    except Exception as error:
         raise click.ClickException(error_text(error)) from error
 
 

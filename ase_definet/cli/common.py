@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -31,7 +32,7 @@ host_option = click.option(
 )
 
 
-class BadUsage(click.ClickException):  # noqa: N818 - click's own are called so
+class BadUsage(click.ClickException):
     """What was asked cannot be meant; one line, exit code 2."""
 
     exit_code = 2
@@ -44,7 +45,10 @@ def error_text(error: BaseException, file: Path | None = None) -> str:
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     else:
-        text = f"unexpected {type(error).__name__}: {error}; this is a bug, please report it"
+        frames = traceback.extract_tb(error.__traceback__)
+        place = [frame for frame in frames if "ase_definet" in frame.filename or frame is frames[0]][-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        text = f"unexpected {type(error).__name__} in {where}: {error}; this is a bug, please report it"
     text = " ".join(text.splitlines())
     return text if file is None or text.startswith(str(file)) else f"{file}: {text}"
 
@@ -54,7 +58,7 @@ def about(file: Path) -> Iterator[None]:
     """Name the file in every error about its structure."""
     try:
         yield
-    except DefiNetError as error:
+    except Exception as error:
         raise click.ClickException(error_text(error, file)) from error
 
 

