@@ -236,9 +236,10 @@ def check_structure(atoms: Atoms) -> None:
         bad = int(np.flatnonzero(atoms.numbers < 1)[0])
         raise StructureError(f"atom {bad} ({atoms.symbols[bad]}) is no element: remove placeholders of vacancies")
     cell = atoms.cell.array
-    if not np.isfinite(cell).all() or atoms.cell.rank < max(2, int(cell.any(axis=1).sum())):
+    rank = int(np.linalg.matrix_rank(cell)) if np.isfinite(cell).all() else 0
+    if rank < max(2, int(cell.any(axis=1).sum())):
         raise StructureError(
-            f"expected a periodic cell, found one of rank {atoms.cell.rank} (vectors {cell.round(3).tolist()}): "
+            f"expected a periodic cell, found one of rank {rank} (vectors {cell.round(3).tolist()}): "
             "a defect cell must repeat; set atoms.cell"
         )
     frame, positions, axis = layer_frame(cell, atoms.positions, atoms.pbc)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import vesin
 
 SHELL_TOLERANCE = 0.01
 """Distances closer than this belong to one shell, in Å."""
@@ -30,6 +29,8 @@ def neighbor_list(
         ``(target, source, cell_shift, vector)``: integer arrays of shape ``(n_edges,)`` twice and
         ``(n_edges, 3)``, and ``vector = r[source] + cell_shift @ cell - r[target]``, in Å.
     """
+    import vesin  # noqa: PLC0415 - loads torch where that is installed
+
     calculator = vesin.NeighborList(cutoff=cutoff, full_list=True)
     target, source, shift, vector, distance = calculator.compute(
         points=np.ascontiguousarray(positions, dtype=float),

@@ -161,7 +161,7 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
 
 def _progress(total: int, *, quiet: bool) -> AbstractContextManager[Callable[[], None]]:
     """Return a context that yields a function to call after each structure."""
-    if total == 1 or quiet or not click.get_text_stream("stderr").isatty():
+    if total == 1 or quiet or not sys.stderr.isatty():
         return nullcontext(_nothing)
     return _Bar(total)
 
