@@ -47,6 +47,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 @click.group(
+    "ase-definet",
     cls=_Group,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -115,18 +115,20 @@ def _refuse_clashes(jobs: list[Job], targets: list[tuple[Path, str]]) -> None:
 
 def _named_format(path: Path) -> str:
     """Return the format that the name of a new file stands for."""
-    from ase.io.formats import UnknownFileTypeError, filetype  # noqa: PLC0415
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats  # noqa: PLC0415
 
     try:
         fmt = str(filetype(str(path), read=False))
-    except UnknownFileTypeError as error:
-        raise StructureError(f"{path}: ASE knows no format of this name; name it like x.cif or x.vasp") from error
+    except UnknownFileTypeError:
+        fmt = ""
+    if fmt not in ioformats:  # ASE takes any suffix it does not know for a format
+        raise StructureError(f"{path}: ASE knows no format of this name; name it like x.cif or x.vasp")
     return _writable(path, fmt)
 
 
 def _writable(path: Path, fmt: str) -> str:
     from ase.io.formats import ioformats  # noqa: PLC0415
 
-    if fmt not in ioformats or not ioformats[fmt].can_write:
+    if not ioformats[fmt].can_write:
         raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")
     return fmt

@@ -264,7 +264,8 @@ def write_truncated(path):
 
 def write_adatom(path):
     atoms = mos2_with_defects()
-    write(path, atoms + Atoms("S", positions=[atoms.positions.mean(axis=0) + [0, 0, 5]]), format="extxyz")
+    above = atoms.positions.mean(axis=0) + np.array([0, 0, 5])
+    write(path, atoms + Atoms("S", positions=[above]), format="extxyz")
 
 
 BAD = {
@@ -447,7 +448,7 @@ def test_lists_and_help():
     assert ok("--version").startswith("ase-definet, version ")
     for command in ("relax", "match", "vasp", "hosts", "models", "import-checkpoint"):
         assert command in ok()
-        assert ok(command, "-h").startswith(f"Usage: cli {command}")
+        assert ok(command, "-h").startswith(f"Usage: ase-definet {command}")
 
 
 def test_weights_of_the_authors_code_can_be_used():
