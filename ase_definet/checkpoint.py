@@ -206,7 +206,9 @@ def import_authors_checkpoint(
             f"{path} is not a plain dictionary of tensors: it is damaged or carries pickled code, which is never run"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a PyTorch file, or is damaged: {_line(error)}") from error
+        raise CheckpointError(
+            f"{path} is not a PyTorch file, or is damaged: expected a file that torch.save wrote"
+        ) from error
     tensors = _named_tensors(path, content)
     config = _authors_config(path, tensors, cutoff, max_neighbors, radial_range)
     card = {

@@ -14,6 +14,7 @@ from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, StructureError
+from ase_definet.neighbors import pairs_within
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -72,11 +73,9 @@ class Host:
     @cached_property
     def nearest_neighbor(self) -> float:
         """Shortest distance between two sites, in Å."""
-        from ase_definet.neighbors import neighbor_list  # noqa: PLC0415
-
         radius = 2.0
         while True:
-            _, _, _, vector = neighbor_list(self.positions, self.cell, self.periodic, radius)
+            _, _, vector = pairs_within(self.positions, self.cell, self.periodic, radius)
             if len(vector):
                 return float(np.linalg.norm(vector, axis=1).min())
             radius *= 1.5
@@ -152,7 +151,7 @@ def get_host(host: object, name: str | None = None) -> Host:
             return _library_host(known[str(host).lower()])
         path = Path(host)
         if not path.is_file():
-            near = difflib.get_close_matches(str(host).lower(), known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(host).lower(), known, n=1, cutoff=0.7)
             hint = f"did you mean {known[near[0]]!r}? " if near else ""
             raise HostError(
                 f"unknown host {str(host)!r}: {hint}The library has {', '.join(sorted(_LIBRARY))}; "
@@ -207,7 +206,7 @@ def read_structure(path: str | Path) -> Atoms:
     if path.stat().st_size == 0:
         raise StructureError(f"{path}: the file is empty, expected a structure")
     try:
-        atoms = read(path)
+        atoms = read(path, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE's readers raise anything
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise StructureError(
@@ -225,8 +224,6 @@ def check_structure(atoms: Atoms) -> None:
     Raises:
         StructureError: No atoms, an atom that is no element, no cell, not finite, or two atoms in one place.
     """
-    from ase_definet.neighbors import neighbor_list  # noqa: PLC0415
-
     if len(atoms) == 0:
         raise StructureError("the structure has no atoms")
     if not np.isfinite(atoms.positions).all():
@@ -243,7 +240,7 @@ def check_structure(atoms: Atoms) -> None:
             "a defect cell must repeat; set atoms.cell"
         )
     frame, positions, axis = layer_frame(cell, atoms.positions, atoms.pbc)
-    i, j, _, vector = neighbor_list(positions, frame, (True, True, axis is None), OVERLAP)
+    i, j, vector = pairs_within(positions, frame, (True, True, axis is None), OVERLAP)
     if len(i):
         k = int(np.argmin(np.linalg.norm(vector, axis=1)))
         a, b = sorted((int(i[k]), int(j[k])))

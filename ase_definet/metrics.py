@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ase_definet.neighbors import pairs_within
+
 Array: TypeAlias = NDArray[Any]
 
 
@@ -50,10 +52,8 @@ def near_sites(positions: Array, sites: Array, cell: Array, radius: float) -> Ar
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
         radius: In Å; with the published metrics A3 to A6 it is 3, 4, 5 or 6.
     """
-    from ase_definet.neighbors import neighbor_list  # noqa: PLC0415
-
     n = len(positions)
-    target, source, _, _ = neighbor_list(np.concatenate([positions, sites]), cell, (True, True, True), radius)
+    target, source, _ = pairs_within(np.concatenate([positions, sites]), cell, (True, True, True), radius)
     mask = np.zeros(n, dtype=bool)
     mask[target[(target < n) & (source >= n)]] = True
     return mask

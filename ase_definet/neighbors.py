@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from ase.neighborlist import primitive_neighbor_list
 
 SHELL_TOLERANCE = 0.01
 """Distances closer than this belong to one shell, in Å."""
@@ -45,6 +46,25 @@ def neighbor_list(
         return target, source, shift, vector
     keep = _whole_shells(target, distance[order], len(positions), max_neighbors)
     return target[keep], source[keep], shift[keep], vector[keep]
+
+
+def pairs_within(
+    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], radius: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """List all pairs within a short radius, images included, without loading torch (as vesin does).
+
+    Args:
+        positions: Points, shape ``(n, 3)``, in Å.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        pbc: Which of them are periodic.
+        radius: In Å.
+
+    Returns:
+        ``(target, source, vector)`` of shapes ``(n_pairs,)`` twice and ``(n_pairs, 3)``, the vector from the target
+        to the source's image, in Å.
+    """
+    target, source, vector = primitive_neighbor_list("ijD", pbc, cell, positions, radius, self_interaction=False)
+    return target, source, vector
 
 
 def _whole_shells(target: np.ndarray, distance: np.ndarray, n_sites: int, cap: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from ase_definet.host import Host
-from ase_definet.neighbors import neighbor_list
+from ase_definet.neighbors import pairs_within
 from ase_definet.supercell import Mapping
 
 Array: TypeAlias = NDArray[Any]
@@ -207,7 +207,7 @@ def least_margin(host: Host, sites: Array, chosen: Array, offset: Array, placed:
 def nearby_pairs(sites: Array, placed: Placement, radius: float) -> tuple[Array, Array, Array]:
     """Return atom, site and the vector from site to atom for all pairs within a radius, nearest image."""
     points = np.concatenate([placed.positions, sites])
-    target, source, _, vector = neighbor_list(points, placed.cell, placed.pbc, radius)
+    target, source, vector = pairs_within(points, placed.cell, placed.pbc, radius)
     n = len(placed.positions)
     keep = (target < n) & (source >= n)
     atom, site, vector = target[keep], source[keep] - n, -vector[keep]
