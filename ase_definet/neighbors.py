@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
-from ase.neighborlist import primitive_neighbor_list
+from scipy.spatial import cKDTree
 
 SHELL_TOLERANCE = 0.01
 """Distances closer than this belong to one shell, in Å."""
@@ -63,8 +65,25 @@ def pairs_within(
         ``(target, source, vector)`` of shapes ``(n_pairs,)`` twice and ``(n_pairs, 3)``, the vector from the target
         to the source's image, in Å.
     """
-    target, source, vector = primitive_neighbor_list("ijD", pbc, cell, positions, radius, self_interaction=False)
-    return target, source, vector
+    inverse = np.linalg.inv(cell)
+    periodic = np.asarray(pbc, dtype=bool)
+    fractions = positions @ inverse
+    fractions = np.where(periodic, fractions % 1.0, fractions)
+    wrapped = fractions @ cell
+    margin = np.where(periodic, radius * np.linalg.norm(inverse, axis=0), 0.0)
+    reach = np.ceil(margin).astype(int)
+    images, owners = [], []
+    for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
+        moved = fractions + shift
+        close = (~periodic | ((moved >= -margin) & (moved <= 1 + margin))).all(axis=1)
+        images.append(wrapped[close] + np.array(shift) @ cell)
+        owners.append(np.flatnonzero(close))
+    points, owner = np.concatenate(images), np.concatenate(owners)
+    found = cKDTree(wrapped).sparse_distance_matrix(cKDTree(points), radius, output_type="ndarray")
+    target, source = found["i"].astype(np.int64), owner[found["j"]]
+    vector = points[found["j"]] - wrapped[target]
+    itself = (target == source) & (found["v"] == 0)
+    return target[~itself], source[~itself], vector[~itself]
 
 
 def _whole_shells(target: np.ndarray, distance: np.ndarray, n_sites: int, cap: int) -> np.ndarray:

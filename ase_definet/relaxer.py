@@ -32,6 +32,9 @@ Structure_ = TypeVar("Structure_")
 SEEN_STRAIN = 0.01
 """The data has no strain at all; up to this much is called experience."""
 
+DILUTE = 0.01
+"""Below this share of defect sites, defects are isolated."""
+
 BATCH_SITES = 20_000
 """Sites in one pass of :meth:`DefiNetRelaxer.relax_many`, at most, unless one structure has more."""
 
@@ -312,8 +315,10 @@ class DefiNetRelaxer:
         if new:
             yield f"defects never seen in {name}: {', '.join(new)}"
         low, high = seen["density"]
+        # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
+        low = 0.0 if low < DILUTE else low
         if site_map.defects and not low * 0.999 <= site_map.density <= high * 1.001:
-            yield f"{site_map.density:.1%} of the sites are defects, training in {name} had {low:.1%} to {high:.1%}"
+            yield f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}"
         if abs(site_map.max_strain) > SEEN_STRAIN:
             yield f"the host is strained by {site_map.max_strain:+.1%}, training had none"
 

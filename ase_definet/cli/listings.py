@@ -35,8 +35,10 @@ def models_command() -> None:
         )
         click.echo(f"  hosts     {hosts}")
         click.echo(f"  elements  {', '.join(card['training']['elements'])}")
-        click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect, unrelaxed):")
+        click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect; unrelaxed: the same):")
         for subset, row in card["validation"].items():
-            click.echo(f"    {subset:12s} {row['mae']:.4f}  {row['a3']:.4f}  {row['dummy']:.4f}")
+            click.echo(
+                f"    {subset:12s} {row['mae']:.4f}  {row['a3']:.4f};  {row['dummy']:.4f}  {row['dummy_a3']:.4f}"
+            )
         click.echo(f"  sha256    {card['sha256']}")
         click.echo(f"  {card['attribution']}")

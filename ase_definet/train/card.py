@@ -63,7 +63,7 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
         "license": "MIT (weights); data CC BY 4.0",
         "training": {"elements": sorted(elements), "hosts": hosts, "steps": run.step, "batch": run.config.batch},
         "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
-        "units": "Å: mae over all atoms, a3 within 3 Å of a defect, dummy = unrelaxed structure as the prediction",
+        "units": "Å: mae over all atoms, a3 within 3 Å of a defect, dummy: the ideal sites as the prediction",
         "limits": (
             "Neutral cells at the fixed PBE lattice of the six hosts. Planar h-BN stays planar: its buckling, "
             "up or down, breaks a symmetry that no deterministic equivariant network can break."

@@ -165,8 +165,9 @@ class Run:
         """Return the coordinate MAE over all atoms and within 3 Å of a defect, in Å, by subset."""
         table = {}
         for name, subset in self.sets.items():
-            chosen = subset.indices("val")[:limit]
-            all_atoms, near, dummy = [], [], []
+            chosen = subset.indices("val")
+            chosen = chosen[:: max(1, len(chosen) // limit)] if limit else chosen
+            all_atoms, near, dummy, dummy_near = [], [], [], []
             for start in range(0, len(chosen), 32):
                 part = chosen[start : start + 32]
                 numbers, kinds, target, real = subset.batch(part)
@@ -175,11 +176,14 @@ class Run:
                 close = subset.near(kinds, 3.0) * real
                 all_atoms.append((error * real).sum(0) / real.sum(0))
                 near.append((error * close).sum(0) / close.sum(0))
-                dummy.append((target.abs().mean(-1) * real).sum(0) / real.sum(0))
+                unrelaxed = target.abs().mean(-1)
+                dummy.append((unrelaxed * real).sum(0) / real.sum(0))
+                dummy_near.append((unrelaxed * close).sum(0) / close.sum(0))
             table[name] = {
                 "mae": float(torch.cat(all_atoms).mean()),
                 "a3": float(torch.cat(near).mean()),
                 "dummy": float(torch.cat(dummy).mean()),
+                "dummy_a3": float(torch.cat(dummy_near).mean()),
             }
         return table
 
@@ -240,7 +244,10 @@ def train(config: TrainConfig) -> Run:
             }
             run.norms.clear()
             row |= {
-                f"{name} {key}": round(v, 5) for name, r in table.items() for key, v in r.items() if key != "dummy"
+                f"{name} {key}": round(v, 5)
+                for name, r in table.items()
+                for key, v in r.items()
+                if not key.startswith("dummy")
             }
             losses.clear()
             new = not log.exists()

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from ase.build import bulk, mx2
 from ase.neighborlist import neighbor_list as ase_neighbor_list
+from ase.neighborlist import primitive_neighbor_list
 
 from ase_definet.host import library
-from ase_definet.neighbors import SHELL_TOLERANCE, neighbor_list
+from ase_definet.neighbors import SHELL_TOLERANCE, neighbor_list, pairs_within
 
 VECTOR_TOLERANCE = 1e-9  # Å
 
@@ -114,3 +115,21 @@ def test_no_neighbours_are_empty_arrays():
     target, source, shift, vector = neighbor_list(atoms.positions, atoms.cell.array, (True, True, True), 1.0, 5)
     assert target.shape == source.shape == (0,)
     assert shift.shape == vector.shape == (0, 3)
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False), (False, True, False)])
+@pytest.mark.parametrize("radius", [1.4, 2.1, 4.5, 9.0])
+@pytest.mark.parametrize("skew", [0.0, 1.3])
+def test_short_pairs_are_those_of_ase(pbc, radius, skew):
+    """Small and skewed cells, points outside the cell, radii beyond half the cell, images of a point itself."""
+    rng = np.random.default_rng(3)
+    cell = np.array([[5.0, 0, 0], [skew, 4.0, 0], [0, -skew, 6.0]])
+    positions = rng.uniform(-1, 2, (25, 3)) @ cell
+    target, source, vector = pairs_within(positions, cell, pbc, radius)
+    i, j, expected = primitive_neighbor_list("ijD", pbc, cell, positions, radius)
+
+    def rows(a, b, v):
+        return sorted(zip(a.tolist(), b.tolist(), map(tuple, (v.round(6) + 0.0).tolist()), strict=True))
+
+    assert len(i) > 0
+    assert rows(target, source, vector) == rows(i, j, expected)
