@@ -49,6 +49,8 @@ _WEIGHTS = Path(__file__).parent / "weights"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict")
 _ANCHOR = "atom_emb.embeddings.weight"
 _NAMED = 5
+_NO_SIZES = ("layers", "max_neighbors")
+_HARMLESS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -333,11 +335,18 @@ def _model(path: Path, architecture: str, config: Config, tensors: Mapping[str, 
         raise CheckpointError(
             f"{path} does not fit {architecture}: {len(tensors)} tensors for {config.layers} layers"
         )
+    # a damaged config must not fill the memory; building on the meta device would import torch._dynamo, a second long
+    largest = max((size for value in tensors.values() for size in value.shape), default=0)
+    largest = max(largest, _HARMLESS)
+    sizes = [v for k, v in dataclasses.asdict(config).items() if isinstance(v, int) and k not in _NO_SIZES]
+    if not all(0 < size <= largest for size in sizes):
+        raise CheckpointError(f"{path} is damaged: no {architecture} network has {config}")
     try:
-        with torch.device("meta"):  # only names and shapes, so that a damaged config cannot fill the memory
-            expected = network(config).state_dict()
+        with torch.random.fork_rng(devices=[]):  # loading must not change the random numbers of the caller
+            model = network(config)
     except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is damaged: no {architecture} network has {config}") from error
+    expected = model.state_dict()
     if missing := [name for name in expected if name not in tensors]:
         raise CheckpointError(f"{path} does not fit {architecture}: missing {_some(missing)}")
     if extra := [name for name in tensors if name not in expected]:
@@ -351,8 +360,7 @@ def _model(path: Path, architecture: str, config: Config, tensors: Mapping[str, 
     types = {value.dtype for value in tensors.values()}
     if len(types) != 1:
         raise CheckpointError(f"{path} mixes precisions {', '.join(sorted(map(str, types)))}, expected one")
-    with torch.random.fork_rng(devices=[]):  # loading must not change the random numbers of the caller
-        model = network(config).to(types.pop())
+    model = model.to(types.pop())
     model.load_state_dict(dict(tensors))
     return model.eval()
 
