@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,6 +154,9 @@ def get_host(host: object, name: str | None = None) -> Host:
         path = Path(host)
         if not path.is_file():
             near = difflib.get_close_matches(str(host).lower(), known, n=1, cutoff=0.7)
+            another = _elements_of(str(host))  # MoSe2 is no misspelt MoS2
+            if near and another and another != _elements_of(known[near[0]]):
+                near = []
             hint = f"did you mean {known[near[0]]!r}? " if near else ""
             raise HostError(
                 f"unknown host {str(host)!r}: {hint}The library has {', '.join(sorted(_LIBRARY))}; "
@@ -169,8 +174,30 @@ def get_host(host: object, name: str | None = None) -> Host:
     return _reduced(atoms, name or atoms.get_chemical_formula("metal", empirical=True), "given")
 
 
+def _elements_of(name: str) -> set[str]:
+    """Return the elements of a name that is a chemical formula, none of any other name."""
+    symbols = re.findall(r"([A-Z][a-z]?)[0-9.]*", name)
+    whole = re.fullmatch(r"([A-Z][a-z]?[0-9.]*)+", name) is not None
+    return set(symbols) if whole and set(symbols) <= set(chemical_symbols) else set()
+
+
+def charge_of(atoms: Atoms) -> float:
+    """Return the net charge a structure says it has: ``info["charge"]``, else the sum of its initial charges, in e.
+
+    Raises:
+        StructureError: ``info["charge"]`` is not a number.
+    """
+    given = atoms.info.get("charge")
+    if given is None:
+        return float(atoms.get_initial_charges().sum())
+    try:
+        return float(given)
+    except (TypeError, ValueError) as error:
+        raise StructureError(f"atoms.info['charge'] must be a number in e, found {given!r}") from error
+
+
 def as_atoms(structure: object) -> Atoms:
-    """Return an Atoms from an Atoms or a pymatgen Structure.
+    """Return an Atoms from an Atoms or a pymatgen Structure, whose charge goes to ``info["charge"]``.
 
     Raises:
         StructureError: It is neither.
@@ -185,6 +212,9 @@ def as_atoms(structure: object) -> Atoms:
         atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
         if not isinstance(atoms, Atoms):  # pragma: no cover - depends on pymatgen's version
             raise StructureError(f"pymatgen returned {type(atoms).__name__}, expected an ase.Atoms")
+        charge = vars(structure).get("_charge")  # its property guesses from oxidation states where this is None
+        if charge:
+            atoms.info["charge"] = charge
         return atoms
     raise StructureError(
         f"expected an ase.Atoms or a pymatgen Structure, found {type(structure).__name__}: read the file first"
@@ -341,9 +371,11 @@ def _reduced(atoms: Atoms, name: str, source: str) -> Host:
     if axis is not None:
         positions = positions - frame[2] / VACUUM_LENGTH * (positions @ frame[2] / VACUUM_LENGTH).min()
     scaled = np.linalg.solve(frame.T, positions.T).T
-    primitive = spglib.standardize_cell(
-        (frame, scaled, atoms.numbers), to_primitive=True, no_idealize=True, symprec=SYMMETRY_PRECISION
-    )
+    with warnings.catch_warnings():  # spglib announces a change of its error handling at every call
+        warnings.simplefilter("ignore", DeprecationWarning)
+        primitive = spglib.standardize_cell(
+            (frame, scaled, atoms.numbers), to_primitive=True, no_idealize=True, symprec=SYMMETRY_PRECISION
+        )
     if primitive is None:
         raise HostError(f"host {name!r}: spglib finds no primitive cell: are atoms too close to one another?")
     cell, scaled, numbers = (np.array(part) for part in primitive)

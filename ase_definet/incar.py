@@ -39,7 +39,7 @@ smearing and the ionic steps (ISMEAR, SIGMA, IBRION, NSW), whose defaults do not
 
 FUNCTIONAL = "PBE_54"
 """POTCAR release; the symbols are those pymatgen's MPScanRelaxSet chooses from it (W_sv: it has no W_pv)."""
-VACUUM_GAP = 8.0
+VACUUM_GAP = 7.0
 """An empty layer at least this thick, in Å, makes a cell axis a vacuum axis."""
 HIGH_SPIN_MOMENT = 5.0
 """Starting moment of elements with an open d or f shell, in μB."""
@@ -96,7 +96,7 @@ def spin_tags(atoms: Atoms, magnetic: str, order: np.ndarray) -> tuple[dict[str,
     return {"ISPIN": 2, "MAGMOM": own[order].tolist()}, []
 
 
-def dipole_tags(atoms: Atoms, gaps: list[tuple[float, float]], vacuum: list[int], charge: int) -> dict[str, Any]:
+def dipole_tags(atoms: Atoms, gaps: list[tuple[float, float]], vacuum: list[int], charge: float) -> dict[str, Any]:
     """Return the tags of the dipole correction; DIPOL is the centre of mass, in fractions of the cell."""
     if len(vacuum) != 1:
         found = ", ".join(f"{width:.1f}" for width, _ in gaps)

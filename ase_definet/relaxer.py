@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.convert import Start, displaced, to_graph
-from ase_definet.errors import DefiNetError, DefiNetWarning, DeviceError, HostError, MatchError, StrictError
+from ase_definet.errors import (
+    DefiNetError,
+    DefiNetWarning,
+    DeviceError,
+    HostError,
+    MatchError,
+    StrictError,
+    StructureError,
+)
 from ase_definet.graph import DefectGraph, batch_graphs
-from ase_definet.host import Host, as_atoms, get_host, library
+from ase_definet.host import Host, as_atoms, charge_of, get_host, library
 from ase_definet.model import predict_displacements
 from ase_definet.sites import SiteMap, match_sites
 from ase_definet.supercell import MAX_STRAIN
@@ -29,11 +37,14 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 Structure_ = TypeVar("Structure_")
 
-SEEN_STRAIN = 0.01
+SEEN_STRAIN = 0.005
 """The data has no strain at all; up to this much is called experience."""
 
 DILUTE = 0.01
 """Below this share of defect sites, defects are isolated."""
+
+SEEN_OFFSET = 0.05
+"""Sites of a host this close to those of the library's are called the same, in Å, root mean square."""
 
 BATCH_SITES = 20_000
 """Sites in one pass of :meth:`DefiNetRelaxer.relax_many`, at most, unless one structure has more."""
@@ -132,6 +143,10 @@ class DefiNetRelaxer:
         strict: bool = False,
         max_strain: float = MAX_STRAIN,
     ) -> None:
+        if start not in {"ideal", "given"}:
+            raise DefiNetError(f"unknown start {start!r}: expected 'ideal' or 'given'")
+        if not max_strain > 0:
+            raise DefiNetError(f"max_strain must be positive, found {max_strain}")
         self.device = _device(device)
         path = resolve_model(model)
         loaded = load_checkpoint(path)
@@ -186,14 +201,24 @@ class DefiNetRelaxer:
             structures: Atoms or pymatgen Structures; the iterable is read as far as the next batch only. An
                 exception in place of a structure becomes its record.
             host: Their host, if not the relaxer's own.
-            batch_sites: Sites in one pass, at most.
+            batch_sites: Sites in one pass, at most; results come when so many are together.
 
         Yields:
             A :class:`RelaxResult`, or a :class:`RelaxFailure` where a structure could not be relaxed.
         """
+        if hasattr(structures, "get_positions") or hasattr(structures, "lattice"):
+            raise StructureError("relax_many takes several structures, found one: put it in a list")
         pending: list[tuple[int, _Prepared | RelaxFailure]] = []
         sites = 0
-        for index, atoms in enumerate(structures):
+        source = enumerate(structures)
+        while True:
+            try:
+                index, atoms = next(source)
+            except StopIteration:
+                break
+            except Exception:  # what was read before must not be lost
+                yield from self._flush(pending)
+                raise
             item: _Prepared | RelaxFailure
             try:
                 if isinstance(atoms, Exception):
@@ -278,6 +303,8 @@ class DefiNetRelaxer:
                 "definet_host": item.site_map.host.name,
                 "definet_defects": counts or "none",
             }
+            if item.warnings:
+                relaxed.info["definet_warnings"] = "; ".join(item.warnings)
             out.append(
                 RelaxResult(
                     atoms=relaxed,
@@ -293,8 +320,8 @@ class DefiNetRelaxer:
 
     def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[str]:
         """Name every way in which a structure lies outside the data the weights were trained on."""
-        charge = float(atoms.info.get("charge", 0) or 0)
-        if charge:
+        charge = charge_of(atoms)
+        if abs(charge) > 1e-6:  # noqa: PLR2004 - rounding of summed atomic charges
             yield f"net charge {charge:+g}: the model was trained on neutral cells and ignores it"
         training = self.card.get("training")
         if not isinstance(training, Mapping):
@@ -305,7 +332,8 @@ class DefiNetRelaxer:
         if found:
             yield f"elements never seen in training: {', '.join(found)}"
         hosts = training["hosts"]
-        name = site_map.host.name if site_map.host.name in hosts else known_host(site_map.host)
+        name, strain, offset = known_host(site_map.host)
+        strain += site_map.max_strain
         if name not in hosts:
             known = ", ".join(hosts)
             yield f"host {site_map.host.name} was not in the training data ({known}): do not trust this result"
@@ -316,30 +344,40 @@ class DefiNetRelaxer:
             yield f"defects never seen in {name}: {', '.join(new)}"
         low, high = seen["density"]
         # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
-        low = 0.0 if low < DILUTE else low
-        if site_map.defects and not low * 0.999 <= site_map.density <= high * 1.001:
+        if not site_map.defects:
+            yield "no defects found: the structure is the pristine host"
+        elif not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
             yield f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}"
-        if abs(site_map.max_strain) > SEEN_STRAIN:
-            yield f"the host is strained by {site_map.max_strain:+.1%}, training had none"
+        if abs(strain) > SEEN_STRAIN:
+            yield f"the cell is strained by {strain:+.1%} against the {name} of the training data"
+        if offset > SEEN_OFFSET:
+            yield f"the host's sites lie {offset:.2f} Å (rms) from those of the {name} in the training data"
 
 
 @lru_cache(maxsize=32)
-def known_host(host: Host) -> str | None:
-    """Return the library name of a host given in another way, or None if it is a different crystal."""
+def known_host(host: Host) -> tuple[str | None, float, float]:
+    """Find a host given in any way in the library.
+
+    Returns:
+        Its library name, None for a different crystal; its largest principal strain against the library's cell; and
+        the root mean square distance of its sites from the library's, in Å.
+    """
     from ase import Atoms  # noqa: PLC0415
 
+    if host.source == get_host("MoS2").source:
+        return host.name, 0.0, 0.0
     repeat = (2, 2, 1 if host.layered else 2)
     atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)
     for name, candidate in library().items():
         if candidate.formula != host.formula or candidate.layered != host.layered:
             continue
         try:
-            found = match_sites(atoms, candidate, max_strain=0.03)
+            found = match_sites(atoms, candidate)
         except (HostError, MatchError):
             continue
         if not found.defects:
-            return name
-    return None
+            return name, found.max_strain, found.cost
+    return None, 0.0, 0.0
 
 
 def _is_auto(host: object) -> bool:

@@ -8,6 +8,7 @@ Of mappings that a rotation of the host turns into one another, one is kept.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -121,11 +122,20 @@ def supercell_sites(host: Host, mapping: Mapping) -> tuple[Array, Array]:
 
 
 def describe(matrix: Array) -> str:
-    """Name a supercell matrix: ``8x8x1`` where it is diagonal up to order and sign, else the matrix.
+    """Name a supercell matrix: ``8x8x1`` where it repeats a primitive cell evenly, however turned, else the matrix.
 
     >>> describe(np.diag([8, 8, 1]))
     '8x8x1'
+    >>> describe(np.array([[5, 5, 0], [-5, 0, 0], [0, 0, 1]]))
+    '5x5x1'
     """
+    plane = matrix[:2, :2]
+    evenly = int(np.gcd.reduce(plane.ravel()))
+    if not matrix[2, :2].any() and not matrix[:2, 2].any() and round(abs(np.linalg.det(plane))) == evenly**2:
+        return f"{evenly}x{evenly}x{abs(int(matrix[2, 2]))}"
+    evenly = int(np.gcd.reduce(matrix.ravel()))
+    if round(abs(np.linalg.det(matrix))) == evenly**3:
+        return f"{evenly}x{evenly}x{evenly}"
     size = np.abs(matrix)
     lengths = size.max(axis=1)
     if np.count_nonzero(size) == 3:  # noqa: PLR2004
@@ -173,7 +183,9 @@ def _rotations(host: Host) -> Array:
     import spglib  # noqa: PLC0415
 
     scaled = np.linalg.solve(host.cell.T, host.positions.T).T
-    symmetry = spglib.get_symmetry((host.cell, scaled, host.numbers), symprec=SYMMETRY_PRECISION)
+    with warnings.catch_warnings():  # spglib announces a change of its error handling at every call
+        warnings.simplefilter("ignore", DeprecationWarning)
+        symmetry = spglib.get_symmetry((host.cell, scaled, host.numbers), symprec=SYMMETRY_PRECISION)
     if symmetry is None:
         return np.eye(3, dtype=int)[None]
     turns = np.unique(np.asarray(symmetry["rotations"], dtype=int), axis=0)

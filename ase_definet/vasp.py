@@ -18,6 +18,7 @@ from ase import Atoms
 
 from ase_definet import incar as incar_tags
 from ase_definet.errors import InputSetError, OutputExistsError, StructureError
+from ase_definet.host import as_atoms, charge_of
 from ase_definet.incar import (
     FUNCTIONAL,
     HIGH_SPIN_MOMENT,
@@ -85,7 +86,7 @@ class InputSetReport:
 
 
 def write_vasp_inputs(
-    atoms: Atoms,
+    structure: object,
     directory: str | os.PathLike[str],
     profile: Profile = "few-steps",
     *,
@@ -93,7 +94,7 @@ def write_vasp_inputs(
     magnetic: Magnetic = "high-spin",
     kpoints: tuple[int, int, int] | float = (1, 1, 1),
     dipole: bool = False,
-    charge: int = 0,
+    charge: float | None = None,
     large_cell: bool = False,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
@@ -105,8 +106,8 @@ def write_vasp_inputs(
     sorted by species; ``site_order.json`` then holds the permutation and :func:`restore_order` undoes it.
 
     Args:
-        atoms: Predicted structure with a full, right-handed cell. FixAtoms, FixScaled and, where the cell
-            allows it, FixCartesian become selective dynamics.
+        structure: Predicted structure, an Atoms or a pymatgen Structure, with a full, right-handed cell. FixAtoms,
+            FixScaled and, where the cell allows it, FixCartesian become selective dynamics.
         directory: Where to write; made if it does not exist.
         profile: Key of :data:`PROFILES`: ``few-steps`` (RMM-DIIS, for a good start), ``robust`` (conjugate
             gradients) or ``paper`` (the published settings).
@@ -116,11 +117,12 @@ def write_vasp_inputs(
         kpoints: Γ-centred grid, or largest spacing of k-points in Å⁻¹ (2π included, as KSPACING).
             Vacuum axes always get one k-point.
         dipole: Whether to correct the dipole along the one vacuum axis; for neutral, asymmetric slabs.
-        charge: Charge of the cell, in units of e (+1 is one electron fewer); sets NELECT.
+        charge: Charge of the cell, in units of e (+1 is one electron fewer); sets NELECT. Default is the charge the
+            atoms carry (``info["charge"]``).
         large_cell: Whether to project in real space (LREAL = Auto).
         notes: Lines to add to README.txt.
         provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,
-            ``defects``, ``version``.
+            ``defects``, ``version``. Default is what the relaxer left in ``atoms.info``, its warnings included.
         overwrite: Whether files in the way may be replaced.
 
     Returns:
@@ -132,7 +134,13 @@ def write_vasp_inputs(
         OutputExistsError: If a file is in the way.
     """
     target = Path(directory).resolve()
+    atoms = as_atoms(structure)
     _check_structure(atoms)
+    charge = charge_of(atoms) if charge is None else charge
+    if provenance is None:
+        prefix = "definet_"
+        provenance = {k.removeprefix(prefix): str(v) for k, v in atoms.info.items() if str(k).startswith(prefix)}
+        notes = [*notes, *filter(None, provenance.pop("warnings", "").split("; "))]
     if profile not in PROFILES:
         raise InputSetError(f"Unknown profile {profile!r}; choose from {', '.join(PROFILES)}.")
     cell, scaled = np.asarray(atoms.cell), atoms.get_scaled_positions(wrap=False)

@@ -91,7 +91,6 @@ def _write_input_set(directory: Path, result: RelaxResult, profile: str, *, over
         result.atoms,
         directory,
         profile,  # type: ignore[arg-type]
-        charge=int(info.get("charge", 0) or 0),
         notes=result.warnings,
         provenance={
             "model": result.model,

@@ -55,8 +55,6 @@ def vasp_command(
     try:
         overrides = parse_incar_overrides(incar)
         atoms = read_structure(file)
-        if charge is None:
-            charge = int(atoms.info.get("charge", 0) or 0)
         report = write_vasp_inputs(
             atoms,
             directory,

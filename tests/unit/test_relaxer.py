@@ -13,8 +13,17 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from ase_definet import relaxer as relaxer_module
-from ase_definet.errors import DefiNetWarning, DeviceError, HostError, MatchError, StrictError
+from ase_definet.errors import (
+    DefiNetError,
+    DefiNetWarning,
+    DeviceError,
+    HostError,
+    MatchError,
+    StrictError,
+    StructureError,
+)
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.vasp import write_vasp_inputs
 from tests.conftest import DEVICES, mos2_with_defects, pristine
 
 MOVED = 0.03
@@ -319,3 +328,69 @@ def test_tiled_cell_gives_tiled_displacements(relaxer):
     small = relaxer.predict(atoms)
     large = relaxer.predict(atoms.repeat((2, 1, 1)))
     assert np.abs(large.displacement.reshape(2, -1, 3) - small.displacement).max() < FLOAT32
+
+
+def test_own_host_does_not_hide_how_far_it_is_from_the_training_data(relaxer):
+    """A host of the user's own lattice constant fits without strain: the model's reach is another question."""
+    host = pristine("MoS2", 1)
+    host.set_cell(host.cell.array * [[0.97], [0.97], [1]], scale_atoms=True)
+    atoms = host.repeat((6, 6, 1))
+    del atoms[4]
+    assert "the cell is strained by -3.0%" in reasons(relaxer, atoms, host)
+    thin = pristine("MoS2", 1)
+    thin.positions[:, 2] = 10 + (thin.positions[:, 2] - 10) * 0.8
+    atoms = thin.repeat((6, 6, 1))
+    del atoms[4]
+    assert "the host's sites lie" in reasons(relaxer, atoms, thin)
+
+
+def test_charges_of_all_kinds_are_seen(relaxer, mos2):
+    structure = AseAtomsAdaptor.get_structure(mos2)
+    structure.set_charge(-1)
+    assert "net charge -1" in reasons(relaxer, structure)
+    charges = np.zeros(len(mos2))
+    charges[3] = 1
+    mos2.set_initial_charges(charges)
+    assert "net charge +1" in reasons(relaxer, mos2)
+    mos2.info["charge"] = "neutral"
+    with pytest.raises(StructureError, match="must be a number"):
+        relaxer.predict(mos2)
+
+
+def test_pristine_is_named(relaxer):
+    assert relaxer.predict(pristine("MoS2", 5)).warnings == ("no defects found: the structure is the pristine host",)
+
+
+def test_options_are_checked():
+    with pytest.raises(DefiNetError, match="unknown start 'IDEAL'"):
+        DefiNetRelaxer(host="MoS2", device="cpu", start="IDEAL")
+    with pytest.raises(DefiNetError, match="max_strain must be positive"):
+        DefiNetRelaxer(host="MoS2", device="cpu", max_strain=-1)
+
+
+def test_relax_many_keeps_what_it_has_when_the_source_breaks(relaxer, mos2):
+    def source():
+        yield mos2
+        yield mos2
+        raise OSError("the disk went away")
+
+    got = []
+    with pytest.raises(OSError, match="the disk went away"):
+        got.extend(relaxer.relax_many(source()))
+    results = relaxer.relax_many(source())
+    assert [isinstance(next(results), RelaxResult) for _ in range(2)] == [True, True]
+    with pytest.raises(StructureError, match="put it in a list"):
+        next(relaxer.relax_many(mos2))
+
+
+def test_provenance_and_warnings_reach_the_input_set(relaxer, mos2, tmp_path):
+    mos2.info["charge"] = -1
+    result = relaxer.predict(mos2)
+    report = write_vasp_inputs(result.atoms, tmp_path / "a")
+    text = (tmp_path / "a" / "README.txt").read_text(encoding="utf-8")
+    assert "MoS2" in text
+    assert "V_S x2, W_Mo x1" in text
+    assert "net charge -1" in text
+    assert "NELECT" in report.incar
+    relaxed = relaxer.relax(AseAtomsAdaptor.get_structure(mos2_with_defects(4)))
+    assert "POSCAR" in write_vasp_inputs(relaxed, tmp_path / "b").files
