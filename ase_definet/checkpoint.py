@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ase_definet.cards import WEIGHTS as _WEIGHTS
 from ase_definet.errors import CheckpointError, OutputExistsError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
@@ -45,7 +46,6 @@ ARCHITECTURES: Mapping[str, tuple[type[Config], type[nn.Module]]] = MappingProxy
 )
 """Config and network of each architecture, by the name written into checkpoints."""
 
-_WEIGHTS = Path(__file__).parent / "weights"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict")
 _ANCHOR = "atom_emb.embeddings.weight"
 _NAMED = 5

@@ -109,6 +109,9 @@ _LIBRARY: dict[str, tuple[Array, list[tuple[int, float, float, float]]]] = {
         ],
     ),
 }
+LIBRARY_SOURCE = "2DMD (Zenodo 14027373)"
+"""``Host.source`` of the built-in hosts."""
+
 ALIASES = {"hbn": "BN", "h-bn": "BN", "bp": "P", "black-phosphorus": "P", "black phosphorus": "P", "phosphorene": "P"}
 """Other names of library hosts, lower case."""
 
@@ -128,7 +131,7 @@ def _library_host(name: str) -> Host:
     cell[:2, :2] = axes
     rows = np.array(basis)
     positions = np.column_stack([rows[:, 1:3] @ axes, rows[:, 3]])
-    return Host(name, rows[:, 0].astype(int), positions, cell, layered=True, source="2DMD (Zenodo 14027373)")
+    return Host(name, rows[:, 0].astype(int), positions, cell, layered=True, source=LIBRARY_SOURCE)
 
 
 def get_host(host: object, name: str | None = None) -> Host:
@@ -302,6 +305,20 @@ def completed_cell(cell: Array, positions: Array, pbc: Array | None = None) -> A
     return cell
 
 
+def widest_gap(cell: Array, scaled: Array, axis: int) -> tuple[float, float]:
+    """Return the width, in Å, and the fractional centre of the largest empty layer across an axis.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        scaled: Fractional positions, shape ``(n_atoms, 3)``.
+        axis: Which cell vector the layers are stacked along.
+    """
+    levels = np.sort(scaled[:, axis] % 1.0)
+    widths = np.diff(levels, append=levels[0] + 1.0)
+    height = 1.0 / np.linalg.norm(np.linalg.inv(cell)[:, axis])
+    return float(widths.max() * height), float(levels[widths.argmax()] + widths.max() / 2)
+
+
 def vacuum_axis(cell: Array, positions: Array) -> int | None:
     """Return the axis along which a layer is surrounded by vacuum, or None.
 
@@ -312,12 +329,8 @@ def vacuum_axis(cell: Array, positions: Array) -> int | None:
     Raises:
         StructureError: There is vacuum along more than one axis (a wire or a molecule).
     """
-    fractions = np.linalg.solve(cell.T, positions.T).T % 1.0
-    gaps = []
-    for axis in range(3):
-        height = 1 / np.linalg.norm(np.linalg.inv(cell)[:, axis])
-        ordered = np.sort(fractions[:, axis])
-        gaps.append(float(np.diff(ordered, append=ordered[0] + 1).max()) * height)
+    fractions = np.linalg.solve(cell.T, positions.T).T
+    gaps = [widest_gap(cell, fractions, axis)[0] for axis in range(3)]
     axes = [axis for axis in range(3) if gaps[axis] >= VACUUM_GAP]
     if len(axes) <= 1:
         return axes[0] if axes else None
@@ -348,10 +361,8 @@ def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tupl
     if axis is None:
         return cell, positions, None
     fractions = np.linalg.solve(cell.T, positions.T).T
-    ordered = np.sort(fractions[:, axis] % 1.0)
-    gaps = np.diff(ordered, append=ordered[0] + 1)
-    edge = ordered[(int(np.argmax(gaps)) + 1) % len(ordered)] - 1e-9
-    images = np.floor(fractions[:, axis] - edge)
+    _, emptiest = widest_gap(cell, fractions, axis)
+    images = np.floor(fractions[:, axis] - emptiest)
     images -= np.round(np.median(images))
     first, second = (cell[k] for k in range(3) if k != axis)
     normal = np.cross(first, second)

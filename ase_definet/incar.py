@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_definet.errors import InputSetError
+from ase_definet.host import VACUUM_GAP
 
 Profile = Literal["paper", "few-steps", "robust"]
 Magnetic = Literal["high-spin", "parity", "none"]
@@ -39,8 +40,6 @@ smearing and the ionic steps (ISMEAR, SIGMA, IBRION, NSW), whose defaults do not
 
 FUNCTIONAL = "PBE_54"
 """POTCAR release; the symbols are those pymatgen's MPScanRelaxSet chooses from it (W_sv: it has no W_pv)."""
-VACUUM_GAP = 7.0
-"""An empty layer at least this thick, in Å, makes a cell axis a vacuum axis."""
 HIGH_SPIN_MOMENT = 5.0
 """Starting moment of elements with an open d or f shell, in μB."""
 LOW_SPIN_MOMENT = 0.6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from ase_definet.errors import (
     StructureError,
 )
 from ase_definet.graph import DefectGraph, batch_graphs
-from ase_definet.host import Host, as_atoms, charge_of, get_host, library
+from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, charge_of, get_host, library
 from ase_definet.model import predict_displacements
 from ase_definet.sites import SiteMap, match_sites
 from ase_definet.supercell import MAX_STRAIN
@@ -208,6 +209,9 @@ class DefiNetRelaxer:
         """
         if hasattr(structures, "get_positions") or hasattr(structures, "lattice"):
             raise StructureError("relax_many takes several structures, found one: put it in a list")
+        if host is not None and not _is_auto(host):
+            with suppress(HostError):  # read and reduce it once; what is wrong with it each structure's record says
+                host = get_host(host)
         pending: list[tuple[int, _Prepared | RelaxFailure]] = []
         sites = 0
         source = enumerate(structures)
@@ -364,7 +368,7 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
     """
     from ase import Atoms  # noqa: PLC0415
 
-    if host.source == get_host("MoS2").source:
+    if host.source == LIBRARY_SOURCE:
         return host.name, 0.0, 0.0
     repeat = (2, 2, 1 if host.layered else 2)
     atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)

@@ -18,14 +18,13 @@ from ase import Atoms
 
 from ase_definet import incar as incar_tags
 from ase_definet.errors import InputSetError, OutputExistsError, StructureError
-from ase_definet.host import as_atoms, charge_of
+from ase_definet.host import VACUUM_GAP, as_atoms, charge_of, widest_gap
 from ase_definet.incar import (
     FUNCTIONAL,
     HIGH_SPIN_MOMENT,
     LOW_SPIN_MOMENT,
     PROFILES,
     UNIT_MOMENT,
-    VACUUM_GAP,
     Magnetic,
     Profile,
     parse_incar_overrides,
@@ -140,12 +139,12 @@ def write_vasp_inputs(
     if provenance is None:
         prefix = "definet_"
         provenance = {k.removeprefix(prefix): str(v) for k, v in atoms.info.items() if str(k).startswith(prefix)}
-        notes = [*notes, *filter(None, provenance.pop("warnings", "").split("; "))]
+        notes = [*notes, *filter(None, [provenance.pop("warnings", "")])]
     if profile not in PROFILES:
         raise InputSetError(f"Unknown profile {profile!r}; choose from {', '.join(PROFILES)}.")
     cell, scaled = np.asarray(atoms.cell), atoms.get_scaled_positions(wrap=False)
     order = _poscar_order(atoms.numbers)
-    gaps = [_gap(cell, scaled, axis) for axis in range(3)]
+    gaps = [widest_gap(cell, scaled, axis) for axis in range(3)]
     vacuum = [axis for axis, (width, _) in enumerate(gaps) if width >= VACUUM_GAP]
 
     grid, warnings = _kpoint_grid(kpoints, cell, vacuum)
@@ -255,14 +254,6 @@ def _poscar_order(numbers: np.ndarray) -> np.ndarray:
     if 1 + np.count_nonzero(np.diff(numbers)) == len(species):
         return np.arange(len(numbers))
     return np.argsort(first[np.searchsorted(species, numbers)], kind="stable")
-
-
-def _gap(cell: np.ndarray, scaled: np.ndarray, axis: int) -> tuple[float, float]:
-    """Return the width, in Å, and the fractional centre of the largest empty layer across an axis."""
-    levels = np.sort(scaled[:, axis] % 1.0)
-    widths = np.diff(np.append(levels, levels[0] + 1.0))
-    height = 1.0 / np.linalg.norm(np.linalg.inv(cell)[:, axis])
-    return float(widths.max() * height), float(levels[widths.argmax()] + widths.max() / 2)
 
 
 def _vacuum_warnings(atoms: Atoms, widths: list[float], vacuum: list[int]) -> list[str]:
