@@ -50,6 +50,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict")
 _ANCHOR = "atom_emb.embeddings.weight"
 _NAMED = 5
 _NO_SIZES = ("layers", "max_neighbors")
+_MAY_BE_ZERO = ("near_cutoff", "dropout", "error_hidden")
 _HARMLESS = 1024
 
 
@@ -319,12 +320,17 @@ def _config(path: Path, kind: type[Config], values: Mapping[str, Any]) -> Config
     if unknown := sorted(set(values) - set(expected)):
         raise CheckpointError(f"{path} has unknown settings {', '.join(unknown)}; upgrade ase-definet")
     for name, value in values.items():
+        if expected[name] is bool:
+            if not isinstance(value, bool):
+                raise CheckpointError(f"{path} is damaged: {name} must be true or false, found {value!r}")
+            continue
         whole = expected[name] is int
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             sort = "a whole number" if whole else "a number"
             raise CheckpointError(f"{path} is damaged: {name} must be {sort}, found {value!r}")
-        if not (math.isfinite(value) and value > 0):
-            raise CheckpointError(f"{path} is damaged: {name} must be finite and above 0, found {value!r}")
+        least = "at least 0" if name in _MAY_BE_ZERO else "above 0"
+        if not (math.isfinite(value) and (value > 0 or (value == 0 and name in _MAY_BE_ZERO))):
+            raise CheckpointError(f"{path} is damaged: {name} must be finite and {least}, found {value!r}")
     return kind(**values)
 
 
@@ -339,7 +345,7 @@ def _model(path: Path, architecture: str, config: Config, tensors: Mapping[str, 
     largest = max((size for value in tensors.values() for size in value.shape), default=0)
     largest = max(largest, _HARMLESS)
     sizes = [v for k, v in dataclasses.asdict(config).items() if isinstance(v, int) and k not in _NO_SIZES]
-    if not all(0 < size <= largest for size in sizes):
+    if not all(size <= largest for size in sizes):
         raise CheckpointError(f"{path} is damaged: no {architecture} network has {config}")
     try:
         with torch.random.fork_rng(devices=[]):  # loading must not change the random numbers of the caller

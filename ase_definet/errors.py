@@ -23,6 +23,10 @@ class CheckpointError(DefiNetError, ValueError):
     """Weights are missing, corrupt, foreign or of a version this package does not read."""
 
 
+class TrainingError(DefiNetError, ValueError):
+    """A training run cannot be set up, resumed or continued as asked."""
+
+
 class InputSetError(DefiNetError, ValueError):
     """A VASP input set cannot be written as asked."""
 

@@ -28,7 +28,7 @@ from ase_definet.errors import (
 )
 from ase_definet.graph import DefectGraph, batch_graphs
 from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, charge_of, get_host, library
-from ase_definet.model import predict_displacements
+from ase_definet.model import predict
 from ase_definet.sites import SiteMap, match_sites
 from ase_definet.supercell import MAX_STRAIN
 
@@ -63,6 +63,8 @@ class RelaxResult:
         warnings: Reasons to distrust the result, in words.
         timings: Seconds spent in ``match``, ``graph`` and ``forward`` (its share of a batch).
         model: Name, version and hash of the weights.
+        uncertainty: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
+            None where the weights have no such estimate.
     """
 
     atoms: Atoms
@@ -72,6 +74,7 @@ class RelaxResult:
     warnings: tuple[str, ...]
     timings: Mapping[str, float]
     model: str
+    uncertainty: Array | None = None
 
     @property
     def markers(self) -> Array:
@@ -290,12 +293,19 @@ class DefiNetRelaxer:
     def _run(self, items: list[_Prepared]) -> list[RelaxResult]:
         began = time.perf_counter()
         batch = batch_graphs([item.graph for item in items]).to(self.device)
-        moved = predict_displacements(self.network, batch).cpu().double().numpy()
+        predicted, expected = predict(self.network, batch)
+        moved = predicted.cpu().double().numpy()
+        errors = None if expected is None else expected.cpu().double().numpy()
         seconds = (time.perf_counter() - began) / len(items)
         out, start = [], 0
         for item in items:
             stop = start + len(item.site_map.kinds)
             displacement = moved[start:stop]
+            uncertainty = None
+            if errors is not None:
+                uncertainty = np.zeros(len(item.atoms))
+                real = item.site_map.atom_index >= 0
+                uncertainty[item.site_map.atom_index[real]] = errors[start:stop][real]
             start = stop
             if not np.isfinite(displacement).all():
                 raise DeviceError(f"{self.model} gave numbers that are not finite: the weights are damaged")
@@ -307,6 +317,8 @@ class DefiNetRelaxer:
                 "definet_host": item.site_map.host.name,
                 "definet_defects": counts or "none",
             }
+            if uncertainty is not None:
+                relaxed.set_array("definet_uncertainty", uncertainty)
             if item.warnings:
                 relaxed.info["definet_warnings"] = "; ".join(item.warnings)
             out.append(
@@ -318,6 +330,7 @@ class DefiNetRelaxer:
                     warnings=item.warnings,
                     timings=item.timings | {"forward": seconds},
                     model=self.model,
+                    uncertainty=uncertainty,
                 )
             )
         return out

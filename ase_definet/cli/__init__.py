@@ -10,10 +10,13 @@ from typing import Any
 import click
 
 from ase_definet.cli.common import BadUsage, error_text
+from ase_definet.cli.data import data_group
+from ase_definet.cli.evaluate import evaluate_command
 from ase_definet.cli.inputs import vasp_command
 from ase_definet.cli.listings import hosts_command, models_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.relax import relax_command
+from ase_definet.cli.train import export_command, train_command
 from ase_definet.cli.weights import import_checkpoint_command
 from ase_definet.errors import DefiNetWarning
 
@@ -75,6 +78,10 @@ for command in (
     vasp_command,
     hosts_command,
     models_command,
+    evaluate_command,
+    data_group,
+    train_command,
+    export_command,
     import_checkpoint_command,
 ):
     cli.add_command(command)

@@ -42,6 +42,13 @@ def deliver(job: Job, result: RelaxResult, profile: str, *, overwrite: bool) -> 
         "timings": dict(result.timings),
         "warnings": [*result.warnings, *image_notes(job.source)],
     }
+    if result.uncertainty is not None:
+        doubtful = int(result.uncertainty.argmax())
+        record |= {
+            "mean_uncertainty": finite(result.uncertainty.mean()),
+            "largest_uncertainty": finite(result.uncertainty[doubtful]),
+            "largest_uncertainty_atom": doubtful,
+        }
     with _staged(job.output, result.atoms, output_format(job)):
         if job.vasp is not None:
             record["vasp"] = _write_input_set(job.vasp, result, profile, overwrite=overwrite)

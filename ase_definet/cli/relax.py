@@ -142,6 +142,7 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
             "moved",
             f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]}), {mean:.3f} Å on average",
         ),
+        *_doubt(result, record),
         *(("warning", text) for text in record["warnings"]),
     ]
     if verbose:
@@ -157,6 +158,15 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
         click.echo(str(job.source))
     for name, text in rows:
         click.echo(f"{'  ' if several else ''}{name:10s}{text}")
+
+
+def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say how far off the atoms may be, where the weights estimate that."""
+    if "mean_uncertainty" not in record:
+        return []
+    atom, largest = record["largest_uncertainty_atom"], record["largest_uncertainty"]
+    worst = f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]})"
+    return [("off by", f"{record['mean_uncertainty']:.3f} Å expected, {worst}")]
 
 
 def _progress(total: int, *, quiet: bool) -> AbstractContextManager[Callable[[], None]]:

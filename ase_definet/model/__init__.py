@@ -19,6 +19,20 @@ def predict_displacements(network: nn.Module, graph: DefectGraph) -> Tensor:
     Returns:
         Displacement of every site, shape ``(n_sites, 3)``, in Å.
     """
+    return predict(network, graph)[0]
+
+
+def predict(network: nn.Module, graph: DefectGraph) -> tuple[Tensor, Tensor | None]:
+    """Run either network on one graph or a batch of graphs, and ask it how sure it is.
+
+    Args:
+        network: A :class:`SiteNetwork` or a :class:`~ase_definet.model.definet.DefiNet`.
+        graph: A graph, or a batch made by torch-geometric.
+
+    Returns:
+        Displacement of every site, shape ``(n_sites, 3)``, and the expected length of its error, shape
+        ``(n_sites,)``, in Å; None where the weights have no such estimate.
+    """
     if isinstance(network, SiteNetwork):
         geometry = EdgeGeometry(
             graph.edge_index,
@@ -27,7 +41,7 @@ def predict_displacements(network: nn.Module, graph: DefectGraph) -> Tensor:
             graph.structure,
             graph.n_structures,
         )
-        out: Tensor = network(geometry, graph.numbers[:, None], graph.host_numbers, graph.kinds[:, None])[:, 0]
-        return out
+        moved, error = network.estimate(geometry, graph.numbers[:, None], graph.host_numbers, graph.kinds[:, None])
+        return moved[:, 0], None if error is None else error[:, 0]
     displacement: Tensor = network(graph)
-    return displacement
+    return displacement, None

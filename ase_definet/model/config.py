@@ -17,6 +17,17 @@ class SiteNetworkConfig:
         shortest: Centre of the first Gaussian, in Å.
         embedding: Size of the element, host-element and marker embeddings.
         neighbors: Typical number of neighbours; scales the messages.
+        near_cutoff: Longest pair of the messages at guessed distances, in Å, at most ``cutoff``; 0 for none of those.
+        near_features: Their channels.
+        near_radial: Their Gaussians over the distance.
+        dropout: Share of the inputs of updates, and of the channels heard, that training leaves out.
+        vector_products: Whether vectors act on each other and on the scalars of their site.
+        pooling: Whether sites hear the mean over the structure.
+        near_moves: Whether close neighbours meet where they have been guessed to be, or on ideal sites.
+        host_elements: Whether a site knows what the host has there.
+        site_gates: Whether what is on a site gates the messages it sends and hears.
+        zero_mean: Whether the mean displacement over real atoms is taken off.
+        error_hidden: Width of the estimate of each atom's error, fitted after training; 0 for none.
     """
 
     cutoff: float = 7.0
@@ -26,6 +37,17 @@ class SiteNetworkConfig:
     shortest: float = 0.8
     embedding: int = 16
     neighbors: float = 50.0
+    near_cutoff: float = 0.0
+    near_features: int = 32
+    near_radial: int = 16
+    dropout: float = 0.0
+    vector_products: bool = True
+    pooling: bool = True
+    near_moves: bool = True
+    host_elements: bool = True
+    site_gates: bool = True
+    zero_mean: bool = True
+    error_hidden: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ase_definet.model.near import NearTable
+
 N_PATHS = 5
 """Independent filters of one message: s->s, v->s, s->v, v->v (identity), v->v (along the edge)."""
+
+_FINE = 1 << 20
+"""Fractions of a supercell are told apart by this; denominators, at most its number of cells, are far smaller."""
 
 CHUNK_BYTES = 2 * 2**20
 """Working set of one chunk of edges in :meth:`EdgeGeometry.propagate`: about what a core's cache holds."""
@@ -39,6 +44,10 @@ class Geometry(Protocol):
 
     def propagate(self, filters: Tensor, field: Tensor) -> Tensor:
         """Sum the messages into every site."""
+        ...
+
+    def near(self, cutoff: float) -> NearTable:
+        """Return the neighbours of every site within a cutoff, in Å."""
         ...
 
     def total(self, values: Tensor) -> Tensor:
@@ -74,9 +83,11 @@ class EdgeGeometry:
     ) -> None:
         self.source, self.target = edge_index[0], edge_index[1]
         distance = edge_vector.norm(dim=1)
+        self.vector = edge_vector
         self.direction = edge_vector / distance.clamp_min(1e-12)[:, None]
         self.structure = structure
         self.n_structures = n_structures
+        self._near: dict[float, NearTable] = {}
         pair = host_numbers[self.target] * 256 + host_numbers[self.source]
         self.edge_class, self.class_distance, class_pair = _classify(pair, distance, tolerance)
         self.class_numbers = torch.stack([class_pair // 256, class_pair % 256], dim=1)
@@ -111,6 +122,12 @@ class EdgeGeometry:
             out.index_add_(0, self.target[part], message)
         return out
 
+    def near(self, cutoff: float) -> NearTable:
+        """Return the neighbours of every site within a cutoff, in Å."""
+        if cutoff not in self._near:
+            self._near[cutoff] = NearTable.of(self.source, self.target, self.vector, len(self.structure), cutoff)
+        return self._near[cutoff]
+
     def total(self, values: Tensor) -> Tensor:
         """Sum over the sites of each structure: ``(n_sites, ...)`` to ``(n_structures, ...)``."""
         out = values.new_zeros((self.n_structures, *values.shape[1:]))
@@ -122,10 +139,10 @@ class EdgeGeometry:
 
 
 class LatticeGeometry:
-    """The same messages on a perfect ``n1 x n2 x n3`` supercell, as products in reciprocal space.
+    """The same messages on a perfect supercell, as products in reciprocal space.
 
-    Sites are ordered cell by cell (last repeat quickest), and within a cell as in the primitive cell; the
-    batch dimension holds different occupations of the same host.
+    Sites are ordered cell by cell, and within a cell as in the primitive cell; the batch dimension holds different
+    occupations of the same host.
 
     Args:
         source: Source sublattice of each edge of one cell, shape ``(n_edges,)``.
@@ -133,7 +150,9 @@ class LatticeGeometry:
         cell_shift: Cell of the source, shape ``(n_edges, 3)``.
         edge_vector: From the target to the source, shape ``(n_edges, 3)``, in Å.
         host_numbers: Host element of each sublattice, shape ``(n_sub,)``.
-        repeats: Number of cells along each axis.
+        supercell: Integer matrix, rows in the primitive vectors, shape ``(3, 3)``.
+        cells: Its primitive cells, integers, shape ``(n_cells, 3)``.
+        waves: The wave vectors that fit into it, in reciprocal primitive vectors, shape ``(n_cells, 3)``.
         tolerance: As in :class:`EdgeGeometry`.
     """
 
@@ -144,27 +163,31 @@ class LatticeGeometry:
         cell_shift: Tensor,
         edge_vector: Tensor,
         host_numbers: Tensor,
-        repeats: tuple[int, int, int],
+        supercell: Tensor,
+        cells: Tensor,
+        waves: Tensor,
         tolerance: float = 1e-5,
     ) -> None:
         dtype = edge_vector.dtype
+        self._edges = (source, target, cell_shift, edge_vector)
+        self._supercell, self._cells = supercell, cells
+        self._near: dict[float, NearTable] = {}
+        self._device = torch.device("cpu")
         distance = edge_vector.norm(dim=1)
         e = (edge_vector / distance[:, None]).double()
         pair = host_numbers[target] * 256 + host_numbers[source]
         edge_class, self.class_distance, class_pair = _classify(pair, distance, tolerance)
         self.class_numbers = torch.stack([class_pair // 256, class_pair % 256], dim=1)
         self.n_sub = len(host_numbers)
-        self.n_cells = math.prod(repeats)
-        cells = torch.cartesian_prod(*(torch.arange(n) for n in repeats)).double()
-        size = torch.tensor(repeats, dtype=torch.float64)
-        kept, weights = _half_of(cells.long(), repeats)
-        waves = 2 * math.pi * cells[kept] / size
-        phase = waves @ cells.T
+        self.n_cells = len(cells)
+        kept, weights = _half_of(waves)
+        angles = 2 * math.pi * waves[kept].double()
+        phase = angles @ cells.double().T
         weight = (weights / self.n_cells)[:, None]
         self._forward = torch.cat([phase.cos(), -phase.sin()]).to(dtype)
         self._inverse = torch.cat([weight * phase.cos(), -weight * phase.sin()]).T.contiguous().to(dtype)
         self._n_waves = len(kept)
-        self._kernel = self._kernel_map(waves @ cell_shift.double().T, source, target, edge_class, e).to(dtype)
+        self._kernel = self._kernel_map(angles @ cell_shift.double().T, source, target, edge_class, e).to(dtype)
 
     def _kernel_map(self, angle: Tensor, source: Tensor, target: Tensor, edge_class: Tensor, e: Tensor) -> Tensor:
         """Build the constant matrix from (class, path) to (re/im, wave, target comp., source comp.)."""
@@ -185,7 +208,7 @@ class LatticeGeometry:
         return table.reshape(n_classes * N_PATHS, -1)
 
     def propagate(self, filters: Tensor, field: Tensor) -> Tensor:
-        """Sum the messages into every site; see :meth:`EdgeGeometry.propagate`: about what a core's cache holds."""
+        """Sum the messages into every site; see :meth:`EdgeGeometry.propagate`."""
         n_sites, batch, _, width = field.shape
         waves, n = self._n_waves, self.n_sub
         kernel = (filters.reshape(-1, width).T @ self._kernel).view(width, 2, waves, 4 * n, 4 * n)
@@ -196,6 +219,48 @@ class LatticeGeometry:
         out = torch.stack([torch.baddbmm(k_re @ re, k_im, im, alpha=-1), torch.baddbmm(k_re @ im, k_im, re)])
         out = out.view(2, width, waves, 4, n, batch).permute(0, 2, 4, 5, 3, 1)
         return (self._inverse @ out.reshape(2 * waves, -1)).view(n_sites, batch, 4, width)
+
+    def to(self, device: torch.device | str) -> LatticeGeometry:
+        """Move the operators to a device, in place."""
+        for name in ("class_distance", "class_numbers", "_forward", "_inverse", "_kernel"):
+            setattr(self, name, getattr(self, name).to(device))
+        self._device = torch.device(device)
+        self._near.clear()
+        return self
+
+    @classmethod
+    def repeated(
+        cls,
+        source: Tensor,
+        target: Tensor,
+        cell_shift: Tensor,
+        edge_vector: Tensor,
+        host_numbers: Tensor,
+        repeats: tuple[int, int, int],
+    ) -> LatticeGeometry:
+        """Build the geometry of ``n1 x n2 x n3`` cells, last repeat quickest."""
+        cells = torch.cartesian_prod(*(torch.arange(n) for n in repeats))
+        size = torch.tensor(repeats)
+        return cls(
+            source, target, cell_shift, edge_vector, host_numbers, torch.diag(size), cells, cells.double() / size
+        )
+
+    def near(self, cutoff: float) -> NearTable:
+        """Return the neighbours of every site within a cutoff, in Å."""
+        if cutoff not in self._near:
+            source, target, shift, vector = self._edges
+            inverse = torch.linalg.inv(self._supercell.double())
+            fine = (self._cells[:, None] + shift[None]).double() @ inverse  # (cells, edges, 3)
+            owner = (_key(fine)[..., None] == _key(self._cells.double() @ inverse)).long().argmax(-1)
+            first = torch.arange(self.n_cells)[:, None] * self.n_sub
+            self._near[cutoff] = NearTable.of(
+                (owner * self.n_sub + source).reshape(-1),
+                (first + target).reshape(-1),
+                vector.repeat(self.n_cells, 1),
+                self.n_cells * self.n_sub,
+                cutoff,
+            ).to(self._device)
+        return self._near[cutoff]
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the sites: ``(n_sites, ...)`` to ``(1, ...)``."""
@@ -222,12 +287,15 @@ def _classify(pair: Tensor, distance: Tensor, tolerance: float) -> tuple[Tensor,
     return edge_class, total / count, sorted_pair[new]
 
 
-def _half_of(waves: Tensor, repeats: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def _key(fractions: Tensor) -> Tensor:
+    """Name points modulo the lattice by one integer each."""
+    fine = torch.round((fractions % 1) * _FINE).long() % _FINE
+    return (fine * torch.tensor([_FINE * _FINE, _FINE, 1])).sum(-1)
+
+
+def _half_of(waves: Tensor) -> tuple[Tensor, Tensor]:
     """Keep one of each pair of conjugate waves; return their indices and weights."""
-    size = torch.tensor(repeats)
-    strides = torch.tensor([repeats[1] * repeats[2], repeats[2], 1])
-    own = (waves * strides).sum(1)
-    conjugate = ((-waves) % size * strides).sum(1)
-    kept = torch.nonzero(own <= conjugate).squeeze(1)
-    weights = torch.where(own == conjugate, 1.0, 2.0).double()[kept]
+    first, second = _key(waves.double()), _key(-waves.double())
+    kept = torch.nonzero(first <= second).squeeze(1)
+    weights = torch.where(first == second, 1.0, 2.0).double()[kept]
     return kept, weights

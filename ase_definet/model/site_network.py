@@ -1,20 +1,24 @@
 """The network this problem deserves: equivariant, on ideal host geometry, read out once.
 
-Differences from the published network (:mod:`ase_definet.model.definet`): sites never move between layers,
-so filters depend only on the few distinct edge lengths of a host; a site knows both what is on it and what the
-host has there; messages are depth-wise convolutions of a scalar and a vector field, mixing happens on the
-sites; the mean displacement over real atoms is zero by construction.
+Differences from the published network (:mod:`ase_definet.model.definet`): the long-range messages stay on the
+host's sites, so their filters depend only on the few distinct edge lengths of a host; a site knows both what is on
+it and what the host has there; messages are depth-wise convolutions of a scalar and a vector field, mixing happens
+on the sites; the mean displacement over real atoms is zero by construction. Between layers, close neighbours meet at
+the distances they have after the move guessed so far (:mod:`ase_definet.model.near`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.geometry import N_PATHS, Geometry
+from ase_definet.model.near import NearMessages
 
 N_ELEMENTS = 119
 """Rows of an element table: 0 is an empty site, the rest are atomic numbers."""
@@ -36,10 +40,17 @@ class SiteNetwork(nn.Module):
         self.kind = nn.Embedding(3, embedding)
         self.start = nn.Linear(3 * embedding, width)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        between = config.layers - 1 if config.near_cutoff > 0 else 0
+        self.near = nn.ModuleList(NearMessages(config) for _ in range(between))
         self.norm = nn.LayerNorm(width)
         self.gate = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.read_out = nn.Linear(width, 1, bias=False)
         nn.init.normal_(self.read_out.weight, std=0.1 / math.sqrt(width))
+        self.error = (
+            nn.Sequential(nn.Linear(2 * width + 1, config.error_hidden), nn.SiLU(), nn.Linear(config.error_hidden, 1))
+            if config.error_hidden
+            else None
+        )
 
     def forward(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> Tensor:
         """Predict the displacement of every site.
@@ -53,18 +64,67 @@ class SiteNetwork(nn.Module):
         Returns:
             Displacements, shape ``(n_sites, batch, 3)``, in Å; zero on empty sites, zero mean over atoms.
         """
+        return self.stages(geometry, numbers, host_numbers, kinds)[-1]
+
+    def stages(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> list[Tensor]:
+        """Return the displacements guessed between layers and last the prediction; see :meth:`forward`."""
+        return self._run(geometry, numbers, host_numbers, kinds)[0]
+
+    def estimate(
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the displacements and how far off they may be; see :meth:`forward`.
+
+        Returns:
+            Displacements, and the expected length of each one's error, shape ``(n_sites, batch)``, in Å; None where
+            these weights have no such estimate.
+        """
+        moved, features = self.with_features(geometry, numbers, host_numbers, kinds)
+        return moved, None if self.error is None else self.expected_error(features)
+
+    def with_features(
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the displacements and what their error is estimated from, shape ``(n_sites, batch, 2 F + 1)``."""
+        stages, hidden = self._run(geometry, numbers, host_numbers, kinds)
+        ones = hidden.new_ones(hidden.shape[0], 1, 1)
+        pooled = geometry.spread(geometry.total(hidden) / geometry.total(ones)).expand_as(hidden)
+        length = (stages[-1].square().sum(-1, keepdim=True) + 1e-8).sqrt()
+        return stages[-1], torch.cat([hidden, pooled, length.log()], dim=-1)
+
+    def expected_error(self, features: Tensor) -> Tensor:
+        """Return the expected error of features, in Å."""
+        if self.error is None:
+            raise RuntimeError("these weights have no estimate of their error")
+        logarithm: Tensor = self.error(features).squeeze(-1)
+        return logarithm.clamp(-12, 2).exp()
+
+    def _run(
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the stages and the scalars of the last layer, normalised."""
         host = self.host_element(host_numbers)[:, None].expand(-1, numbers.shape[1], -1)
+        if not self.config.host_elements:
+            host = torch.zeros_like(host)
         site = self.start(torch.cat([self.element(numbers), host, self.kind(kinds)], dim=-1))
         scalars = site
         vectors = site.new_zeros(*site.shape[:2], 3, site.shape[2])
-        for layer in self.layers:
+        real = (numbers > 0).to(site.dtype)[..., None]
+        guesses = []
+        for number, layer in enumerate(self.layers):
+            if number and self.near:
+                near: Any = self.near[number - 1]
+                guesses.append(near.guess(scalars, vectors) * real)
+                place = guesses[-1] if self.config.near_moves else torch.zeros_like(guesses[-1])
+                scalars, vectors = near(geometry.near(self.config.near_cutoff), place, scalars, vectors)
             scalars, vectors = layer(geometry, site, scalars, vectors)
-        gate = self.gate(self.norm(scalars))
+        hidden = self.norm(scalars)
+        gate = self.gate(hidden)
         displacement = self.read_out(gate[:, :, None] * vectors).squeeze(-1)
-        real = (numbers > 0).to(displacement.dtype)[..., None]
-        mean = geometry.total(displacement * real) / geometry.total(real).clamp_min(1)
-        out: Tensor = (displacement - geometry.spread(mean)) * real
-        return out
+        if self.config.zero_mean:
+            mean = geometry.total(displacement * real) / geometry.total(real).clamp_min(1)
+            displacement = displacement - geometry.spread(mean)
+        return [*guesses, displacement * real], hidden
 
 
 class _Layer(nn.Module):
@@ -74,6 +134,9 @@ class _Layer(nn.Module):
         super().__init__()
         width = config.features
         self.width = width
+        self.dropout = config.dropout
+        self.pooling, self.vector_products = config.pooling, config.vector_products
+        self.site_gates = config.site_gates
         self.filters = _Filters(config)
         self.norm_in = nn.LayerNorm(width)
         self.scalar_in = nn.Linear(width, 2 * width)
@@ -95,21 +158,31 @@ class _Layer(nn.Module):
         width = self.width
         hidden = self.norm_in(scalars)
         sent, gate = self.scalar_in(hidden).split(width, dim=-1)
-        sent = sent * self.site_in(site)
+        if self.site_gates:
+            sent = sent * self.site_in(site)
         sent_vectors = self.vector_in(vectors) * gate[:, :, None]
         field = torch.cat([sent[:, :, None], sent_vectors], dim=2)
         heard = geometry.propagate(self.filters(geometry), field)
-        gate_scalar, gate_vector = self.site_out(site).split(width, dim=-1)
-        ones = scalars.new_ones(scalars.shape[0], 1, 1)
-        pooled = self.pool(geometry.total(hidden) / geometry.total(ones))
-        scalars = scalars + self.scalar_out(heard[:, :, 0] * gate_scalar) + geometry.spread(pooled)
-        vectors = vectors + self.vector_out(heard[:, :, 1:] * gate_vector[:, :, None])
+        if self.training and self.dropout:  # whole channels of a site, or a vector would lose its direction
+            heard = heard * functional.dropout(torch.ones_like(heard[:, :, :1]), self.dropout)
+        heard_scalars, heard_vectors = heard[:, :, 0], heard[:, :, 1:]
+        if self.site_gates:
+            gate_scalar, gate_vector = self.site_out(site).split(width, dim=-1)
+            heard_scalars, heard_vectors = heard_scalars * gate_scalar, heard_vectors * gate_vector[:, :, None]
+        scalars = scalars + self.scalar_out(heard_scalars)
+        if self.pooling:
+            ones = scalars.new_ones(scalars.shape[0], 1, 1)
+            scalars = scalars + geometry.spread(self.pool(geometry.total(hidden) / geometry.total(ones)))
+        vectors = vectors + self.vector_out(heard_vectors)
 
         left, right = self.vector_mix(vectors).split(width, dim=-1)
         length = (right.square().sum(2) + 1e-6).sqrt()
         # of degree one in the vectors: a plain product, fed back layer by layer, can blow up in training
         product = (left * right).sum(2) / (1 + left.square().sum(2)).sqrt()
-        mixed = self.update(torch.cat([self.norm_update(scalars), length, product], dim=-1))
+        if not self.vector_products:
+            product = torch.zeros_like(product)
+        known = torch.cat([self.norm_update(scalars), length, product], dim=-1)
+        mixed = self.update(functional.dropout(known, self.dropout, self.training))
         add, scale, turn = mixed.split(width, dim=-1)
         return scalars + add + scale * product, vectors + turn[:, :, None] * left
 

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 
 from ase_definet.checkpoint import save_checkpoint, write_card
+from ase_definet.model.config import DefiNetConfig
+from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train.loop import Run
+from ase_definet.train.uncertainty import FOLDS, fit_uncertainty
 
-ATTRIBUTION = (
-    "Trained on 2DMD: Z. Yang and L. Shen, DefiNet Dataset, Zenodo 14027373, CC BY 4.0 "
-    "(doi:10.5281/zenodo.14027373); structures from Huang et al., npj 2D Mater. Appl. 7, 6 (2023). "
-    "Method: Yang et al., npj Comput. Mater. 11, 229 (2025)."
+LIMITS = (
+    "Fixed cells, hosts and kinds of defects as in the training data. A symmetry of structure and host that DFT "
+    "would break is kept: no deterministic equivariant network can choose."
 )
 
 
@@ -33,11 +34,10 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
     """
     hosts: dict[str, dict[str, Any]] = {}
     elements: set[str] = set()
-    for subset_name, subset in run.sets.items():
-        host = subset_name.split("-", 1)[1]
-        train = subset.indices("train")
-        numbers = subset.numbers[torch.as_tensor(train)].numpy()
-        base = np.broadcast_to(subset.host_numbers.numpy(), numbers.shape)
+    for group, train in zip(run.groups, run.train_pairs, strict=True):
+        host = group.host
+        numbers = group.numbers[train]
+        base = np.broadcast_to(group.host_numbers, numbers.shape)
         defective = numbers != base
         pairs = np.unique(np.stack([numbers[defective], base[defective]]), axis=1).T
         defects = {f"{chemical_symbols[z] if z else 'V'}_{chemical_symbols[h]}" for z, h in pairs}
@@ -53,34 +53,42 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
         ]
         entry["defects"] = sorted(set(entry["defects"]) | defects)
         entry["training_pairs"] += len(train)
+    published = isinstance(run.config.model, DefiNetConfig)
     return {
         "name": name,
         "version": version,
         "date": datetime.now(tz=UTC).date().isoformat(),
-        "architecture": "site network on ideal host geometry",
-        "parameters": sum(p.numel() for p in run.net.parameters()),
-        "attribution": ATTRIBUTION,
-        "license": "MIT (weights); data CC BY 4.0",
-        "training": {"elements": sorted(elements), "hosts": hosts, "steps": run.step, "batch": run.config.batch},
+        "architecture": "DefiNet as published" if published else "site network on ideal host geometry",
+        "parameters": sum(p.numel() for p in run.network.parameters()),
+        "attribution": run.config.attribution or f"Trained on {Path(run.config.data).name}.",
+        "license": run.config.license,
+        "training": {
+            "elements": sorted(elements),
+            "hosts": hosts,
+            "steps": run.step,
+            "batch": run.config.batch,
+            "data_sha256": run.pack.sha256,
+            "config": run.config.plain(),
+        },
         "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
         "units": "Å: mae over all atoms, a3 within 3 Å of a defect, dummy: the ideal sites as the prediction",
-        "limits": (
-            "Neutral cells at the fixed PBE lattice of the six hosts. Planar h-BN stays planar: its buckling, "
-            "up or down, breaks a symmetry that no deterministic equivariant network can break."
-        ),
+        "limits": LIMITS,
     }
 
 
-def export_weights(run: Run, directory: Path, name: str, version: str) -> Path:
-    """Write a run's averaged weights and their card as ``NAME.safetensors`` and ``NAME.json``.
+def export_weights(run: Run, path: Path, name: str, version: str) -> Path:
+    """Write a run's averaged weights and, beside them, their card; fit the estimate of their error first.
 
     Args:
         run: The run.
-        directory: Where to; existing files of this name are replaced.
+        path: ``*.safetensors``; it and the ``*.json`` beside it are replaced.
         name: Name of the weights.
         version: Version of the weights.
     """
     card = build_card(run, name, version)
-    path = save_checkpoint(directory / f"{name}.safetensors", run.average, card, overwrite=True)
+    network = run.average
+    if isinstance(network, SiteNetwork) and sum(len(g.indices("val")) for g in run.groups) >= FOLDS:
+        network, card["uncertainty"] = fit_uncertainty(network, run.batches)
+    save_checkpoint(path, network, card, overwrite=True)
     write_card(path, overwrite=True)
     return path

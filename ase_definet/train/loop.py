@@ -1,8 +1,8 @@
-"""Train a site network: one process, exact resume, a validation table as it goes.
+"""Train a network: exact resume, any number of devices, a validation table as it goes.
 
-Every step takes one batch of structures of one host, because those share their geometry. The order of
-the data follows from the seed and the counters in the checkpoint alone, so that a killed run goes on exactly
-where its last checkpoint was.
+Every step takes one batch of structures on the same sites, because those share their geometry. The order of the
+data and the dropout follow from the seed and the counters in the checkpoint alone, so that a killed run goes on
+exactly where its last checkpoint was. Devices, processes and precision are Lightning Fabric's.
 """
 
 from __future__ import annotations
@@ -12,73 +12,52 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from ase_definet.checkpoint import load_checkpoint
+from ase_definet.data import Group, Pack
+from ase_definet.errors import CheckpointError, TrainingError
 from ase_definet.model.config import SiteNetworkConfig
+from ase_definet.model.definet import DefiNet
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.train.occupations import OccupationSet
+from ase_definet.train.batches import SiteBatches
+from ase_definet.train.config import ModelConfig, TrainConfig, make_config, with_model
 
-_CLIP = 1.0
-"""Largest norm of the gradient."""
+Array: TypeAlias = NDArray[Any]
+
+LAST = "last.pt"
 _MAX_SKIPPED = 20
 """Steps without a finite gradient that a run survives."""
+_VALIDATION_BATCH = 32
+_MAY_CHANGE = {
+    "data",
+    "out",
+    "steps",
+    "check",
+    "save",
+    "check_size",
+    "accelerator",
+    "devices",
+    "nodes",
+    "init",
+    "decay",
+    "attribution",
+    "license",
+}
+"""Values that a resumed run may have other than its checkpoint."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """Everything a run depends on.
-
-    Attributes:
-        data: Folder of packed subsets (``*.npz``).
-        out: Folder for checkpoints and logs.
-        weights: Share of the steps that each subset gets, by name (``high-MoS2``).
-        model: Sizes of the network.
-        steps: Length of the run.
-        batch: Structures a step.
-        rate: Peak learning rate.
-        warmup: Steps of linear warm-up.
-        decay: Last share of the run over which the rate falls to zero.
-        weight_decay: Decoupled weight decay.
-        ema: Decay of the moving average of the weights.
-        seed: Of initial weights and data order.
-        check: Steps between validations.
-        save: Steps between checkpoints.
-        check_size: Structures a subset in the running validation.
-        device: Where to run.
-    """
-
-    data: str
-    out: str
-    weights: dict[str, float]
-    model: SiteNetworkConfig = field(default_factory=SiteNetworkConfig)
-    steps: int = 30000
-    batch: int = 16
-    rate: float = 2e-3
-    warmup: int = 500
-    decay: float = 0.4
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    seed: int = 0
-    check: int = 1000
-    save: int = 500
-    check_size: int = 96
-    device: str = "cpu"
-
-
-def rate_at(config: TrainConfig, step: int) -> float:
-    """Return the learning rate at a step: warm-up, plateau, then a cosine to zero."""
-    falling = config.steps * (1 - config.decay)
-    if step < config.warmup:
-        return config.rate * (step + 1) / config.warmup
-    if step < falling:
-        return config.rate
-    return config.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - falling) / (config.steps - falling))))
+def build_network(model: ModelConfig) -> nn.Module:
+    """Return a new network of these sizes."""
+    return SiteNetwork(model) if isinstance(model, SiteNetworkConfig) else DefiNet(model)
 
 
 def loss_of(predicted: Tensor, target: Tensor, real: Tensor) -> Tensor:
@@ -87,119 +66,172 @@ def loss_of(predicted: Tensor, target: Tensor, real: Tensor) -> Tensor:
     return (length.sum(0) / real.sum(0)).mean()
 
 
+class _Stages(nn.Module):
+    """What Fabric wraps: a network fed by batches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batches: SiteBatches, numbers: Tensor, kinds: Tensor) -> list[Tensor]:
+        return batches.predict(self.network, numbers, kinds)
+
+
 class Run:
-    """A training run and all of its state."""
+    """A training run and all of its state.
 
-    def __init__(self, config: TrainConfig) -> None:
+    Args:
+        config: What to do.
+        fabric: Devices to do it on, launched; by default as the config says.
+
+    Raises:
+        TrainingError: The data do not hold what the config asks for.
+    """
+
+    def __init__(self, config: TrainConfig, fabric: Fabric | None = None) -> None:
+        self.fabric = fabric or make_fabric(config)
+        initial = load_checkpoint(config.init) if config.init else None
+        if initial is not None:
+            config = with_model(config, _with_dropout(initial.config, config.model))
         self.config = config
+        self.pack = Pack.open(config.data)
+        self.groups = _chosen_groups(self.pack, config)
+        self.shares = _shares(self.groups, config)
         torch.manual_seed(config.seed)
-        self.device = torch.device(config.device)
-        self.net = SiteNetwork(config.model).to(self.device)
-        self.average = SiteNetwork(config.model).to(self.device)
-        self.average.load_state_dict(self.net.state_dict())
-        self.average.requires_grad_(requires_grad=False)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        network = build_network(config.model)
+        average = build_network(config.model)
+        if initial is not None:
+            network.load_state_dict(initial.model.state_dict())
+        average.load_state_dict(network.state_dict())
+        self.network = network
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
-        self.sets = {
-            name: OccupationSet(Path(config.data) / f"{name}.npz", config.model.cutoff, self.device)
-            for name in config.weights
-        }
+        self.stages, self.optimizer = self.fabric.setup(_Stages(network), optimizer)
+        self.average = average.to(self.fabric.device).requires_grad_(requires_grad=False).eval()
+        self.batches = [SiteBatches(group, config.model, self.fabric.device) for group in self.groups]
+        self.train_pairs = [_fraction(group.indices("train"), config) for group in self.groups]
+        if not any(len(pairs) for pairs in self.train_pairs):
+            raise TrainingError(f"{config.data}: no training pairs in {', '.join(g.subset for g in self.groups)}")
         self.step = 0
-        self.skipped = 0
-        self.norms: list[float] = []
-        self.drawn = dict.fromkeys(config.weights, 0)
+        self.drawn = [0] * len(self.groups)
+        self.scale, self.best, self.stale, self.skipped = 1.0, math.inf, 0, 0
+        self.seconds = 0.0
+        self.table: dict[str, dict[str, float]] = {}
         self.out = Path(config.out)
-        self.out.mkdir(parents=True, exist_ok=True)
 
-    def _next_subset(self) -> str:
-        """Pick the subset that is furthest behind its share."""
-        total = sum(self.config.weights.values())
-        share = {k: w / total for k, w in self.config.weights.items()}
-        return max(share, key=lambda k: share[k] * (self.step + 1) - self.drawn[k])
+    def rate(self) -> float:
+        """Return the learning rate of the next step."""
+        config, step = self.config, self.step
+        if step < config.warmup:
+            return config.rate * (step + 1) / config.warmup
+        if config.schedule == "plateau":
+            return config.rate * self.scale
+        falling = config.steps * (1 - config.decay)
+        share = min(1.0, max(0.0, (step - falling) / max(config.steps - falling, 1)))
+        return config.rate * 0.5 * (1 + math.cos(math.pi * share))
 
-    def _next_batch(self, name: str) -> np.ndarray:
-        """Return the next indices of a subset's training pairs, shuffled anew every epoch."""
-        train = self.sets[name].indices("train")
-        first = self.drawn[name] * self.config.batch
+    def _next_group(self) -> int:
+        """Pick the group that is furthest behind its share."""
+        behind = [share * (self.step + 1) - n for share, n in zip(self.shares, self.drawn, strict=True)]
+        return int(np.argmax(behind))
+
+    def _next_pairs(self, which: int) -> Array:
+        """Return the next training pairs of a group, shuffled anew every epoch."""
+        pairs = self.train_pairs[which]
+        first = self.drawn[which] * self.config.batch
         wanted = np.arange(first, first + self.config.batch)
-        tag = sorted(self.sets).index(name)
         out = []
-        for epoch in np.unique(wanted // len(train)):
-            order = np.random.default_rng([self.config.seed, tag, int(epoch)]).permutation(train)
-            out.append(order[wanted[wanted // len(train) == epoch] % len(train)])
+        for epoch in np.unique(wanted // len(pairs)):
+            order = np.random.default_rng([self.config.seed, which, int(epoch)]).permutation(pairs)
+            out.append(order[wanted[wanted // len(pairs) == epoch] % len(pairs)])
         return np.concatenate(out)
 
     def advance(self) -> float:
         """Take one step; return its loss in Å."""
-        name = self._next_subset()
-        chosen = self._next_batch(name)
-        subset = self.sets[name]
-        numbers, kinds, target, real = subset.batch(chosen)
-        predicted = self.net(subset.geometry, numbers, subset.host_numbers, kinds)
-        loss = loss_of(predicted, target, real)
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        which = self._next_group()
+        chosen = self._next_pairs(which)[rank::world]
+        batches = self.batches[which]
+        # dropout depends on the counters only, so that a resumed run repeats it
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * world + rank)
+        self.network.train()
+        numbers, kinds, target, real = batches.batch(chosen)
+        *guesses, predicted = self.stages(batches, numbers, kinds)
+        loss = total = loss_of(predicted, target, real)
+        if guesses and self.config.auxiliary:
+            early = torch.stack([loss_of(guess, target, real) for guess in guesses]).mean()
+            total = loss + self.config.auxiliary * early
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), _CLIP)
-        self.norms.append(float(norm))
-        if not math.isfinite(self.norms[-1]):
+        self.fabric.backward(total)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        if not bool(torch.isfinite(norm)):
             self.skipped += 1
             if self.skipped > _MAX_SKIPPED:
-                raise FloatingPointError(
+                raise TrainingError(
                     f"{self.skipped} steps without a finite gradient by step {self.step}: lower the learning rate"
                 )
             self.optimizer.zero_grad(set_to_none=True)
+        rate = self.rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.config, self.step)
-            group["weight_decay"] = self.config.weight_decay
+            group["lr"] = rate
         self.optimizer.step()
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
-        self.drawn[name] += 1
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        self.drawn[which] += 1
         self.step += 1
         return float(loss.detach())
 
     @torch.no_grad()
     def validate(self, limit: int | None = None) -> dict[str, dict[str, float]]:
-        """Return the coordinate MAE over all atoms and within 3 Å of a defect, in Å, by subset."""
+        """Return the coordinate MAE of the averaged weights on validation pairs, in Å, by subset.
+
+        Args:
+            limit: Most pairs a group; all by default.
+
+        Returns:
+            ``mae`` of all atoms, ``a3`` within 3 Å of a defect, and ``dummy`` and ``dummy_a3`` of the ideal sites.
+        """
+        sums: dict[str, Tensor] = {}
+        for group, batches in zip(self.groups, self.batches, strict=True):
+            chosen = np.random.default_rng(0).permutation(group.indices("val"))[:limit]
+            mine = chosen[self.fabric.global_rank :: self.fabric.world_size]
+            for start in range(0, len(mine), _VALIDATION_BATCH):
+                part = _errors(self.average, batches, mine[start : start + _VALIDATION_BATCH])
+                sums[group.subset] = sums.get(group.subset, 0) + part
         table = {}
-        for name, subset in self.sets.items():
-            chosen = subset.indices("val")
-            chosen = chosen[:: max(1, len(chosen) // limit)] if limit else chosen
-            all_atoms, near, dummy, dummy_near = [], [], [], []
-            for start in range(0, len(chosen), 32):
-                part = chosen[start : start + 32]
-                numbers, kinds, target, real = subset.batch(part)
-                predicted = self.average(subset.geometry, numbers, subset.host_numbers, kinds)
-                error = (predicted - target).abs().mean(-1)
-                close = subset.near(kinds, 3.0) * real
-                all_atoms.append((error * real).sum(0) / real.sum(0))
-                near.append((error * close).sum(0) / close.sum(0))
-                unrelaxed = target.abs().mean(-1)
-                dummy.append((unrelaxed * real).sum(0) / real.sum(0))
-                dummy_near.append((unrelaxed * close).sum(0) / close.sum(0))
-            table[name] = {
-                "mae": float(torch.cat(all_atoms).mean()),
-                "a3": float(torch.cat(near).mean()),
-                "dummy": float(torch.cat(dummy).mean()),
-                "dummy_a3": float(torch.cat(dummy_near).mean()),
-            }
+        for name in sorted({group.subset for group in self.groups}):
+            own = sums.get(name, torch.zeros(6, device=self.fabric.device))
+            whole: Any = self.fabric.all_reduce(own, reduce_op="sum")
+            values = whole.tolist()
+            n, n_near = values[4:]
+            if n:
+                keys = {"mae": n, "a3": n_near, "dummy": n, "dummy_a3": n_near}
+                table[name] = {k: v / max(m, 1) for (k, m), v in zip(keys.items(), values, strict=False)}
         return table
 
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
         return {
+            "config": json.dumps(self.config.plain()),
+            "data": self.pack.sha256,
             "step": self.step,
             "drawn": self.drawn,
-            "net": self.net.state_dict(),
+            "plateau": [self.scale, self.best, self.stale],
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def save(self) -> None:
         """Write a checkpoint: to a new file, synced, then renamed over the last one."""
-        path = self.out / "last.pt"
+        if self.fabric.global_rank:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / LAST
         fresh = path.with_suffix(".new")
         with fresh.open("wb") as stream:
             torch.save(self.state(), stream)
@@ -208,53 +240,174 @@ class Run:
         fresh.replace(path)
 
     def resume(self) -> bool:
-        """Go on from the last checkpoint, if there is one."""
-        path = self.out / "last.pt"
+        """Go on from the last checkpoint, if there is one.
+
+        Raises:
+            TrainingError: It cannot be read, or is that of a run with other settings or data.
+        """
+        path = self.out / LAST
         if not path.exists():
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.net.load_state_dict(state["net"])
+        try:
+            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            before = make_config(json.loads(state["config"])).plain()  # settings it did not know have their defaults
+        except Exception as error:  # damaged files raise anything
+            raise TrainingError(f"{path}: cannot be read ({error}); delete it to start anew") from error
+        now = self.config.plain()
+        differ = [k for k in now if before[k] != now[k] and k not in _MAY_CHANGE]
+        if state["data"] != self.pack.sha256:
+            differ.append("data (its content)")
+        if differ:
+            raise TrainingError(
+                f"{path} is the checkpoint of a run with another {', '.join(differ)}; give another `out`, or its "
+                "settings"
+            )
+        self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.drawn = state["step"], state["drawn"]
+        self.step, self.drawn = state["step"], list(state["drawn"])
+        self.scale, self.best, self.stale = state["plateau"]
+        self.seconds, self.skipped = state["seconds"], state["skipped"]
         return True
 
+    def follow(self, table: dict[str, dict[str, float]]) -> None:
+        """Let the ``plateau`` schedule see a validation table."""
+        if not table:
+            return
+        average = float(np.mean([row["mae"] for row in table.values()]))
+        self.stale = 0 if average < self.best else self.stale + 1
+        self.best = min(self.best, average)
+        if self.stale > self.config.patience:
+            self.scale *= self.config.factor
+            self.stale = 0
 
-def train(config: TrainConfig) -> Run:
-    """Train to the end, resuming from the last checkpoint in ``config.out``."""
-    run = Run(config)
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Return the devices of a config, not launched yet where they are several."""
+    if config.tf32:
+        torch.set_float32_matmul_precision("high")
+    several = config.devices * config.nodes > 1
+    return Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if several else "auto",
+        precision=config.precision,
+    )
+
+
+def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda _run, _loss: None) -> Run:
+    """Train to the end, resuming from the last checkpoint in ``config.out``.
+
+    Args:
+        config: What to do.
+        progress: Called after every step with the run and the step's loss.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        TrainingError: The run cannot be set up or resumed, or it diverged.
+    """
+    fabric = make_fabric(config)
+    fabric.launch()
+    run = Run(config, fabric)
     run.resume()
-    (run.out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-    log = run.out / "log.csv"
+    if fabric.global_rank == 0:
+        run.out.mkdir(parents=True, exist_ok=True)
+        (run.out / "config.json").write_text(json.dumps(run.config.plain(), indent=1) + "\n")
     losses: list[float] = []
-    began = time.perf_counter()
+    began = time.perf_counter() - run.seconds
     while run.step < config.steps:
-        losses.append(run.advance())
-        if run.step % config.save == 0 or run.step == config.steps:
-            run.save()
-        if run.step % config.check == 0 or run.step == config.steps:
-            table = run.validate(None if run.step == config.steps else config.check_size)
-            row: dict[str, Any] = {
-                "step": run.step,
-                "seconds": round(time.perf_counter() - began, 1),
-                "rate": rate_at(config, run.step),
-                "loss": round(float(np.mean(losses)), 5),
-                "gradient": round(float(np.median(run.norms)), 4),
-                "gradient_max": round(float(np.max(run.norms)), 4),
-            }
-            run.norms.clear()
-            row |= {
-                f"{name} {key}": round(v, 5)
-                for name, r in table.items()
-                for key, v in r.items()
-                if not key.startswith("dummy")
-            }
+        loss = run.advance()
+        losses.append(loss)
+        run.seconds = time.perf_counter() - began
+        done = run.step == config.steps
+        if run.step % config.check == 0 or done:
+            table = run.validate(None if done else config.check_size)
+            run.follow(table)
+            run.table = table
+            if fabric.global_rank == 0:
+                _log(run, float(np.mean(losses)), table)
             losses.clear()
-            new = not log.exists()
-            with log.open("a", newline="") as stream:
-                writer = csv.DictWriter(stream, list(row))
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
-            print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)  # noqa: T201
+        if run.step % config.save == 0 or done:
+            run.save()
+        progress(run, loss)
+    run.table = run.table or run.validate()  # a finished run that is resumed has nothing else to do
     return run
+
+
+def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
+    """Append a row to ``log.csv``, drop rows of a future that a killed run did not keep, and tell TensorBoard."""
+    row: dict[str, Any] = {"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), "loss": loss}
+    row |= {f"{name} {key}": table[name][key] for name in table for key in ("mae", "a3")}
+    path = run.out / "log.csv"
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as stream:
+            kept = [old for old in csv.DictReader(stream) if int(old["step"]) < run.step]
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys([k for old in kept for k in old] + list(row))))
+        writer.writeheader()
+        writer.writerows([*kept, {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}])
+    fresh.replace(path)
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
+    except ImportError:
+        return
+    with SummaryWriter(str(run.out / "tensorboard")) as board:
+        for key, value in row.items():
+            board.add_scalar(key, value, run.step)
+
+
+def _errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Tensor:
+    """Return sums over structures: MAE, A3, both of the ideal sites, structures, structures with atoms near."""
+    numbers, kinds, target, real = batches.batch(chosen)
+    predicted = batches.predict(network, numbers, kinds)[-1]
+    close = batches.near(kinds, 3.0) * real
+    has_close = (close.sum(0) > 0).float()
+    columns = []
+    for error in ((predicted - target).abs().mean(-1), target.abs().mean(-1)):
+        columns.append(((error * real).sum(0) / real.sum(0)).sum())
+        columns.append(((error * close).sum(0) / close.sum(0).clamp_min(1)).sum())
+    count = torch.tensor(float(len(chosen)), device=predicted.device)
+    return torch.stack([*columns, count, has_close.sum()])
+
+
+def _chosen_groups(pack: Pack, config: TrainConfig) -> list[Group]:
+    unknown = sorted(set(config.shares) - set(pack.subsets))
+    if unknown:
+        raise TrainingError(f"shares name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}")
+    wanted = [name for name, share in config.shares.items() if share > 0] or list(pack.subsets)
+    return [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))] or list(
+        pack.groups
+    )
+
+
+def _shares(groups: list[Group], config: TrainConfig) -> Array:
+    """Return the share of the steps of each group; those of a subset go by their numbers of pairs."""
+    pairs = np.array([len(group.indices("train")) for group in groups], dtype=float)
+    names = [group.subset for group in groups]
+    whole = {name: sum(n for n, own in zip(pairs, names, strict=True) if own == name) for name in names}
+    share = {name: config.shares.get(name, 0.0) if config.shares else math.sqrt(whole[name]) for name in names}
+    out = np.array([share[name] * n / max(whole[name], 1) for name, n in zip(names, pairs, strict=True)])
+    return np.asarray(out / max(out.sum(), 1e-12))
+
+
+def _fraction(pairs: Array, config: TrainConfig) -> Array:
+    if config.fraction == 1 or not len(pairs):
+        return pairs
+    kept = max(1, round(config.fraction * len(pairs)))
+    return np.sort(np.random.default_rng(0).permutation(pairs)[:kept])
+
+
+def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:
+    """Take over the sizes of given weights, but the dropout of the run."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    if not isinstance(given, SiteNetworkConfig):
+        if isinstance(wanted, SiteNetworkConfig) and wanted.dropout:
+            raise CheckpointError("dropout is not known to the published network; set it to 0")
+        return given  # type: ignore[no-any-return]
+    return replace(given, dropout=wanted.dropout if isinstance(wanted, SiteNetworkConfig) else 0.0)

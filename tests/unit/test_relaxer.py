@@ -220,14 +220,14 @@ def test_relax_many_reads_lazily(relaxer, mos2):
 
 
 def test_out_of_memory_halves_the_batch(relaxer, mos2, monkeypatch):
-    real = relaxer_module.predict_displacements
+    real = relaxer_module.predict
 
     def scarce(network, graph):
         if graph.n_structures > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(network, graph)
 
-    monkeypatch.setattr(relaxer_module, "predict_displacements", scarce)
+    monkeypatch.setattr(relaxer_module, "predict", scarce)
     with pytest.warns(DefiNetWarning, match="halving the batch"):
         items = list(relaxer.relax_many([mos2, mos2, mos2]))
     assert all(isinstance(item, RelaxResult) for item in items)
@@ -238,7 +238,7 @@ def test_out_of_memory_for_one_structure_is_its_failure(relaxer, mos2, monkeypat
         del network, graph
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(relaxer_module, "predict_displacements", scarce)
+    monkeypatch.setattr(relaxer_module, "predict", scarce)
     (item,) = relaxer.relax_many([mos2])
     assert isinstance(item.error, DeviceError)
 

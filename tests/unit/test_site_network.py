@@ -141,7 +141,7 @@ def lattice_of(name: str, n: int) -> tuple[LatticeGeometry, Atoms]:
     """Return the reciprocal-space geometry of a host and its sites in the same order."""
     unit = pristine(name, 1)
     target, source, shift, vector = neighbor_list(unit.positions, unit.cell.array, (True,) * 3, CONFIG.cutoff)
-    geometry = LatticeGeometry(
+    geometry = LatticeGeometry.repeated(
         torch.as_tensor(source),
         torch.as_tensor(target),
         torch.as_tensor(shift),

@@ -1,0 +1,207 @@
+"""``ase-definet data pack|info|check``: data sets of unrelaxed and relaxed structures."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ase_definet.cli.common import FILE, BadUsage, check_folder, checked_host, overwrite_option
+from ase_definet.errors import StructureError
+
+if TYPE_CHECKING:
+    from ase_definet.data import Group, Pack, Problem, Reference
+
+SHOWN = 20
+
+_source = click.argument("source", type=click.Path(path_type=Path))
+_host = click.option(
+    "--host", metavar="HOST", help="Host of all pairs, a library name or a file; needed where SOURCE names none."
+)
+_fractions = click.option(
+    "--split",
+    "fractions",
+    type=(float, float, float),
+    default=(0.8, 0.1, 0.1),
+    show_default=True,
+    metavar="TRAIN VAL TEST",
+    help="Shares where SOURCE does not say which pair is for what.",
+)
+_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of that shuffle.")
+_workers = click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
+
+
+@click.group("data")
+def data_group() -> None:
+    """Pack, describe and check pairs of unrelaxed and relaxed structures.
+
+    SOURCE may be the 2DMD layout (folders of CIFs with train.csv, val.csv and test.csv), a folder of ID_unrelaxed.*
+    and ID_relaxed.*, an extended XYZ file or ASE database, a trajectory, or a folder of VASP runs.
+    """
+
+
+@data_group.command("pack")
+@_source
+@click.argument("out", type=FILE)
+@_host
+@_fractions
+@_seed
+@_workers
+@overwrite_option
+def pack_command(
+    source: Path,
+    out: Path,
+    host: str | None,
+    fractions: tuple[float, float, float],
+    seed: int,
+    workers: int | None,
+    overwrite: bool,  # noqa: FBT001
+) -> None:
+    """Check every pair of SOURCE and write the good ones to OUT, one compact file for training and evaluation."""
+    if out.exists() and not overwrite:
+        raise BadUsage(f"{out} exists; choose another name or give --overwrite")
+    check_folder(out.parent)
+    pack, problems = packed(references(source, host, fractions, seed), out, workers)
+    show_problems(problems)
+    n = sum(len(group) for group in pack.groups)
+    click.echo(f"wrote {out}: {n} pairs, {out.stat().st_size / 1e6:.1f} MB, sha256 {pack.sha256[:12]}")
+    if problems:
+        click.echo(f"left out {len(problems)}")
+
+
+@data_group.command("check")
+@_source
+@_host
+@_workers
+def check_command(source: Path, host: str | None, workers: int | None) -> None:
+    """Report every pair of SOURCE that does not belong together; exit code 1 if there is one."""
+    import tempfile  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        _, problems = packed(references(source, host), Path(folder) / "pack", workers)
+    show_problems(problems, shown=None)
+    if problems:
+        raise click.ClickException(f"{source}: {len(problems)} pairs do not belong together")
+    click.echo("every pair is sound")
+
+
+@data_group.command("info")
+@click.argument("pack", type=FILE)
+def info_command(pack: Path) -> None:
+    """Say what a packed data set holds: subsets, counts, hosts, defects, displacements."""
+    from ase_definet.data import Pack  # noqa: PLC0415
+
+    opened = Pack.open(pack)
+    click.echo(f"{pack}: {sum(len(g) for g in opened.groups)} pairs, sha256 {opened.sha256}")
+    for name, groups in sorted(opened.subsets.items()):
+        click.echo(name)
+        for group in groups:
+            for line in _describe(group):
+                click.echo(f"  {line}")
+
+
+def references(
+    source: Path, host: str | None, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
+) -> list[Reference]:
+    """Find the pairs of a source."""
+    from ase_definet.data import find_pairs  # noqa: PLC0415
+
+    if not source.exists():
+        raise BadUsage(f"{source}: no such file or folder")
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004 - rounding
+        raise BadUsage(f"--split needs shares of train, val and test that add up to 1, found {fractions}")
+    return list(find_pairs(source, None if host is None else checked_host(host), fractions, seed))
+
+
+def packed(pairs: Iterable[Reference], out: Path, workers: int | None = None) -> tuple[Pack, list[Problem]]:
+    """Pack pairs with a progress bar."""
+    from ase_definet.data import pack_pairs  # noqa: PLC0415
+
+    pairs = list(pairs)
+    with click.progressbar(length=len(pairs), label="reading pairs", file=sys.stderr) as bar:
+        return pack_pairs(pairs, out, workers=workers, progress=lambda _: bar.update(1))
+
+
+def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
+    """Name what was left out and why."""
+    for problem in problems[:shown]:
+        click.echo(f"left out  {problem.subset} {problem.id}: {problem.reason}", err=True)
+    if shown is not None and len(problems) > shown:
+        click.echo(f"left out  {len(problems) - shown} more; see `ase-definet data check`", err=True)
+
+
+def _describe(group: Group) -> Iterable[str]:
+    import numpy as np  # noqa: PLC0415
+    from ase.data import chemical_symbols  # noqa: PLC0415
+
+    from ase_definet.data import SPLITS  # noqa: PLC0415
+    from ase_definet.supercell import describe  # noqa: PLC0415
+
+    numbers, host = group.numbers, group.host_numbers
+    defective = numbers != host
+    found: Counter[str] = Counter()
+    for z, h in zip(numbers[defective], np.broadcast_to(host, numbers.shape)[defective], strict=True):
+        found[f"{chemical_symbols[z] if z else 'V'}_{chemical_symbols[h]}"] += 1
+    splits = ", ".join(f"{name} {int((group.split == k).sum())}" for k, name in enumerate(SPLITS))
+    missing = int((~group.has_relaxed).sum())
+    density = defective.mean(axis=1)
+    yield f"host {group.host}, {describe(group.supercell)} ({len(host)} sites), {len(group)} pairs: {splits}" + (
+        f"; {missing} without a relaxed structure" if missing else ""
+    )
+    yield f"defect sites {density.min():.1%} to {density.max():.1%}: " + ", ".join(
+        f"{name} x{n}" for name, n in found.most_common()
+    )
+    relaxed = np.flatnonzero(group.has_relaxed)
+    if len(relaxed):
+        length: Any = np.linalg.norm(group.moves(relaxed), axis=2)[numbers[relaxed] > 0]
+        quantiles = ", ".join(f"{q:.0%} {np.quantile(length, q):.3f}" for q in (0.5, 0.9, 0.99))
+        yield f"displacement of the atoms, Å: mean {length.mean():.4f}, {quantiles}, largest {length.max():.3f}"
+
+
+def open_or_pack(source: Path, host: str | None) -> Pack:
+    """Open a packed data set, or pack a source into the cache; the same source is packed once.
+
+    Args:
+        source: A file made by ``data pack``, or anything that command reads.
+        host: Host of all pairs where the source names none.
+    """
+    import hashlib  # noqa: PLC0415
+    import os  # noqa: PLC0415
+
+    from ase_definet.data import Pack  # noqa: PLC0415
+
+    if source.is_file():
+        try:
+            return Pack.open(source)
+        except StructureError as error:
+            if ": damaged (" in str(error):
+                raise
+    pairs = references(source, host)
+    digest = hashlib.sha256(repr((str(source.resolve()), host)).encode())
+    for pair in pairs:
+        for what in (pair.unrelaxed, pair.relaxed):
+            stamp = _stamp(what) if isinstance(what, Path) else None
+            digest.update(repr((pair.id, pair.split, stamp)).encode())
+    for path in (source, Path(host or "")):
+        if path.is_file():
+            digest.update(repr(_stamp(path)).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ase-definet"
+    path = cache / f"{digest.hexdigest()[:24]}.pack"
+    if path.exists():
+        return Pack.open(path)
+    click.echo(f"packing {len(pairs)} pairs of {source} into {path}, once", err=True)
+    pack, problems = packed(pairs, path)
+    show_problems(problems)
+    return pack
+
+
+def _stamp(path: Path) -> tuple[str, int, int] | None:
+    """Return what changes when a file does."""
+    if not path.exists():
+        return None
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size

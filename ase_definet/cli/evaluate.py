@@ -1,0 +1,141 @@
+"""``ase-definet evaluate``: score weights on pairs that DFT has relaxed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option
+from ase_definet.cli.data import open_or_pack
+
+if TYPE_CHECKING:
+    from ase_definet.data import Pack
+
+_COLUMNS = ("coordinate_mae", "a3", "a4", "a5", "a6")
+_LEFT_OUT_SHOWN = 10
+
+
+@click.command("evaluate")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Packed data set, or what `data pack` reads."
+)
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
+@click.option("--host", metavar="HOST", help="Host of all pairs, where the data name none.")
+@click.option("--subset", multiple=True, metavar="NAME", help="Only this subset (high/MoS2); may be repeated.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+@click.option("--limit", type=click.IntRange(min=1), help="Most pairs on the same sites, evenly spread.")
+@click.option("--no-superposition", is_flag=True, help="Leave out the sum of single-defect fields.")
+@click.option("--json", "out", type=FILE, help="Write everything to this file.")
+@click.option("--plot", type=FOLDER, help="Draw error against distance, parity and reliability into this folder.")
+@overwrite_option
+def evaluate_command(
+    data: Path,
+    split: str,
+    model: str,
+    host: str | None,
+    subset: tuple[str, ...],
+    device: str,
+    limit: int | None,
+    no_superposition: bool,  # noqa: FBT001
+    out: Path | None,
+    plot: Path | None,
+    overwrite: bool,  # noqa: FBT001
+) -> None:
+    """Score weights on the pairs of a split, beside unrelaxed structures and sums of single-defect fields.
+
+    Coordinate MAE in Å, averaged over structures; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
+    """
+    _check_targets(out, plot, overwrite=overwrite)
+    from ase_definet.evaluate import reliability, score_pairs, summarise  # noqa: PLC0415
+    from ase_definet.relaxer import DefiNetRelaxer  # noqa: PLC0415
+
+    relaxer = DefiNetRelaxer(model, device=device)
+    pack = _only(open_or_pack(data, host), subset)
+    total = sum(min(len(group.indices(split)), limit or len(group)) for group in pack.groups)
+    with click.progressbar(length=total, label="scoring", file=sys.stderr) as bar:
+        scores, left_out = score_pairs(
+            relaxer, pack, split, superposition=not no_superposition, limit=limit, progress=lambda _: bar.update(1)
+        )
+    _show_left_out(left_out)
+    result: dict[str, Any] = {"model": relaxer.model, "split": split, "data_sha256": pack.sha256}
+    result |= summarise(scores) | {"left_out": left_out}
+    if all(score.uncertainty is not None for score in scores):
+        result["reliability"] = reliability(scores)
+    for line in table_lines(result):
+        click.echo(line)
+    if out is not None:
+        out.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
+        click.echo(f"wrote {out}")
+    if plot is not None:
+        from ase_definet.plots import draw_scores  # noqa: PLC0415
+
+        for path in draw_scores(scores, plot):
+            click.echo(f"wrote {path}")
+
+
+def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
+    """Refuse what cannot be written, before any work is done."""
+    targets = [] if out is None else [out]
+    if plot is not None:
+        try:
+            from ase_definet.plots import FILES  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise click.ClickException(f"plots need {error.name}: pip install 'ase-definet[plot]'") from error
+        targets += [plot / name for name in FILES]
+    for target in targets:
+        check_folder(target.parent)
+        if target.exists() and not overwrite:
+            raise BadUsage(f"{target} exists; choose another name or give --overwrite")
+
+
+def _only(pack: Pack, subset: tuple[str, ...]) -> Pack:
+    unknown = sorted(set(subset) - set(pack.subsets))
+    if unknown:
+        raise BadUsage(f"{pack.path} has no subset {', '.join(unknown)}; it has {', '.join(sorted(pack.subsets))}")
+    return replace(pack, groups=tuple(group for group in pack.groups if group.subset in subset or not subset))
+
+
+def _show_left_out(left_out: list[str]) -> None:
+    for text in left_out[:_LEFT_OUT_SHOWN]:
+        click.echo(f"left out  {text}", err=True)
+    if len(left_out) > _LEFT_OUT_SHOWN:
+        click.echo(f"left out  {len(left_out) - _LEFT_OUT_SHOWN} more, in the JSON", err=True)
+
+
+def table_lines(result: dict[str, Any]) -> list[str]:
+    """Return the table of a result as lines of text."""
+    rows = [*result["subsets"].items(), ("average", result["overall"])]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{result['model']}, {result['split']}: coordinate MAE in Å"]
+    head = "     n     all      A3      A4      A5      A6 unrelaxed      A3 superpos.      A3     ms"
+    lines.append(f"{'subset':{width}s} {head}")
+    for name, row in rows:
+        own = " ".join(f"{row.get(key, float('nan')):7.4f}" for key in _COLUMNS)
+        others = " ".join(
+            f"{other.get('coordinate_mae', float('nan')):9.4f} {other.get('a3', float('nan')):7.4f}"
+            for other in (row.get("dummy", {}), row.get("superposition", {}))
+        )
+        lines.append(f"{name:{width}s} {row['n']:6d} {own} {others} {1e3 * row['seconds_per_structure']:6.0f}")
+    if "uncertainty" in result["overall"]:
+        own = result["overall"]["uncertainty"]
+        lines.append(
+            f"uncertainty: rank correlation with the error {own['rank_correlation']:.2f} (atoms), "
+            f"{own['rank_correlation_of_structures']:.2f} (structures); "
+            f"mean {own['mean_estimate']:.4f} Å estimated, {own['mean_error']:.4f} Å found"
+        )
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """Replace what JSON does not know, such as a rank correlation of equal numbers, by null."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return finite(value) if isinstance(value, float) else value

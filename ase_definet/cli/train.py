@@ -1,0 +1,170 @@
+"""``ase-definet train`` and ``ase-definet export``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option
+from ase_definet.errors import TrainingError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ase_definet.train.config import TrainConfig
+    from ase_definet.train.loop import Run
+
+PRESET_NAMES = ("small", "base", "paper")
+
+
+@click.command("train")
+@click.argument("config", type=FILE, required=False)
+@click.option("--data", type=FILE, help="Packed data set, from `ase-definet data pack`.")
+@click.option("--preset", type=click.Choice(PRESET_NAMES), help="Recipe to start from, without a CONFIG.")
+@click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; a run in it is resumed.")
+@click.option("--init", type=FILE, help="Weights to start from (fine-tuning).")
+@click.option("--steps", type=click.IntRange(min=1), help="Length of the run.")
+@click.option("--save", type=click.IntRange(min=1), help="Steps between checkpoints.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
+@click.option("--devices", type=click.IntRange(min=1), help="Devices a node.")
+def train_command(config: Path | None, preset: str | None, **given: Any) -> None:
+    """Train a network, from CONFIG (TOML) or from --data, --preset and --out.
+
+    Killed runs are resumed by the same command, exactly. The last checkpoint, log.csv and the config are in the
+    output folder; `ase-definet export` makes weights of them that `--model` takes.
+    """
+    try:
+        from ase_definet.train.loop import train  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise click.ClickException(_missing(error)) from error
+
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
+    plan = _config(config, preset, values)
+    if not Path(plan.data).exists():
+        raise BadUsage(f"{plan.data}: no such file; make it with `ase-definet data pack SOURCE {plan.data}`")
+    check_folder(Path(plan.out))
+    bar = _Bar(plan)
+    try:
+        run = train(plan, bar)
+    finally:
+        bar.close()
+    if run.fabric.global_rank == 0:
+        for line in _table(run):
+            click.echo(line)
+        click.echo(f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet export {plan.out} FILE")
+
+
+@click.command("export")
+@click.argument("run", type=FOLDER)
+@click.argument("out", type=FILE)
+@click.option("--name", help="Name on the card; by default that of the file.")
+@click.option("--version", default="0", show_default=True, help="Version on the card.")
+@overwrite_option
+def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
+    """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
+    try:
+        from ase_definet.train.card import export_weights  # noqa: PLC0415
+        from ase_definet.train.config import make_config  # noqa: PLC0415
+        from ase_definet.train.loop import Run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise click.ClickException(_missing(error)) from error
+    import json  # noqa: PLC0415
+
+    if out.suffix != ".safetensors":
+        raise BadUsage(f"{out}: weights end in .safetensors")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists() and not overwrite:
+            raise BadUsage(f"{path} exists; choose another name or give --overwrite")
+    path = run / "config.json"
+    if not path.exists():
+        raise BadUsage(f"{run}: holds no training run (no config.json)")
+    values = json.loads(path.read_text()) | {"out": str(run), "init": ""}
+    values |= {"accelerator": "cpu", "devices": 1, "nodes": 1}
+    finished = Run(make_config(values))
+    if not finished.resume():
+        raise BadUsage(f"{run}: holds no checkpoint yet")
+    check_folder(out.parent)
+    export_weights(finished, out, name or out.stem, version)
+    click.echo(f"wrote {out} and its card; use it as --model {out}")
+
+
+def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> TrainConfig:
+    from ase_definet.train.config import make_config, read_config  # noqa: PLC0415
+
+    try:
+        if path is not None:
+            if preset:
+                raise BadUsage("give a CONFIG or a --preset, not both; a config may name its preset")
+            return read_config(path, **values)
+        if not preset:
+            raise BadUsage("give a CONFIG, or --data, --preset and --out")
+        missing = [f"--{name}" for name in ("data", "out") if name not in values]
+        if missing:
+            raise BadUsage(f"--preset needs {' and '.join(missing)}")
+        return make_config(values, preset)
+    except TrainingError as error:
+        raise BadUsage(str(error)) from error
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    return f"training needs {error.name}: pip install 'ase-definet[train]'"
+
+
+class _Bar:
+    """A progress bar with the loss and the last validation error; one line per check where there is no terminal."""
+
+    def __init__(self, plan: TrainConfig) -> None:
+        self.plan = plan
+        self.live = sys.stderr.isatty()
+        self.progress: Progress | None = None
+        self.task: Any = None
+        self.loss = 0.0
+
+    def __call__(self, run: Run, loss: float) -> None:
+        if run.fabric.global_rank:
+            return
+        self.loss = loss if not self.loss else 0.98 * self.loss + 0.02 * loss
+        text = f"loss {self.loss:.4f}"
+        if run.table:
+            average = sum(row["mae"] for row in run.table.values()) / len(run.table)
+            text += f", validation {average:.4f} Å"
+        if self.live:
+            if self.progress is None:
+                self.progress = _progress()
+                self.task = self.progress.add_task(text, total=self.plan.steps, completed=run.step)
+            self.progress.update(self.task, completed=run.step, description=text)
+        elif run.step % self.plan.check == 0:
+            click.echo(f"step {run.step} of {self.plan.steps}, {run.seconds:.0f} s, {text}", err=True)
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def _progress() -> Progress:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    progress = Progress(*columns, console=Console(stderr=True))
+    progress.start()
+    return progress
+
+
+def _table(run: Run) -> list[str]:
+    width = max((len(name) for name in run.table), default=6)
+    lines = [f"{'subset':{width}s}  all atoms  within 3 Å  (ideal sites: the same), coordinate MAE on validation, Å"]
+    for name, row in run.table.items():
+        lines.append(
+            f"{name:{width}s}  {row['mae']:9.4f}  {row['a3']:10.4f}  ({row['dummy']:.4f}, {row['dummy_a3']:.4f})"
+        )
+    return lines

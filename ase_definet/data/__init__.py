@@ -1,0 +1,7 @@
+"""Pairs of unrelaxed and relaxed structures: reading, checking, packing."""
+
+from ase_definet.data.examine import Problem, Row, examine
+from ase_definet.data.packed import Group, Pack, pack_pairs
+from ase_definet.data.pairs import SPLITS, Reference, find_pairs
+
+__all__ = ["SPLITS", "Group", "Pack", "Problem", "Reference", "Row", "examine", "find_pairs", "pack_pairs"]

@@ -1,0 +1,173 @@
+"""Look at one pair: do its structures belong together, and where on the host's sites do they lie?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ase_definet.data.pairs import Reference
+from ase_definet.errors import DefiNetError, StructureError
+from ase_definet.host import completed_cell
+from ase_definet.metrics import minimum_image
+from ase_definet.neighbors import pairs_within
+from ase_definet.sites import SiteMap, match_sites
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
+
+OFF_SITE = 0.5
+"""An unrelaxed atom further than this from its site is not a guess on host sites, in Å."""
+JUMP = 5.0
+"""An atom that moves further than this was not relaxed but moved, in Å; hops to an empty site (3 to 4 Å) are real."""
+OVERLAP = 0.5
+"""Relaxed atoms closer than this are on top of each other, in Å."""
+SAME_CELL = 1e-3
+"""Cell components that differ by less are the same, in Å."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A good pair, on the sites and in the frame of its host.
+
+    Attributes:
+        id: Its name.
+        subset: What it belongs to.
+        split: ``train``, ``val`` or ``test``.
+        host: Name of the host.
+        unit_numbers: Atomic numbers of the host's primitive cell, shape ``(n_basis,)``.
+        unit_positions: Positions in it, strained onto the cell, shape ``(n_basis, 3)``, in Å.
+        unit_cell: Its vectors as rows, strained onto the cell, shape ``(3, 3)``, in Å; for a layer the vacuum last.
+        pbc: Which of them are periodic.
+        supercell: Integer matrix, rows in the primitive vectors, shape ``(3, 3)``.
+        numbers: Atomic number on every site, 0 where empty, shape ``(n_sites,)``.
+        offset: Unrelaxed position minus site, zero where empty, shape ``(n_sites, 3)``, in Å.
+        move: Relaxed minus unrelaxed position, shape ``(n_sites, 3)``, in Å; None without a relaxed structure.
+        warnings: What the matching warned about.
+    """
+
+    id: str
+    subset: str
+    split: str
+    host: str
+    unit_numbers: Array
+    unit_positions: Array
+    unit_cell: Array
+    pbc: tuple[bool, bool, bool]
+    supercell: Array
+    numbers: Array
+    offset: Array
+    move: Array | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A pair that was left out.
+
+    Attributes:
+        id: Its name.
+        subset: What it belongs to.
+        split: ``train``, ``val`` or ``test``.
+        reason: What is wrong with it.
+    """
+
+    id: str
+    subset: str
+    split: str
+    reason: str
+
+
+def examine(reference: Reference) -> Row | Problem:
+    """Read, check and match one pair.
+
+    Args:
+        reference: Where it is.
+
+    Returns:
+        The pair on its sites, or what is wrong with it.
+    """
+    try:
+        return _examine(reference)
+    except (DefiNetError, OSError) as error:
+        return Problem(reference.id, reference.subset, reference.split, str(error))
+
+
+def _examine(reference: Reference) -> Row:
+    unrelaxed, relaxed = reference.load()
+    site_map = match_sites(unrelaxed, reference.host)
+    distance = np.linalg.norm(site_map.offsets, axis=1)
+    if distance.max() > OFF_SITE:
+        atom = site_map.atom_index[int(distance.argmax())]
+        raise StructureError(
+            f"unrelaxed atom {atom} ({unrelaxed.symbols[atom]}) lies {distance.max():.2f} Å from its site, at most "
+            f"{OFF_SITE} Å is expected: is this structure relaxed already?"
+        )
+    order = site_map.atom_index
+    real = order >= 0
+    turn = site_map.rotation
+    offset = site_map.offsets @ turn
+    move = None
+    if relaxed is not None:
+        move = np.zeros((len(order), 3))
+        move[real] = (_displacement(unrelaxed, relaxed) @ turn)[order[real]]
+    unit_cell, unit_positions = _unit(site_map)
+    return Row(
+        id=reference.id,
+        subset=reference.subset,
+        split=reference.split,
+        host=site_map.host.name,
+        unit_numbers=site_map.host.numbers,
+        unit_positions=unit_positions,
+        unit_cell=unit_cell,
+        pbc=site_map.pbc,
+        supercell=site_map.supercell,
+        numbers=site_map.numbers,
+        offset=offset,
+        move=move,
+        warnings=site_map.warnings,
+    )
+
+
+def _displacement(unrelaxed: Atoms, relaxed: Atoms) -> Array:
+    """Return relaxed minus unrelaxed positions, after checking that the two belong together."""
+    if len(relaxed) != len(unrelaxed):
+        raise StructureError(f"{len(unrelaxed)} unrelaxed and {len(relaxed)} relaxed atoms: not the same structure")
+    differ = np.flatnonzero(relaxed.numbers != unrelaxed.numbers)
+    if len(differ):
+        i = int(differ[0])
+        same = np.array_equal(np.sort(relaxed.numbers), np.sort(unrelaxed.numbers))
+        what = "the order of the atoms differs" if same else "the species differ"
+        raise StructureError(
+            f"{what}: atom {i} is {unrelaxed.symbols[i]} unrelaxed and {relaxed.symbols[i]} relaxed; "
+            f"{len(differ)} such atoms"
+        )
+    change = np.abs(relaxed.cell.array - unrelaxed.cell.array)
+    if not change.max() <= SAME_CELL:  # not a number either
+        raise StructureError(f"the cell changed by up to {change.max():.3f} Å; only relaxations at fixed cell count")
+    cell = completed_cell(unrelaxed.cell.array, unrelaxed.positions, unrelaxed.pbc)
+    move = minimum_image(relaxed.positions - unrelaxed.positions, cell)
+    length = np.linalg.norm(move, axis=1)
+    if not np.isfinite(length).all():
+        raise StructureError("a relaxed position is not a finite number")
+    if length.max() > JUMP:
+        i = int(length.argmax())
+        raise StructureError(f"atom {i} ({unrelaxed.symbols[i]}) jumps by {length[i]:.2f} Å, more than {JUMP} Å")
+    close = pairs_within(relaxed.positions, cell, (True, True, True), OVERLAP)[0]
+    if len(close):
+        raise StructureError(f"relaxed atom {int(close[0])} lies within {OVERLAP} Å of another")
+    return move
+
+
+def _unit(site_map: SiteMap) -> tuple[Array, Array]:
+    """Return the primitive cell and its positions as strained onto the structure, in the host's frame."""
+    host = site_map.host
+    cell = np.linalg.solve(site_map.supercell.astype(float), site_map.cell @ site_map.rotation)
+    before, after = host.cell.copy(), cell.copy()
+    if host.layered:  # the vacuum is no strain
+        before[2], after[2] = (np.cross(v[0], v[1]) / np.linalg.norm(np.cross(v[0], v[1])) for v in (before, after))
+    return cell, host.positions @ np.linalg.solve(before, after)

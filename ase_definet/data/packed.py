@@ -1,0 +1,332 @@
+"""One compact file for a whole data set: memory-mapped, hash-checked, grouped by host supercell.
+
+The file is in safetensors format. Pairs on the same sites form a group; its arrays are ``numbers`` (uint8),
+``offset`` and ``move`` (int16 in units of a scale per pair, which keeps 1e-5 of its largest component), ``split``
+and the lines of ``ids``. What the sites are stands in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from ase import Atoms
+from ase.build.supercells import lattice_points_in_supercell
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ase_definet.data.examine import Problem, Row, examine
+from ase_definet.data.pairs import SPLITS, Reference
+from ase_definet.errors import StructureError
+
+Array: TypeAlias = NDArray[Any]
+
+FORMAT = "ase-definet pairs 1"
+SAME_SITES = 2e-3
+"""Pairs whose unit cells and basis agree this well are on the same sites, in Å."""
+_STEPS = 32767
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Pairs on the same sites.
+
+    Attributes:
+        subset: What they belong to: ``high/MoS2``.
+        host: Name of the host.
+        unit_numbers: Atomic numbers of the primitive cell, shape ``(n_basis,)``.
+        unit_positions: Positions in it, shape ``(n_basis, 3)``, in Å.
+        unit_cell: Its vectors as rows, shape ``(3, 3)``, in Å; for a layer the vacuum last.
+        pbc: Which of them are periodic.
+        supercell: Integer matrix, rows in the primitive vectors, shape ``(3, 3)``.
+        ids: Names of the pairs.
+        split: Split of each pair, indices into :data:`~ase_definet.data.pairs.SPLITS`, shape ``(n,)``.
+        numbers: Atomic number on every site, 0 where empty, shape ``(n, n_sites)``.
+        offset: Unrelaxed position minus site, shape ``(n, n_sites, 3)``, integers.
+        offset_scale: What one of them is worth, shape ``(n,)``, in Å.
+        move: Relaxed minus unrelaxed position, shape ``(n, n_sites, 3)``, integers.
+        move_scale: What one of them is worth, shape ``(n,)``, in Å; not a number where there is no relaxed structure.
+    """
+
+    subset: str
+    host: str
+    unit_numbers: Array
+    unit_positions: Array
+    unit_cell: Array
+    pbc: tuple[bool, bool, bool]
+    supercell: Array
+    ids: tuple[str, ...]
+    split: Array
+    numbers: Array
+    offset: Array
+    offset_scale: Array
+    move: Array
+    move_scale: Array
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.ids)
+
+    @property
+    def cells(self) -> Array:
+        """Primitive cells of the supercell in the order of the sites, integers, shape ``(n_cells, 3)``."""
+        points = lattice_points_in_supercell(self.supercell)
+        return np.asarray(np.round(points @ self.supercell), dtype=int)
+
+    @property
+    def waves(self) -> Array:
+        """Wave vectors that fit into the supercell, in reciprocal primitive vectors, shape ``(n_cells, 3)``."""
+        return np.asarray(lattice_points_in_supercell(self.supercell.T))
+
+    @property
+    def cell(self) -> Array:
+        """Vectors of the supercell as rows, shape ``(3, 3)``, in Å."""
+        return np.asarray(self.supercell @ self.unit_cell)
+
+    @property
+    def sites(self) -> Array:
+        """Positions of the sites, cell by cell, shape ``(n_sites, 3)``, in Å."""
+        shifts = self.cells @ self.unit_cell
+        return np.asarray((shifts[:, None] + self.unit_positions).reshape(-1, 3))
+
+    @property
+    def host_numbers(self) -> Array:
+        """Atomic number of the host on every site, shape ``(n_sites,)``."""
+        return np.tile(self.unit_numbers, len(self.cells))
+
+    @property
+    def has_relaxed(self) -> Array:
+        """Which pairs have a relaxed structure, shape ``(n,)``."""
+        return np.isfinite(self.move_scale)
+
+    def indices(self, split: str, *, relaxed: bool = True) -> Array:
+        """Return which pairs belong to a split, by default those with a relaxed structure."""
+        wanted = self.split == SPLITS.index(split)
+        return np.flatnonzero(wanted & self.has_relaxed if relaxed else wanted)
+
+    def offsets(self, chosen: Array) -> Array:
+        """Return unrelaxed positions minus sites of some pairs, shape ``(n_chosen, n_sites, 3)``, in Å."""
+        return np.asarray(self.offset[chosen] * self.offset_scale[chosen, None, None])
+
+    def moves(self, chosen: Array) -> Array:
+        """Return relaxed minus unrelaxed positions of some pairs, shape ``(n_chosen, n_sites, 3)``, in Å."""
+        return np.asarray(self.move[chosen] * self.move_scale[chosen, None, None])
+
+    def atoms(self, index: int) -> tuple[Atoms, Atoms | None]:
+        """Return unrelaxed and relaxed structure of a pair, atoms in the order of the sites."""
+        numbers = self.numbers[index]
+        real = numbers > 0
+        at = (self.sites + self.offsets(np.array([index]))[0])[real]
+        unrelaxed = Atoms(numbers[real], at, cell=self.cell, pbc=True)
+        if not self.has_relaxed[index]:
+            return unrelaxed, None
+        relaxed = unrelaxed.copy()
+        relaxed.positions += self.moves(np.array([index]))[0][real]
+        return unrelaxed, relaxed
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """A packed data set.
+
+    Attributes:
+        path: Its file.
+        sha256: Hash of its arrays.
+        groups: Its pairs, by sites.
+    """
+
+    path: Path
+    sha256: str
+    groups: tuple[Group, ...]
+
+    @property
+    def subsets(self) -> dict[str, list[Group]]:
+        """Groups by subset."""
+        out: dict[str, list[Group]] = {}
+        for group in self.groups:
+            out.setdefault(group.subset, []).append(group)
+        return out
+
+    @classmethod
+    def open(cls, path: Path | str) -> Pack:
+        """Open a packed data set; arrays are read from the file as they are used.
+
+        Raises:
+            StructureError: The file is no packed data set, or its arrays are not what was written.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+                keys = list(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise StructureError(f"{path}: cannot be read as a packed data set: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise StructureError(
+                f"{path}: expected format {FORMAT!r}, found {metadata.get('format')!r}; make it with "
+                "`ase-definet data pack`"
+            )
+        arrays = _mapped(path)
+        found = _hash(arrays)
+        if found != metadata["sha256"]:
+            raise StructureError(
+                f"{path}: damaged (hash {found[:12]}, expected {metadata['sha256'][:12]}); pack it anew"
+            )
+        groups = []
+        for number, head in enumerate(json.loads(metadata["groups"])):
+            own = {key.split(".")[1]: arrays[key] for key in keys if key.split(".")[0] == str(number)}
+            groups.append(
+                Group(
+                    subset=head["subset"],
+                    host=head["host"],
+                    unit_numbers=np.array(head["unit_numbers"]),
+                    unit_positions=np.array(head["unit_positions"]),
+                    unit_cell=np.array(head["unit_cell"]),
+                    pbc=tuple(head["pbc"]),
+                    supercell=np.array(head["supercell"]),
+                    ids=tuple(bytes(own.pop("ids")).decode().split("\n")),
+                    **own,
+                )
+            )
+        return cls(path, found, tuple(groups))
+
+
+def pack_pairs(
+    references: Iterable[Reference], out: Path, *, workers: int | None = None, progress: Any = None
+) -> tuple[Pack, list[Problem]]:
+    """Check, match and pack pairs, on all cores.
+
+    Args:
+        references: The pairs.
+        out: File to write; it appears only when it is complete.
+        workers: Processes, by default one per core.
+        progress: Called with every :class:`Row` or :class:`Problem` as it comes.
+
+    Returns:
+        The packed data set, and the pairs that were left out and why.
+
+    Raises:
+        StructureError: No pair is good.
+    """
+    building: list[tuple[Row, list[Row]]] = []
+    problems: list[Problem] = []
+    seen: set[tuple[str, str]] = set()
+    for result in _examined(references, workers):
+        if progress is not None:
+            progress(result)
+        if isinstance(result, Problem):
+            problems.append(result)
+            continue
+        if (result.subset, result.id) in seen:
+            problems.append(Problem(result.id, result.subset, result.split, "this id occurs twice; the first counts"))
+            continue
+        seen.add((result.subset, result.id))
+        rows = next((rows for first, rows in building if _same_sites(first, result)), None)
+        if rows is None:
+            building.append((result, rows := []))
+        rows.append(result)
+    if not building:
+        reasons = "; ".join(f"{p.id}: {p.reason}" for p in problems[:3])
+        raise StructureError(f"no pair could be used ({len(problems)} have problems): {reasons or 'none was found'}")
+    _write(building, out)
+    return Pack.open(out), problems
+
+
+def _examined(references: Iterable[Reference], workers: int | None) -> Iterator[Row | Problem]:
+    if workers == 1:
+        yield from map(examine, references)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(examine, references, chunksize=16)
+
+
+def _same_sites(one: Row, other: Row) -> bool:
+    return (
+        one.subset == other.subset
+        and one.host == other.host
+        and one.pbc == other.pbc
+        and np.array_equal(one.supercell, other.supercell)
+        and np.array_equal(one.unit_numbers, other.unit_numbers)
+        and bool(np.abs(one.unit_cell - other.unit_cell).max() < SAME_SITES)
+        and bool(np.abs(one.unit_positions - other.unit_positions).max() < SAME_SITES)
+    )
+
+
+def _write(building: list[tuple[Row, list[Row]]], out: Path) -> None:
+    arrays: dict[str, Array] = {}
+    heads = []
+    for number, (first, rows) in enumerate(building):
+        heads.append(
+            {
+                "subset": first.subset,
+                "host": first.host,
+                "unit_numbers": first.unit_numbers.tolist(),
+                "unit_positions": first.unit_positions.tolist(),
+                "unit_cell": first.unit_cell.tolist(),
+                "pbc": list(first.pbc),
+                "supercell": first.supercell.tolist(),
+            }
+        )
+        offset, offset_scale = _quantise([row.offset for row in rows])
+        move, move_scale = _quantise([row.move for row in rows])
+        arrays |= {
+            f"{number}.ids": np.frombuffer("\n".join(row.id for row in rows).encode(), dtype=np.uint8),
+            f"{number}.split": np.array([SPLITS.index(row.split) for row in rows], dtype=np.uint8),
+            f"{number}.numbers": np.array([row.numbers for row in rows], dtype=np.uint8),
+            f"{number}.offset": offset,
+            f"{number}.offset_scale": offset_scale,
+            f"{number}.move": move,
+            f"{number}.move_scale": move_scale,
+        }
+    metadata = {"format": FORMAT, "sha256": _hash(arrays), "groups": json.dumps(heads)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        save_file(arrays, fresh, metadata)
+        fresh.replace(out)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _quantise(fields: list[Array | None]) -> tuple[Array, Array]:
+    shape = (
+        next(field.shape for field in fields if field is not None) if any(f is not None for f in fields) else (0, 3)
+    )
+    whole = np.zeros((len(fields), *shape), dtype=np.int16)
+    scale = np.full(len(fields), np.nan, dtype=np.float32)
+    for k, field in enumerate(fields):
+        if field is not None:
+            scale[k] = max(float(np.abs(field).max()), 1e-9) / _STEPS * (1 + 1e-6)
+            whole[k] = np.round(field / scale[k])
+    return whole, scale
+
+
+def _hash(arrays: dict[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).data)
+    return digest.hexdigest()
+
+
+def _mapped(path: Path) -> dict[str, Array]:
+    """Return the arrays of a safetensors file as maps of it (its own reader copies them)."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    data = np.memmap(path, mode="r", offset=8 + length)
+    dtypes = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
+    out = {}
+    for key, entry in header.items():
+        if key != "__metadata__":
+            start, end = entry["data_offsets"]
+            out[key] = data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
+    return out

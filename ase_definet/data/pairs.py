@@ -1,0 +1,317 @@
+"""Find pairs of unrelaxed and relaxed structures, wherever a group keeps them.
+
+Understood are
+
+- the layout of 2DMD (doi:10.5281/zenodo.14027373): folders of CIFs with ``train.csv``, ``val.csv``, ``test.csv``;
+- a folder of ``ID_unrelaxed.*`` and ``ID_relaxed.*`` in any format ASE reads;
+- extended XYZ or an ASE database, one structure after the other: either every frame is unrelaxed and carries the
+  array ``relaxed_positions``, or frames come in twos that share ``id`` and say ``stage=unrelaxed`` or
+  ``stage=relaxed``; ``split``, ``subset`` and ``host`` are used where given;
+- an ASE trajectory of one relaxation: its first and last image;
+- VASP runs: folders with a POSCAR, and a vasprun.xml or a CONTCAR.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.db import connect
+from ase.io import iread, read
+from ase.io.cif import parse_cif
+
+from ase_definet.errors import DefiNetError, HostError, StructureError
+from ase_definet.host import Host, get_host
+
+SPLITS = ("train", "val", "test")
+FRACTIONS = (0.8, 0.1, 0.1)
+"""Shares of train, val and test where the source does not say."""
+
+_SUFFIX = re.compile(r"(_spin)?(_\d+)?$")
+_FILES_OF_2DMD = ("CIF", "CIF_POSCAR")
+_SYMOPS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
+_RESULTS_OF_VASP = ("vasprun.xml", "vasprun.xml.gz", "CONTCAR")
+_DENSITIES = {"high_density_defects": "high", "low_density_defects": "low"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where one pair is.
+
+    Attributes:
+        id: Its name, unique within the subset.
+        subset: What it belongs to: ``high/MoS2``.
+        split: ``train``, ``val`` or ``test``.
+        host: Its host: a name, a file or a :class:`~ase_definet.host.Host`.
+        unrelaxed: The structure, or its file.
+        relaxed: The structure, or its file; None where it is not there.
+    """
+
+    id: str
+    subset: str
+    split: str
+    host: Any
+    unrelaxed: Atoms | Path
+    relaxed: Atoms | Path | None
+
+    def load(self) -> tuple[Atoms, Atoms | None]:
+        """Read both structures.
+
+        Raises:
+            StructureError: A file cannot be read, or a VASP run did not converge.
+        """
+        return _load(self.unrelaxed), None if self.relaxed is None else _load(self.relaxed)
+
+
+def find_pairs(
+    source: Path, host: Any = None, fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0
+) -> Iterator[Reference]:
+    """Find all pairs of a source, in a fixed order.
+
+    Args:
+        source: A folder or a file, as in the head of this module.
+        host: Host of all pairs; needed where the source does not name one.
+        fractions: Shares of train, val and test where the source does not say which is which.
+        seed: Of that shuffle.
+
+    Raises:
+        StructureError: Nothing there is a pair of structures.
+        HostError: No host is given and none can be inferred.
+    """
+    if not source.exists():
+        raise StructureError(f"{source}: no such file or folder")
+    if source.name in {"", ".."}:  # subsets are named after folders
+        source = source.resolve()
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004 - rounding
+        raise DefiNetError(f"the shares of train, val and test must add up to 1, found {fractions}")
+    found = _from_folder(source, host) if source.is_dir() else _from_file(source, host)
+    yield from _split(found, fractions, seed)
+
+
+def _from_folder(source: Path, host: Any) -> Iterator[Reference]:
+    subsets = sorted({p.parent for kind in _FILES_OF_2DMD for p in source.glob(f"**/{kind}") if p.is_dir()})
+    if not subsets and source.name in _FILES_OF_2DMD:
+        subsets = [source.parent]
+    if subsets:
+        for folder in subsets:
+            yield from _from_2dmd(folder, host)
+        return
+    named = sorted(source.glob("**/*_unrelaxed.*"))
+    if named:
+        listed: dict[Path, dict[str, str]] = {}
+        for path in named:
+            if path.parent not in listed:
+                listed[path.parent] = dict(_listed(path.parent)) or dict(_listed(path.parent.parent))
+            yield _named_pair(path, source, host, listed[path.parent])
+        return
+    runs = sorted(p.parent for p in source.glob("**/POSCAR"))
+    if not runs:
+        raise StructureError(
+            f"{source}: no pairs found; expected the 2DMD layout, ID_unrelaxed.* and ID_relaxed.*, or VASP runs with "
+            "a POSCAR and a vasprun.xml or CONTCAR"
+        )
+    for folder in runs:
+        name = folder.relative_to(source).as_posix()
+        done = next((p for f in _RESULTS_OF_VASP if (p := folder / f).exists() and p.stat().st_size), None)
+        yield Reference(
+            folder.name if name == "." else name, source.name, "", _required(host, source), folder / "POSCAR", done
+        )
+
+
+def _from_2dmd(folder: Path, host: Any) -> Iterator[Reference]:
+    files = next(p for kind in _FILES_OF_2DMD if (p := folder / kind).is_dir())
+    name = _SUFFIX.sub("", folder.name)
+    own = host if host is not None else _host_beside(folder, name)
+    label = own.name if isinstance(own, Host) else name
+    density = _DENSITIES.get(folder.parent.name, folder.parent.name)
+    listed = list(_listed(folder))
+    if not listed:
+        listed = [(p.name.removesuffix("_unrelaxed.cif"), "") for p in sorted(files.glob("*_unrelaxed.cif"))]
+    for key, split in listed:
+        relaxed = files / f"{key}_relaxed.cif"
+        yield Reference(
+            key,
+            f"{density}/{label}",
+            split,
+            own,
+            files / f"{key}_unrelaxed.cif",
+            relaxed if relaxed.exists() else None,
+        )
+
+
+def _host_beside(folder: Path, name: str) -> Host:
+    try:
+        return get_host(name)
+    except HostError:
+        beside = folder.parent / f"{name}.cif"
+        if beside.exists():
+            return get_host(beside)
+        raise
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield ids and splits from ``train.csv`` and so on (one column, ``atoms_id``)."""
+    for split in SPLITS:
+        path = folder / f"{split}.csv"
+        if path.exists():
+            with path.open(newline="") as stream:
+                rows = csv.DictReader(stream)
+                if "atoms_id" not in (rows.fieldnames or []):
+                    raise StructureError(f"{path}: expected a column atoms_id, found {rows.fieldnames}")
+                yield from ((row["atoms_id"], split) for row in rows)
+
+
+def _named_pair(path: Path, source: Path, host: Any, splits: dict[str, str]) -> Reference:
+    stem, _, suffix = path.name.rpartition("_unrelaxed")
+    relaxed = path.with_name(f"{stem}_relaxed{suffix}")
+    if not relaxed.exists():
+        relaxed = next(iter(sorted(path.parent.glob(f"{stem}_relaxed.*"))), relaxed)
+    folder = path.parent.relative_to(source).as_posix()
+    key = stem if folder == "." else f"{folder}/{stem}"
+    return Reference(
+        key, source.name, splits.get(stem, ""), _required(host, source), path, relaxed if relaxed.exists() else None
+    )
+
+
+def _required(host: Any, source: Path) -> Any:
+    if host is None:
+        raise HostError(f"{source}: no host is named there; give one (a name, or the file of the pristine host)")
+    return host
+
+
+def _from_file(source: Path, host: Any) -> Iterator[Reference]:
+    if source.suffix == ".traj":
+        yield Reference(source.stem, source.stem, "", _required(host, source), _read(source, 0), _read(source, -1))
+        return
+    waiting: dict[tuple[str, str], Atoms] = {}
+    number = 0
+    for number, atoms in enumerate(_frames(source), start=1):
+        info = atoms.info
+        key = str(info.get("id", number))
+        pair_key = (str(info.get("subset", "")), key)
+        if "relaxed_positions" in atoms.arrays:
+            relaxed = atoms.copy()
+            relaxed.positions = atoms.arrays["relaxed_positions"]
+            yield _frame_pair(source, key, atoms, relaxed, host)
+        elif (stage := info.get("stage")) not in {"unrelaxed", "relaxed"}:
+            raise StructureError(
+                f"{source}, structure {number}: expected an array relaxed_positions, or id and stage=unrelaxed or "
+                f"stage=relaxed; found arrays {sorted(atoms.arrays)} and keys {sorted(info)}"
+            )
+        elif pair_key not in waiting:
+            waiting[pair_key] = atoms
+        elif waiting[pair_key].info["stage"] == stage:
+            raise StructureError(f"{source}, structure {number}: a second {stage} structure of {key}")
+        else:
+            pair = {stage: atoms, waiting[pair_key].info["stage"]: waiting.pop(pair_key)}
+            yield _frame_pair(source, key, pair["unrelaxed"], pair["relaxed"], host)
+    for (_, key), atoms in waiting.items():
+        if atoms.info["stage"] == "relaxed":
+            raise StructureError(f"{source}: {key} has a relaxed structure and no unrelaxed one")
+        yield _frame_pair(source, key, atoms, None, host)
+    if not number:
+        raise StructureError(f"{source}: holds no structures")
+
+
+def _frame_pair(source: Path, key: str, unrelaxed: Atoms, relaxed: Atoms | None, host: Any) -> Reference:
+    info = unrelaxed.info
+    own = host if host is not None else info.get("host")
+    split = str(info.get("split", ""))
+    return Reference(key, str(info.get("subset", source.stem)), split, _required(own, source), unrelaxed, relaxed)
+
+
+def _frames(source: Path) -> Iterator[Atoms]:
+    """Yield every structure of a file."""
+    database = source.suffix in {".db", ".json"}
+    frames = _frames_of_database(source) if database else iread(source, ":", do_not_split_by_at_sign=True)
+    try:
+        yield from frames
+    except Exception as error:  # readers raise anything
+        raise StructureError(f"{source}: cannot be read: {_reason(error)}") from error
+
+
+def _frames_of_database(source: Path) -> Iterator[Atoms]:
+    with connect(source) as database:
+        for row in database.select():
+            atoms = row.toatoms()
+            atoms.info |= {"id": row.id} | row.key_value_pairs
+            if "pair" in atoms.info:
+                atoms.info["id"] = atoms.info["pair"]
+            if "relaxed_positions" in row.data:
+                atoms.set_array("relaxed_positions", np.asarray(row.data["relaxed_positions"]))
+            yield atoms
+
+
+def _split(found: Iterable[Reference], fractions: tuple[float, float, float], seed: int) -> Iterator[Reference]:
+    """Assign splits where the source gives none: a fixed shuffle in each subset, exact shares."""
+    open_: dict[str, list[Reference]] = {}
+    for reference in found:
+        if reference.split and reference.split not in SPLITS:
+            raise StructureError(f"{reference.id}: split must be one of {', '.join(SPLITS)}, found {reference.split}")
+        if reference.split:
+            yield reference
+        else:
+            open_.setdefault(reference.subset, []).append(reference)
+    for references in open_.values():
+        place = np.random.default_rng(seed).permutation(len(references))
+        ends = np.round(np.cumsum(fractions) * len(references))
+        for reference, rank in zip(references, place, strict=True):
+            yield replace(reference, split=SPLITS[int((rank >= ends[:2]).sum())])
+
+
+def _load(what: Atoms | Path) -> Atoms:
+    return what if isinstance(what, Atoms) else _read(what)
+
+
+def _read(path: Path, index: int = -1) -> Atoms:
+    reader: Callable[[], Any] = (
+        (lambda: _read_cif(path))
+        if path.suffix == ".cif"
+        else (lambda: read(path, index, do_not_split_by_at_sign=True))
+    )
+    try:
+        atoms = reader()
+    except Exception as error:  # readers raise anything
+        raise StructureError(f"{path}: cannot be read: {_reason(error)}") from error
+    if not isinstance(atoms, Atoms):
+        raise StructureError(f"{path}: holds no structure")
+    if path.name.startswith("vasprun.xml"):
+        _refuse_unconverged(path)
+    return atoms
+
+
+def _reason(error: Exception) -> str:
+    """Say an error of a reader, some of which say nothing, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _read_cif(path: Path) -> Atoms:
+    """Read a CIF; without ASE's search for symmetry-equivalent sites, quadratic in the atoms, where it lists all."""
+    block = next(iter(parse_cif(str(path))))
+    operations: Any = next((block[key] for key in _SYMOPS if key in block), [])
+    number = block.get("_symmetry_int_tables_number") or block.get("_space_group_it_number") or 0
+    if len(operations) > 1 or (not operations and int(number) != 1):
+        return read(path, do_not_split_by_at_sign=True)
+    atoms: Atoms = block.get_unsymmetrized_structure()
+    atoms.pbc = True
+    return atoms
+
+
+def _refuse_unconverged(path: Path) -> None:
+    from pymatgen.io.vasp import Vasprun  # noqa: PLC0415 - slow to import, only for VASP runs
+
+    with warnings.catch_warnings():  # it warns of what is an error here
+        warnings.simplefilter("ignore")
+        try:
+            run = Vasprun(str(path), parse_dos=False, parse_eigen=False, parse_potcar_file=False)
+        except Exception as error:  # readers raise anything
+            raise StructureError(f"{path}: cannot be read: {_reason(error)}") from error
+    if not run.converged:
+        raise StructureError(f"{path}: the relaxation did not converge; let it finish, or use its CONTCAR")

@@ -1,0 +1,216 @@
+"""Everything a training run depends on, from a TOML file or a preset."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from ase_definet.errors import TrainingError
+from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+
+ModelConfig: TypeAlias = SiteNetworkConfig | DefiNetConfig
+
+MODELS: Mapping[str, type[ModelConfig]] = MappingProxyType({"site": SiteNetworkConfig, "definet": DefiNetConfig})
+"""Config of each architecture, by the name in ``[model] architecture``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything a run depends on.
+
+    Attributes:
+        data: The packed data set, a file made by ``ase-definet data pack``.
+        out: Folder for checkpoints and logs.
+        shares: Share of the steps that each subset gets, by name (``high/MoS2``); only these are trained on. Empty
+            for all, in proportion to the square roots of their numbers of pairs.
+        model: Sizes of the network; its type is the architecture.
+        fraction: Share of the training pairs that is used, the same ones every time.
+        steps: Length of the run.
+        batch: Structures a step, over all devices together.
+        rate: Peak learning rate.
+        warmup: Steps of linear warm-up.
+        schedule: ``cosine`` (plateau, then to zero) or ``plateau`` (falls where validation no longer does).
+        decay: Last share of the run over which the cosine falls.
+        patience: Checks without gain before the ``plateau`` schedule multiplies the rate.
+        factor: What it multiplies with.
+        weight_decay: Decoupled weight decay.
+        clip: Largest norm of the gradient.
+        ema: Decay of the moving average of the weights, which is what is validated and exported.
+        auxiliary: Weight of the loss of the guesses between layers.
+        seed: Of initial weights, data order and dropout.
+        check: Steps between validations.
+        save: Steps between checkpoints.
+        check_size: Structures a group in the running validation; all at the end.
+        init: Weights to start from; their architecture and sizes replace ``model``.
+        accelerator: ``auto``, ``cpu`` or ``cuda``.
+        devices: Devices a node.
+        nodes: Nodes, under SLURM or torchrun.
+        precision: ``32-true`` or ``bf16-mixed``.
+        tf32: Whether CUDA may multiply matrices in tf32.
+        attribution: Whom to cite for the data; goes on the card.
+        license: Of the weights; goes on the card.
+    """
+
+    data: str
+    out: str
+    shares: Mapping[str, float] = field(default_factory=dict)
+    model: ModelConfig = field(default_factory=SiteNetworkConfig)
+    fraction: float = 1.0
+    steps: int = 30000
+    batch: int = 16
+    rate: float = 1.5e-3
+    warmup: int = 500
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    decay: float = 0.4
+    patience: int = 5
+    factor: float = 0.8
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.999
+    auxiliary: float = 0.0
+    seed: int = 0
+    check: int = 500
+    save: int = 250
+    check_size: int = 96
+    init: str = ""
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    tf32: bool = False
+    attribution: str = ""
+    license: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could have.
+
+        Raises:
+            TrainingError: Such a value.
+        """
+        wrong = [name for name in ("steps", "batch", "check", "save", "devices", "nodes") if getattr(self, name) < 1]
+        if wrong:
+            raise TrainingError(f"{', '.join(wrong)} must be at least 1")
+        if self.batch < self.devices * self.nodes:
+            raise TrainingError(f"a batch of {self.batch} cannot be shared by {self.devices * self.nodes} devices")
+        if not 0 < self.fraction <= 1:
+            raise TrainingError(f"fraction must be above 0 and at most 1, found {self.fraction}")
+        if self.schedule not in {"cosine", "plateau"}:
+            raise TrainingError(f"schedule must be cosine or plateau, found {self.schedule!r}")
+        if self.precision not in {"32-true", "bf16-mixed"}:
+            raise TrainingError(f"precision must be 32-true or bf16-mixed, found {self.precision!r}")
+        if any(not isinstance(share, (int, float)) for share in self.shares.values()):
+            raise TrainingError(f"shares must be numbers, found {dict(self.shares)}")
+        if any(share < 0 for share in self.shares.values()) or (self.shares and not any(self.shares.values())):
+            raise TrainingError("shares must not be negative, nor all zero")
+        _check_model(self.model)
+
+    def plain(self) -> dict[str, Any]:
+        """Return all values as plain JSON, the architecture among those of the model."""
+        values = asdict(self)
+        values["model"] = {"architecture": architecture_of(self.model)} | values["model"]
+        return values
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "small": {"steps": 4000, "model": {"features": 48, "layers": 4, "dropout": 0.1}},
+        "base": {"steps": 12000, "model": {"near_cutoff": 4.5, "dropout": 0.1}},
+        "paper": {
+            "steps": 60000,
+            "batch": 24,
+            "rate": 1e-4,
+            "warmup": 1,
+            "schedule": "plateau",
+            "weight_decay": 0.0,
+            "clip": 150.0,
+            "check": 1000,
+            "model": {"architecture": "definet"},
+        },
+    }
+)
+"""Recipes by name: ``small`` for minutes, ``base`` that of the bundled weights, ``paper`` the published network."""
+
+
+def architecture_of(model: ModelConfig) -> str:
+    """Return the name of a model config's architecture."""
+    return next(name for name, kind in MODELS.items() if type(model) is kind)
+
+
+def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainConfig:
+    """Build a config from plain values, over those of a preset.
+
+    Args:
+        options: Values by name, ``model`` and ``shares`` as tables.
+        preset: One of :data:`PRESETS`.
+
+    Raises:
+        TrainingError: A name or value is not known.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise TrainingError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    for name in ("model", "shares"):
+        if not isinstance(options.get(name, {}), Mapping):
+            raise TrainingError(f"the config: {name} must be a table, found {options[name]!r}")
+    base = dict(PRESETS[preset]) if preset else {}
+    values = base | dict(options)
+    model = dict(base.get("model", {})) | dict(options.get("model", {}))
+    architecture = model.pop("architecture", "site")
+    if architecture not in MODELS:
+        raise TrainingError(f"unknown architecture {architecture!r}: expected one of {', '.join(MODELS)}")
+    _known(values, TrainConfig, "the config")
+    _known(model, MODELS[architecture], "[model]")
+    missing = [name for name in ("data", "out") if not values.get(name)]
+    if missing:
+        raise TrainingError(f"the config lacks {' and '.join(missing)}")
+    return TrainConfig(**values | {"model": MODELS[architecture](**model)})
+
+
+def read_config(path: Path, **overrides: Any) -> TrainConfig:
+    """Read a config from a TOML file; a key ``preset`` names what it starts from.
+
+    Args:
+        path: The file.
+        overrides: Values that replace those of the file.
+
+    Raises:
+        TrainingError: The file cannot be read, or a name or value in it is not known.
+    """
+    try:
+        options = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise TrainingError(f"{path}: cannot be read as TOML: {error}") from error
+    preset = options.pop("preset", None)
+    return make_config(options | overrides, preset)
+
+
+def with_model(config: TrainConfig, model: ModelConfig) -> TrainConfig:
+    """Return the config with another network."""
+    return replace(config, model=model)
+
+
+def _check_model(model: ModelConfig) -> None:
+    if not isinstance(model, SiteNetworkConfig):
+        return
+    if not 0 <= model.near_cutoff <= model.cutoff:
+        raise TrainingError(f"near_cutoff must be between 0 and the cutoff, found {model.near_cutoff}")
+    if not 0 <= model.dropout < 1:
+        raise TrainingError(f"dropout must be at least 0 and below 1, found {model.dropout}")
+
+
+_SORTS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _known(values: Mapping[str, Any], kind: type, where: str) -> None:
+    names = {f.name for f in fields(kind)}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise TrainingError(f"{where} does not know {', '.join(unknown)}; it knows {', '.join(sorted(names))}")
+    for f in fields(kind):
+        value, wanted = values.get(f.name, f.default), type(f.default)
+        if wanted not in {bool, int, float, str} or type(value) is wanted or (wanted is float and type(value) is int):
+            continue
+        raise TrainingError(f"{where}: {f.name} must be {_SORTS[wanted]}, found {value!r}")

@@ -1,0 +1,91 @@
+"""Train and score everything docs/results.md compares, one JSON file each; finished ones are skipped.
+
+Run as ``python docs/experiments.py PACK [NAME...]``; killed, it goes on where it was. Every run of a table has the same
+budget. Scores are on validation pairs.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ase_definet.train.config import TrainConfig, make_config
+from ase_definet.train.loop import Run, train
+
+OUT = Path(__file__).parent / "results" / "experiments"
+HIGH = ("high/MoS2", "high/WSe2", "high/BN", "high/GaSe", "high/InSe", "high/P")
+SMALL = {"features": 48, "layers": 4, "near_cutoff": 4.5, "dropout": 0.1}
+BUDGET = {"steps": 1500, "rate": 2e-3, "warmup": 200, "decay": 0.6, "check": 500, "save": 100}
+
+ABLATIONS = {
+    "all": {},
+    "no close messages": {"near_cutoff": 0.0},
+    "close messages on ideal sites (no coordinate updates)": {"near_moves": False},
+    "no gates by what is on a site (no defect-aware messages)": {"site_gates": False},
+    "no mean over the structure (no global node)": {"pooling": False},
+    "vectors do not act on each other": {"vector_products": False},
+    "host's element not known": {"host_elements": False},
+    "mean displacement not taken off": {"zero_mean": False},
+    "no dropout": {"dropout": 0.0},
+    "messages to 5 Å instead of 7": {"cutoff": 5.0},
+    "two layers instead of four": {"layers": 2},
+}
+
+
+def experiments() -> dict[str, dict]:
+    """Return options of every run by name; ``score`` names subsets to score besides those trained on."""
+    out = {}
+    even = dict.fromkeys(HIGH, 1.0)
+    for name, changes in ABLATIONS.items():
+        out[f"ablation: {name}"] = {"shares": even, "model": SMALL | changes}
+    for share in (0.1, 0.3):
+        out[f"data: {share:.0%}"] = {"shares": even, "model": SMALL, "fraction": share}
+    out["transfer: high to low"] = {
+        "shares": {"high/MoS2": 1.0, "high/WSe2": 1.0},
+        "model": SMALL,
+        "score": ["low/MoS2", "low/WSe2"],
+    }
+    out["transfer: low to high"] = {
+        "shares": {"low/MoS2": 1.0, "low/WSe2": 1.0},
+        "model": SMALL,
+        "score": ["high/MoS2", "high/WSe2"],
+    }
+    for name in HIGH:
+        out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": BUDGET["steps"] // len(HIGH)}
+    return out
+
+
+def score(run: Run, subsets: list[str]) -> dict:
+    """Validate a finished run, on further subsets too."""
+    table = run.validate()
+    if subsets:
+        other = Run(replace(run.config, shares=dict.fromkeys(subsets, 1.0), out=f"{run.config.out}/other"))
+        other.average.load_state_dict(run.average.state_dict())
+        table |= other.validate()
+    return table
+
+
+def main() -> None:
+    """Run what is asked for and not there yet."""
+    pack, *wanted = sys.argv[1:]
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, options in experiments().items():
+        file = OUT / (name.replace(": ", "-").replace("/", "-").replace(" ", "_") + ".json")
+        if file.exists() or (wanted and not any(part in name for part in wanted)):
+            continue
+        subsets = options.pop("score", [])
+        config: TrainConfig = make_config(BUDGET | {"data": pack, "out": f"runs/experiments/{file.stem}"} | options)
+        print(name, flush=True)
+        run = train(config)
+        content = {
+            "name": name,
+            "validation": score(run, subsets),
+            "parameters": sum(p.numel() for p in run.network.parameters()),
+            "seconds": round(run.seconds),
+            "config": config.plain(),
+        }
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
