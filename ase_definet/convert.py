@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import torch
+from ase.build.supercells import lattice_points_in_supercell
 from numpy.typing import NDArray
 
 from ase_definet.graph import DefectGraph, build_graph
+from ase_definet.model.lattice import LatticeGeometry
+from ase_definet.neighbors import neighbor_list
 from ase_definet.sites import SiteKind, SiteMap
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
+VACUUM = 40.0
+"""Height given to a layer's cell, in Å, so that its images do not meet."""
+
 Start: TypeAlias = Literal["ideal", "given"]
 
 
@@ -38,6 +45,45 @@ def to_graph(
         kinds=site_map.kinds,
         cutoff=cutoff,
         max_neighbors=max_neighbors,
+    )
+
+
+def build_lattice(
+    numbers: Array,
+    positions: Array,
+    cell: Array,
+    pbc: tuple[bool, bool, bool],
+    supercell: Array,
+    cutoff: float,
+    *,
+    frozen: bool = False,
+) -> LatticeGeometry:
+    """Build the geometry of a perfect supercell, its sites cell by cell as everywhere.
+
+    Args:
+        numbers: Atomic numbers of the primitive cell, shape ``(n_basis,)``.
+        positions: Positions in it, shape ``(n_basis, 3)``, in Å.
+        cell: Its vectors as rows, shape ``(3, 3)``, in Å.
+        pbc: Which of them are periodic; of a layer all but the last.
+        supercell: Integer matrix, rows in the primitive vectors, shape ``(3, 3)``.
+        cutoff: Longest edge, in Å.
+        frozen: Whether the networks that use it never change, so that what it makes of their filters may be kept.
+    """
+    cell = cell.copy()
+    if not pbc[2]:
+        cell[2] *= VACUUM / np.linalg.norm(cell[2])
+    target, source, shift, vector = neighbor_list(positions, cell, (True, True, True), cutoff)
+    cells = np.round(lattice_points_in_supercell(supercell) @ supercell).astype(int)
+    return LatticeGeometry(
+        torch.as_tensor(source),
+        torch.as_tensor(target),
+        torch.as_tensor(shift),
+        torch.as_tensor(vector, dtype=torch.float32),
+        torch.as_tensor(numbers),
+        torch.as_tensor(supercell),
+        torch.as_tensor(cells),
+        torch.as_tensor(lattice_points_in_supercell(supercell.T)),
+        frozen=frozen,
     )
 
 

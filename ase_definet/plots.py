@@ -128,7 +128,7 @@ def _errors_by_distance(subsets: dict[str, list[Score]]) -> Figure:
         panel.set_yscale("log")
         panel.set_xlim(0, REACH)
         panel.xaxis.set_major_locator(MaxNLocator(6))
-        _title(panel, name, f"{len(scores)} structures")
+        _title(panel, name, f"{len(scores)} structure" + "s" * (len(scores) > 1))
     for panel in panels:
         _plain_numbers(panel.yaxis)
     figure.supxlabel("distance from the nearest defect site (Å)", fontsize=_LARGE, color=_INK)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ase_definet.checkpoint import load_checkpoint, resolve_model
-from ase_definet.convert import Start, displaced, to_graph
+from ase_definet.convert import Start, build_lattice, displaced, to_graph
 from ase_definet.errors import (
     DefiNetError,
     DefiNetWarning,
@@ -29,6 +29,8 @@ from ase_definet.errors import (
 from ase_definet.graph import DefectGraph, batch_graphs
 from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, charge_of, get_host, library
 from ase_definet.model import predict
+from ase_definet.model.lattice import LatticeGeometry
+from ase_definet.model.site_network import SiteNetwork
 from ase_definet.sites import SiteMap, match_sites
 from ase_definet.supercell import MAX_STRAIN
 
@@ -46,6 +48,9 @@ DILUTE = 0.01
 
 SEEN_OFFSET = 0.05
 """Sites of a host this close to those of the library's are called the same, in Å, root mean square."""
+
+KEPT_LATTICES = 4
+"""Supercells whose kernels a relaxer keeps: some 10 to 60 MB each."""
 
 BATCH_SITES = 20_000
 """Sites in one pass of :meth:`DefiNetRelaxer.relax_many`, at most, unless one structure has more."""
@@ -100,11 +105,32 @@ class RelaxFailure:
     error: Exception
 
 
+def _alike(items: list[_Prepared]) -> list[list[int]]:
+    """Group what can pass the network together: the same lattice, or graphs."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, item in enumerate(items):
+        key = ("graph",) if item.graph is not None else _lattice_key(item.site_map)
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _lattice_key(site_map: SiteMap) -> tuple[object, ...]:
+    """Name the lattice of a match; equal to 1e-5 Å, equal names."""
+    cell, positions = site_map.unit
+    plane = cell if site_map.pbc[2] else cell[:2]
+    rounded = (np.round(plane, 5) + 0.0).tobytes(), (np.round(positions, 5) + 0.0).tobytes()
+    return (*rounded, site_map.host.numbers.tobytes(), site_map.supercell.tobytes(), site_map.pbc)
+
+
+def _numbers(values: torch.Tensor) -> Array:
+    return values.cpu().double().numpy()
+
+
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     atoms: Atoms
     site_map: SiteMap
-    graph: DefectGraph
+    graph: DefectGraph | None
     warnings: tuple[str, ...]
     timings: dict[str, float]
 
@@ -164,6 +190,7 @@ class DefiNetRelaxer:
         self.start: Start = start
         self.strict = strict
         self.max_strain = max_strain
+        self._lattices: dict[tuple[object, ...], LatticeGeometry] = {}
 
     def relax(self, atoms: Structure_, host: object = None) -> Structure_:
         """Return the relaxed structure; the input is not changed.
@@ -282,7 +309,10 @@ class DefiNetRelaxer:
             given, host if _is_auto(host) else get_host(host), max_strain=self.max_strain, **match_options
         )
         matched = time.perf_counter()
-        graph = to_graph(site_map, self.cutoff, self.max_neighbors, self.start)
+        # on ideal sites the lattice is known without looking for neighbours
+        ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork)
+        quick = ideal and LatticeGeometry.suits(torch.as_tensor(site_map.supercell))
+        graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start)
         reasons = site_map.warnings + tuple(self._reservations(given, site_map))
         if self.strict and reasons:
             raise StrictError("; ".join(reasons))
@@ -291,49 +321,79 @@ class DefiNetRelaxer:
 
     @torch.inference_mode()
     def _run(self, items: list[_Prepared]) -> list[RelaxResult]:
-        began = time.perf_counter()
-        batch = batch_graphs([item.graph for item in items]).to(self.device)
-        predicted, expected = predict(self.network, batch)
-        moved = predicted.cpu().double().numpy()
-        errors = None if expected is None else expected.cpu().double().numpy()
-        seconds = (time.perf_counter() - began) / len(items)
-        out, start = [], 0
-        for item in items:
-            stop = start + len(item.site_map.kinds)
-            displacement = moved[start:stop]
-            uncertainty = None
-            if errors is not None:
-                uncertainty = np.zeros(len(item.atoms))
-                real = item.site_map.atom_index >= 0
-                uncertainty[item.site_map.atom_index[real]] = errors[start:stop][real]
-            start = stop
-            if not np.isfinite(displacement).all():
-                raise DeviceError(f"{self.model} gave numbers that are not finite: the weights are damaged")
-            relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
-            counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
-            relaxed.info |= {
-                "definet_model": self.model,
-                "definet_version": version("ase-definet"),
-                "definet_host": item.site_map.host.name,
-                "definet_defects": counts or "none",
-            }
-            if uncertainty is not None:
-                relaxed.set_array("definet_uncertainty", uncertainty)
-            if item.warnings:
-                relaxed.info["definet_warnings"] = "; ".join(item.warnings)
-            out.append(
-                RelaxResult(
-                    atoms=relaxed,
-                    displacement=relaxed.positions - item.atoms.positions,
-                    site_displacement=displacement,
-                    site_map=item.site_map,
-                    warnings=item.warnings,
-                    timings=item.timings | {"forward": seconds},
-                    model=self.model,
-                    uncertainty=uncertainty,
-                )
-            )
-        return out
+        out: dict[int, RelaxResult] = {}
+        for part in _alike(items):
+            began = time.perf_counter()
+            moved, errors = self._predict([items[i] for i in part])
+            seconds = (time.perf_counter() - began) / len(part)
+            start = 0
+            for i in part:
+                stop = start + len(items[i].site_map.kinds)
+                expected = None if errors is None else errors[start:stop]
+                out[i] = self._result(items[i], moved[start:stop], expected, seconds)
+                start = stop
+        return [out[i] for i in range(len(items))]
+
+    def _predict(self, items: list[_Prepared]) -> tuple[Array, Array | None]:
+        """Return displacements, in the callers' frames, and expected errors of all sites, structure by structure."""
+        graphs = [item.graph for item in items if item.graph is not None]
+        if graphs:
+            moved, errors = predict(self.network, batch_graphs(graphs).to(self.device))
+            return _numbers(moved), None if errors is None else _numbers(errors)
+        network = cast("SiteNetwork", self.network)
+        maps = [item.site_map for item in items]
+        numbers = torch.as_tensor(np.stack([m.numbers for m in maps], axis=1)).to(self.device)
+        kinds = torch.as_tensor(np.stack([m.kinds for m in maps], axis=1)).to(self.device)
+        host_numbers = torch.as_tensor(maps[0].host_numbers).to(self.device)
+        moved, errors = network.estimate(self._lattice(maps[0]), numbers, host_numbers, kinds)
+        in_host = _numbers(moved).transpose(1, 0, 2)
+        turned = np.concatenate([part @ m.rotation.T for part, m in zip(in_host, maps, strict=True)])
+        return turned, None if errors is None else _numbers(errors).T.ravel()
+
+    def _lattice(self, site_map: SiteMap) -> LatticeGeometry:
+        """Return the geometry of a supercell, those used last from memory."""
+        key = _lattice_key(site_map)
+        lattice = self._lattices.pop(key, None)
+        if lattice is None:
+            cell, positions = site_map.unit
+            lattice = build_lattice(
+                site_map.host.numbers, positions, cell, site_map.pbc, site_map.supercell, self.cutoff, frozen=True
+            ).to(self.device)
+        self._lattices[key] = lattice
+        while len(self._lattices) > KEPT_LATTICES:
+            del self._lattices[next(iter(self._lattices))]
+        return lattice
+
+    def _result(self, item: _Prepared, displacement: Array, expected: Array | None, seconds: float) -> RelaxResult:
+        if not np.isfinite(displacement).all():
+            raise DeviceError(f"{self.model} gave numbers that are not finite: the weights are damaged")
+        uncertainty = None
+        if expected is not None:
+            uncertainty = np.zeros(len(item.atoms))
+            real = item.site_map.atom_index >= 0
+            uncertainty[item.site_map.atom_index[real]] = expected[real]
+        relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
+        counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
+        relaxed.info |= {
+            "definet_model": self.model,
+            "definet_version": version("ase-definet"),
+            "definet_host": item.site_map.host.name,
+            "definet_defects": counts or "none",
+        }
+        if uncertainty is not None:
+            relaxed.set_array("definet_uncertainty", uncertainty)
+        if item.warnings:
+            relaxed.info["definet_warnings"] = "; ".join(item.warnings)
+        return RelaxResult(
+            atoms=relaxed,
+            displacement=relaxed.positions - item.atoms.positions,
+            site_displacement=displacement,
+            site_map=item.site_map,
+            warnings=item.warnings,
+            timings=item.timings | {"forward": seconds},
+            model=self.model,
+            uncertainty=uncertainty,
+        )
 
     def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[str]:
         """Name every way in which a structure lies outside the data the weights were trained on."""

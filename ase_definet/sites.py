@@ -134,6 +134,18 @@ class SiteMap:
         return float(self.strain[int(np.argmax(np.abs(self.strain)))])
 
     @property
+    def unit(self) -> tuple[Array, Array]:
+        """Primitive cell ``(3, 3)`` and positions in it, strained onto the structure, in the host's frame, in Å."""
+        host = self.host
+        cell = np.linalg.solve(self.supercell.astype(float), self.cell @ self.rotation)
+        before, after = host.cell.copy(), cell.copy()
+        if host.layered:  # the vacuum is no strain
+            for vectors in (before, after):
+                normal = np.cross(vectors[0], vectors[1])
+                vectors[2] = normal / np.linalg.norm(normal)
+        return cell, host.positions @ np.linalg.solve(before, after)
+
+    @property
     def supercell_name(self) -> str:
         """The supercell in words: ``8x8x1``."""
         return describe(self.supercell)

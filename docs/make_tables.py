@@ -28,7 +28,7 @@ def table() -> str:
         parts.append("| subset | defect sites | unrelaxed | **relaxed** | near, unrelaxed | **near, relaxed** |")
         parts.append("| --- | --- | --- | --- | --- | --- |")
         for subset, row in card["validation"].items():
-            density, host = subset.split("-")
+            density, host = subset.replace("-", "/").split("/")
             sites = "2.5-12.5 %" if density == "high" else "1-3 per 8x8 cell"
             parts.append(
                 f"| {NAMES.get(host, host)}, {density} density | {sites} | {row['dummy']:.4f} | "

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, BadUsage, check_folder, checked_host, overwrite_option
-from ase_definet.errors import StructureError
+from ase_definet.cli.common import FILE, BadUsage, check_folder, checked_host, error_text, overwrite_option
+from ase_definet.errors import HostError, StructureError
 
 if TYPE_CHECKING:
     from ase_definet.data import Group, Pack, Problem, Reference
@@ -114,7 +114,11 @@ def references(
         raise BadUsage(f"{source}: no such file or folder")
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004 - rounding
         raise BadUsage(f"--split needs shares of train, val and test that add up to 1, found {fractions}")
-    return list(find_pairs(source, None if host is None else checked_host(host), fractions, seed))
+    known = None if host is None else checked_host(host)
+    try:
+        return list(find_pairs(source, known, fractions, seed))
+    except HostError as error:
+        raise BadUsage(f"{error_text(error)}: --host") from error
 
 
 def packed(pairs: Iterable[Reference], out: Path, workers: int | None = None) -> tuple[Pack, list[Problem]]:

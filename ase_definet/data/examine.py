@@ -13,7 +13,7 @@ from ase_definet.errors import DefiNetError, StructureError
 from ase_definet.host import completed_cell
 from ase_definet.metrics import minimum_image
 from ase_definet.neighbors import pairs_within
-from ase_definet.sites import SiteMap, match_sites
+from ase_definet.sites import match_sites
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -115,7 +115,7 @@ def _examine(reference: Reference) -> Row:
     if relaxed is not None:
         move = np.zeros((len(order), 3))
         move[real] = (_displacement(unrelaxed, relaxed) @ turn)[order[real]]
-    unit_cell, unit_positions = _unit(site_map)
+    unit_cell, unit_positions = site_map.unit
     return Row(
         id=reference.id,
         subset=reference.subset,
@@ -161,13 +161,3 @@ def _displacement(unrelaxed: Atoms, relaxed: Atoms) -> Array:
     if len(close):
         raise StructureError(f"relaxed atom {int(close[0])} lies within {OVERLAP} Å of another")
     return move
-
-
-def _unit(site_map: SiteMap) -> tuple[Array, Array]:
-    """Return the primitive cell and its positions as strained onto the structure, in the host's frame."""
-    host = site_map.host
-    cell = np.linalg.solve(site_map.supercell.astype(float), site_map.cell @ site_map.rotation)
-    before, after = host.cell.copy(), cell.copy()
-    if host.layered:  # the vacuum is no strain
-        before[2], after[2] = (np.cross(v[0], v[1]) / np.linalg.norm(np.cross(v[0], v[1])) for v in (before, after))
-    return cell, host.positions @ np.linalg.solve(before, after)

@@ -13,6 +13,8 @@ from ase_definet.model.config import SiteNetworkConfig
 
 TYPICAL = 10.0
 """Neighbours whose messages add up to about one."""
+CHUNK_BYTES = 8 * 2**20
+"""Working set of one chunk of sites where no gradient is wanted."""
 _FURTHER = 0.5
 """Distances may grow this far beyond the cutoff before the last Gaussian, in Å."""
 
@@ -125,19 +127,30 @@ class NearMessages(nn.Module):
         return scalars + self.scalar_out(invariants), vectors + self.vector_out(covariants)
 
     def _moments(self, table: NearTable, guess: Tensor, sent: Tensor) -> Tensor:
-        """Sum 1, e and the six components of e e^T - 1/3 over neighbours: ``(batch, n_sites, 10, channels)``."""
+        """Sum 1, e and the six components of e e^T - 1/3 over neighbours, shape ``(batch, n_sites, 10, channels)``."""
         n, k = table.source.shape
+        row_bytes = 4 * len(guess) * k * self.channels * guess.element_size()
+        step = n if torch.is_grad_enabled() else max(1, CHUNK_BYTES // row_bytes)
+        if step >= n:
+            return self._moments_of(table, slice(None), guess, sent)
+        parts = [self._moments_of(table, slice(i, i + step), guess, sent) for i in range(0, n, step)]
+        return torch.cat(parts, dim=1)
+
+    def _moments_of(self, table: NearTable, sites: slice, guess: Tensor, sent: Tensor) -> Tensor:
+        """Return the moments of some sites."""
+        source, vector, weight = table.source[sites], table.vector[sites], table.weight[sites]
+        n, k = source.shape
         batch = len(guess)
-        flat = table.source.reshape(-1)
-        edge = table.vector + guess.index_select(1, flat).view(batch, n, k, 3) - guess[:, :, None]
+        flat = source.reshape(-1)
+        edge = vector + guess.index_select(1, flat).view(batch, n, k, 3) - guess[:, sites][:, :, None]
         distance = (edge.square().sum(-1) + 1e-6).sqrt()
         x, y, z = (edge / distance[..., None]).unbind(-1)
         third = 1 / 3
         basis = torch.stack(
             [torch.ones_like(x), x, y, z, x * x - third, y * y - third, z * z - third, x * y, x * z, y * z], dim=2
         )
-        basis = basis * table.weight[:, None]
-        message = self.actual(self._gaussians(distance)) + self.ideal(self._gaussians(table.vector.norm(dim=-1)))
+        basis = basis * weight[:, None]
+        message = self.actual(self._gaussians(distance)) + self.ideal(self._gaussians(vector.norm(dim=-1)))
         message = message * sent.index_select(1, flat).view(batch, n, k, -1)
         summed = torch.bmm(basis.view(batch * n, 10, k), message.view(batch * n, k, -1))
         return summed.view(batch, n, 10, -1)

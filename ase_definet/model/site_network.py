@@ -162,7 +162,7 @@ class _Layer(nn.Module):
             sent = sent * self.site_in(site)
         sent_vectors = self.vector_in(vectors) * gate[:, :, None]
         field = torch.cat([sent[:, :, None], sent_vectors], dim=2)
-        heard = geometry.propagate(self.filters(geometry), field)
+        heard = geometry.propagate(self.filters, field)
         if self.training and self.dropout:  # whole channels of a site, or a vector would lose its direction
             heard = heard * functional.dropout(torch.ones_like(heard[:, :, :1]), self.dropout)
         heard_scalars, heard_vectors = heard[:, :, 0], heard[:, :, 1:]

@@ -9,20 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ase_definet.convert import build_lattice
 from ase_definet.data import Group
 from ase_definet.graph import DefectGraph, build_graph
 from ase_definet.metrics import minimum_image
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.geometry import LatticeGeometry
+from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.neighbors import neighbor_list
 from ase_definet.train.config import ModelConfig
 
 Array: TypeAlias = NDArray[Any]
-
-VACUUM = 40.0
-"""Height given to a two-dimensional host's cell, in Å, so that its images do not meet."""
 
 
 class SiteBatches:
@@ -39,22 +36,9 @@ class SiteBatches:
         self.device = device
         self.host_numbers = torch.as_tensor(group.host_numbers, device=device)
         self.lattice: LatticeGeometry | None = None
-        cell = group.unit_cell.copy()
-        if not group.pbc[2]:
-            cell[2] *= VACUUM / np.linalg.norm(cell[2])
         if isinstance(model, SiteNetworkConfig):
-            target, source, shift, vector = neighbor_list(
-                group.unit_positions, cell, (True, True, True), model.cutoff
-            )
-            self.lattice = LatticeGeometry(
-                torch.as_tensor(source),
-                torch.as_tensor(target),
-                torch.as_tensor(shift),
-                torch.as_tensor(vector, dtype=torch.float32),
-                torch.as_tensor(group.unit_numbers),
-                torch.as_tensor(group.supercell),
-                torch.as_tensor(group.cells),
-                torch.as_tensor(group.waves),
+            self.lattice = build_lattice(
+                group.unit_numbers, group.unit_positions, group.unit_cell, group.pbc, group.supercell, model.cutoff
             ).to(device)
         else:
             self._template = build_graph(

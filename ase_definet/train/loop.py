@@ -19,12 +19,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ase_definet.checkpoint import load_checkpoint
 from ase_definet.data import Group, Pack
-from ase_definet.errors import CheckpointError, TrainingError
+from ase_definet.errors import CheckpointError, DeviceError, TrainingError
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.site_network import SiteNetwork
@@ -101,7 +102,8 @@ class Run:
         network = build_network(config.model)
         average = build_network(config.model)
         if initial is not None:
-            network.load_state_dict(initial.model.state_dict())
+            weights = initial.model.state_dict()
+            network.load_state_dict({name: weights[name] for name in network.state_dict()})
         average.load_state_dict(network.state_dict())
         self.network = network
         optimizer = torch.optim.AdamW(
@@ -111,8 +113,6 @@ class Run:
         self.average = average.to(self.fabric.device).requires_grad_(requires_grad=False).eval()
         self.batches = [SiteBatches(group, config.model, self.fabric.device) for group in self.groups]
         self.train_pairs = [_fraction(group.indices("train"), config) for group in self.groups]
-        if not any(len(pairs) for pairs in self.train_pairs):
-            raise TrainingError(f"{config.data}: no training pairs in {', '.join(g.subset for g in self.groups)}")
         self.step = 0
         self.drawn = [0] * len(self.groups)
         self.scale, self.best, self.stale, self.skipped = 1.0, math.inf, 0, 0
@@ -283,17 +283,26 @@ class Run:
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """Return the devices of a config, not launched yet where they are several."""
+    """Return the devices of a config, not launched yet where they are several.
+
+    Raises:
+        DeviceError: They are not there.
+    """
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     several = config.devices * config.nodes > 1
-    return Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        strategy="ddp" if several else "auto",
-        precision=config.precision,
-    )
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=DDPStrategy(static_graph=True) if several else "auto",  # DefiNet has weights nothing asks for
+            precision=config.precision,
+        )
+    except Exception as error:  # of its own kinds
+        raise DeviceError(
+            f"{config.devices} device(s) of kind {config.accelerator!r} are not here: {error}"
+        ) from error
 
 
 def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda _run, _loss: None) -> Run:
@@ -380,9 +389,10 @@ def _chosen_groups(pack: Pack, config: TrainConfig) -> list[Group]:
     if unknown:
         raise TrainingError(f"shares name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}")
     wanted = [name for name, share in config.shares.items() if share > 0] or list(pack.subsets)
-    return [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))] or list(
-        pack.groups
-    )
+    groups = [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))]
+    if not groups:
+        raise TrainingError(f"{config.data}: no training pairs in {', '.join(wanted)}")
+    return groups
 
 
 def _shares(groups: list[Group], config: TrainConfig) -> Array:
@@ -403,11 +413,12 @@ def _fraction(pairs: Array, config: TrainConfig) -> Array:
 
 
 def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:
-    """Take over the sizes of given weights, but the dropout of the run."""
+    """Take over the sizes of given weights, but the dropout of the run; the estimate of the error is fitted anew."""
     from dataclasses import replace  # noqa: PLC0415
 
     if not isinstance(given, SiteNetworkConfig):
         if isinstance(wanted, SiteNetworkConfig) and wanted.dropout:
             raise CheckpointError("dropout is not known to the published network; set it to 0")
         return given  # type: ignore[no-any-return]
-    return replace(given, dropout=wanted.dropout if isinstance(wanted, SiteNetworkConfig) else 0.0)
+    dropout = wanted.dropout if isinstance(wanted, SiteNetworkConfig) else 0.0
+    return replace(given, dropout=dropout, error_hidden=0)

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, make_supercell
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from ase_definet import relaxer as relaxer_module
 from ase_definet.errors import (
     DefiNetError,
     DefiNetWarning,
@@ -22,6 +21,7 @@ from ase_definet.errors import (
     StrictError,
     StructureError,
 )
+from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 from ase_definet.vasp import write_vasp_inputs
 from tests.conftest import DEVICES, mos2_with_defects, pristine
@@ -220,27 +220,46 @@ def test_relax_many_reads_lazily(relaxer, mos2):
 
 
 def test_out_of_memory_halves_the_batch(relaxer, mos2, monkeypatch):
-    real = relaxer_module.predict
+    real = relaxer._predict
 
-    def scarce(network, graph):
-        if graph.n_structures > 1:
+    def scarce(items):
+        if len(items) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(network, graph)
+        return real(items)
 
-    monkeypatch.setattr(relaxer_module, "predict", scarce)
+    monkeypatch.setattr(relaxer, "_predict", scarce)
     with pytest.warns(DefiNetWarning, match="halving the batch"):
         items = list(relaxer.relax_many([mos2, mos2, mos2]))
     assert all(isinstance(item, RelaxResult) for item in items)
 
 
 def test_out_of_memory_for_one_structure_is_its_failure(relaxer, mos2, monkeypatch):
-    def scarce(network, graph):
-        del network, graph
+    def scarce(items):
+        del items
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(relaxer_module, "predict", scarce)
+    monkeypatch.setattr(relaxer, "_predict", scarce)
     (item,) = relaxer.relax_many([mos2])
     assert isinstance(item.error, DeviceError)
+
+
+def test_lattices_and_graphs_agree(relaxer, mos2, monkeypatch):
+    """Rotated, strained, shuffled, of several sizes: the quick path gives what the sum over edges gives."""
+    wide = pristine("MoS2", 18)
+    del wide[[40, 300]]
+    turned = mos2.copy()
+    turned.rotate(37, "z", rotate_cell=True)
+    strained = mos2.copy()
+    strained.set_cell(mos2.cell.array * [[1.004], [0.998], [1]], scale_atoms=True)
+    oblong = make_supercell(pristine("MoS2", 1), [[6, 2, 0], [-1, 7, 0], [0, 0, 1]])
+    del oblong[[5]]
+    given = [mos2, turned, strained, oblong, mos2[np.random.default_rng(0).permutation(len(mos2))], wide]
+    quick = list(relaxer.relax_many(given, batch_sites=10_000))
+    monkeypatch.setattr(LatticeGeometry, "suits", staticmethod(lambda supercell: supercell is None))
+    slow = list(relaxer.relax_many(given))
+    for a, b in zip(quick, slow, strict=True):
+        assert np.abs(a.displacement).max() > 0.01
+        assert np.abs(a.displacement - b.displacement).max() < FLOAT32
 
 
 def reasons(relaxer: DefiNetRelaxer, atoms: Atoms, host: object = None) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.build.supercells import lattice_points_in_supercell
 
 from ase_definet.graph import batch_graphs, build_graph
 from ase_definet.model import geometry as geometry_module
+from ase_definet.model import lattice as lattice_module
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.geometry import EdgeGeometry, LatticeGeometry
+from ase_definet.model.geometry import EdgeGeometry
+from ase_definet.model.lattice import LatticeGeometry
+from ase_definet.model.near import TYPICAL, NearTable
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.neighbors import neighbor_list
 from tests.conftest import pristine
@@ -20,13 +26,17 @@ from tests.conftest import pristine
 EXACT = 1e-8
 """Symmetry in float64, in Å, of displacements of about 0.1 Å."""
 CONFIG = SiteNetworkConfig(cutoff=5.0, features=16, layers=2, radial=8, embedding=4)
+NEAR = replace(CONFIG, near_cutoff=3.5, near_features=4, near_radial=6, dropout=0.2)
 
 
-@pytest.fixture(scope="module")
-def network():
+@pytest.fixture(scope="module", params=[CONFIG, NEAR], ids=["ideal", "near"])
+def network(request):
+    """Return a network whose predictions and guesses are about as large as real displacements."""
     torch.manual_seed(0)
-    network = SiteNetwork(CONFIG).double()
+    network = SiteNetwork(request.param).double().eval()
     torch.nn.init.normal_(network.read_out.weight, std=200.0)
+    for near in network.near:
+        torch.nn.init.normal_(near.guess_out.weight, std=200.0)
     return network
 
 
@@ -137,27 +147,41 @@ def test_shared_filters_do_not_matter(network):
     assert (out[0] - out[1]).abs().max() < EXACT
 
 
-def lattice_of(name: str, n: int) -> tuple[LatticeGeometry, Atoms]:
+OBLIQUE = ((4, 1, 0), (-1, 3, 0), (0, 0, 1))
+TURNED_OVER = ((0, 4, 0), (3, 1, 0), (0, 0, -1))
+CRYSTAL = ((2, 1, 0), (0, 2, -1), (1, 0, 2))
+SUPERCELLS = {
+    "MoS2": ("MoS2", np.diag([4, 4, 1])),
+    "BN": ("BN", np.diag([5, 4, 1])),
+    "GaSe": ("GaSe", np.diag([3, 3, 1])),
+    "P": ("P", np.diag([3, 2, 1])),
+    "oblique": ("MoS2", np.array(OBLIQUE)),
+    "turned over": ("GaSe", np.array(TURNED_OVER)),
+    "crystal": ("MgO", np.array(CRYSTAL)),
+    "small": ("MoS2", np.array(((2, 1, 0), (0, 1, 0), (0, 0, 1)))),
+}
+
+
+def lattice_of(case: str) -> tuple[LatticeGeometry, Atoms]:
     """Return the reciprocal-space geometry of a host and its sites in the same order."""
-    unit = pristine(name, 1)
+    name, supercell = SUPERCELLS[case]
+    unit = bulk("MgO", "rocksalt", 4.21) if name == "MgO" else pristine(name, 1)
     target, source, shift, vector = neighbor_list(unit.positions, unit.cell.array, (True,) * 3, CONFIG.cutoff)
-    geometry = LatticeGeometry.repeated(
-        torch.as_tensor(source),
-        torch.as_tensor(target),
-        torch.as_tensor(shift),
-        torch.as_tensor(vector),
-        torch.as_tensor(unit.numbers),
-        (n, n, 1),
-    )
-    cells = np.array([[i, j, 0] for i in range(n) for j in range(n)]) @ unit.cell.array
-    sites = (cells[:, None] + unit.positions).reshape(-1, 3)
-    return geometry, Atoms(np.tile(unit.numbers, n * n), sites, cell=unit.cell.array * [[n], [n], [1]], pbc=True)
+    edges = [torch.as_tensor(part) for part in (source, target, shift, vector, unit.numbers)]
+    cells = np.round(lattice_points_in_supercell(supercell) @ supercell).astype(int)
+    waves = lattice_points_in_supercell(supercell.T)
+    geometry = LatticeGeometry(*edges, *(torch.as_tensor(part) for part in (supercell, cells, waves)))
+    sites = ((cells @ unit.cell.array)[:, None] + unit.positions).reshape(-1, 3)
+    return geometry, Atoms(np.tile(unit.numbers, len(cells)), sites, cell=supercell @ unit.cell.array, pbc=True)
 
 
-@pytest.mark.parametrize(("name", "n"), [("MoS2", 4), ("BN", 5), ("GaSe", 3), ("P", 3)])
-def test_reciprocal_space_gives_the_same_answer_and_gradients(network, name, n):
-    geometry, atoms = lattice_of(name, n)
-    occupations = [arrays(atoms, (1,), (4,)), arrays(atoms, (), (2, 3)), arrays(atoms, (0, 7), ())]
+@pytest.mark.parametrize("transform", ["dense", "fast"])
+@pytest.mark.parametrize("case", SUPERCELLS)
+def test_reciprocal_space_gives_the_same_answer_and_gradients(network, case, transform, monkeypatch):
+    """Where a supercell is no grid, there is no fast transform, and the dense one is taken."""
+    monkeypatch.setattr(lattice_module, "MOST_DENSE", 10**6 if transform == "dense" else 0)
+    geometry, atoms = lattice_of(case)
+    occupations = [arrays(atoms, (1,), (4,)), arrays(atoms, (), (2, 3)), arrays(atoms, (0, 5), ())]
     numbers = torch.as_tensor(np.stack([o["numbers"] for o in occupations], axis=1))
     kinds = torch.as_tensor(np.stack([o["kinds"] for o in occupations], axis=1))
     fast = network(geometry, numbers, torch.as_tensor(atoms.numbers), kinds)
@@ -166,17 +190,95 @@ def test_reciprocal_space_gives_the_same_answer_and_gradients(network, name, n):
     slow = network(edges, numbers, graph.host_numbers, kinds)
     assert (fast - slow).abs().max() < EXACT
     weights = list(network.parameters())
+    assert fast.abs().max() > 0.01
     probe = torch.linspace(-1, 1, fast.numel()).view_as(fast).double()
     gradients = [torch.autograd.grad((out * probe).sum(), weights) for out in (fast, slow)]
     for a, b in zip(*gradients, strict=True):
         assert (a - b).abs().max() < EXACT * max(1.0, float(b.abs().max()))
 
 
+def neighbors_of(table: NearTable) -> list[set[tuple]]:
+    """Return what each site hears, whatever its order: source, vector and weight."""
+    assert (table.weight >= 0).all()
+    return [
+        {
+            (int(source), *(vector + 0.0).round(decimals=6).tolist(), round(float(weight), 6))
+            for source, vector, weight in zip(*site, strict=True)
+            if weight > 0
+        }
+        for site in zip(table.source, table.vector, table.weight, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("case", SUPERCELLS)
+def test_close_neighbours_are_the_same_everywhere(case):
+    """On the lattice, on edges, and as a plain neighbour list has them."""
+    geometry, atoms = lattice_of(case)
+    given = arrays(atoms, (), ())
+    graph = build_graph(**given, cutoff=CONFIG.cutoff, dtype=torch.float64)
+    edges = EdgeGeometry(graph.edge_index, graph.edge_vectors(), graph.host_numbers, graph.structure, 1)
+    fast, slow = (neighbors_of(one.near(NEAR.near_cutoff)) for one in (geometry, edges))
+    assert fast == slow
+    target, _, _, vector = neighbor_list(atoms.positions, atoms.cell.array, (True,) * 3, NEAR.near_cutoff)
+    assert [len(one) for one in fast] == np.bincount(target, minlength=len(atoms)).tolist()
+    assert geometry.near(2.6) is not geometry.near(NEAR.near_cutoff)
+    assert geometry.near(2.6) is geometry.near(2.6)
+    for site, own in enumerate(fast):
+        for _, x, y, z, weight in own:
+            length = np.sqrt(x * x + y * y + z * z)
+            expected = 0.5 * (1 + np.cos(np.pi * length / NEAR.near_cutoff)) / np.sqrt(TYPICAL)
+            assert weight == pytest.approx(expected, abs=1e-5)
+            assert np.abs(np.linalg.norm(vector[target == site], axis=1) - length).min() < 1e-5
+
+
+def test_guessed_distances_matter():
+    """Else the symmetries of the near messages say little."""
+    torch.manual_seed(0)
+    seeing, blind = (SiteNetwork(replace(NEAR, near_moves=moves)).double().eval() for moves in (True, False))
+    torch.nn.init.normal_(seeing.read_out.weight, std=200.0)
+    torch.nn.init.normal_(seeing.near[0].guess_out.weight, std=200.0)
+    blind.load_state_dict(seeing.state_dict())
+    given = arrays()
+    assert np.abs(run(seeing, given) - run(blind, given)).max() > 1e-3
+
+
+def test_there_is_a_guess_between_any_two_layers(network):
+    geometry, atoms = lattice_of("MoS2")
+    given = arrays(atoms)
+    numbers, kinds = (torch.as_tensor(given[k])[:, None] for k in ("numbers", "kinds"))
+    with torch.no_grad():
+        *guesses, last = network.stages(geometry, numbers, torch.as_tensor(atoms.numbers), kinds)
+    assert len(guesses) == (network.config.layers - 1 if network.config.near_cutoff else 0)
+    for guess in guesses:
+        assert guess.shape == last.shape
+        assert 0.001 < guess.abs().max() < 10
+        assert (guess[given["numbers"] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("config", [CONFIG, NEAR], ids=["ideal", "near"])
+def test_dropout_is_for_training_only(config):
+    """And leaves directions alone: in training too the answer turns with the structure."""
+    torch.manual_seed(0)
+    with_, without = (SiteNetwork(replace(config, dropout=share)).double() for share in (0.5, 0.0))
+    with_.load_state_dict(without.state_dict())
+    given = arrays()
+    expected = run(without, given)
+    assert not np.array_equal(run(with_, given), expected)
+    torch.manual_seed(1)
+    dropped = run(with_, given)
+    turn = rotation(0)
+    torch.manual_seed(1)
+    turned = run(with_, given | {"positions": given["positions"] @ turn.T, "cell": given["cell"] @ turn.T})
+    assert np.abs(turned - dropped @ turn.T).max() < EXACT
+    assert np.array_equal(run(with_.eval(), given), run(without.eval(), given))
+    assert np.array_equal(run(without, given), expected)
+
+
 def test_far_defects_do_not_matter_much_to_an_untrained_net_beyond_its_reach(network):
-    """Two layers of 5 Å see 10 Å; beyond that only the mean over sites connects."""
+    """Two layers of 5 Å see 10 Å, close pairs a little more; beyond that only the mean over sites connects."""
     atoms = pristine("MoS2", 12)
     here, there = run(network, arrays(atoms, (0,), ())), run(network, arrays(atoms, (0, 230), ()))
     distances = atoms.get_distances(230, range(len(atoms)), mic=True)
-    far = distances > 2 * CONFIG.cutoff
+    far = distances > 2 * CONFIG.cutoff + network.config.near_cutoff
     assert far.any()
     assert np.abs(here - there)[far].max() < 0.1 * np.abs(here - there)[~far].max()
