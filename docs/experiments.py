@@ -5,17 +5,20 @@ budget. Scores are on validation pairs.
 """
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ase_definet.checkpoint import save_checkpoint
 from ase_definet.train.config import TrainConfig, make_config
 from ase_definet.train.loop import Run, train
 
 OUT = Path(__file__).parent / "results" / "experiments"
+RUNS = Path("runs/experiments")
 HIGH = ("high/MoS2", "high/WSe2", "high/BN", "high/GaSe", "high/InSe", "high/P")
 SMALL = {"features": 48, "layers": 4, "near_cutoff": 4.5, "dropout": 0.1}
-BUDGET = {"steps": 1500, "rate": 2e-3, "warmup": 200, "decay": 0.6, "check": 500, "save": 100}
+BUDGET = {"steps": 1200, "rate": 2e-3, "warmup": 200, "decay": 0.6, "check": 500, "save": 100}
 
 ABLATIONS = {
     "all": {},
@@ -50,6 +53,11 @@ def experiments() -> dict[str, dict]:
         "model": SMALL,
         "score": ["high/MoS2", "high/WSe2"],
     }
+    out["held out: all but InSe"] = {"shares": {k: 1.0 for k in HIGH if k != "high/InSe"}, "model": SMALL}
+    for pairs in (10, 40, 130, 400):
+        few = {"shares": {"high/InSe": 1.0}, "fraction": pairs / 400, "model": SMALL, "steps": 400}
+        out[f"scratch: {pairs} pairs of InSe"] = few
+        out[f"fine-tuned: {pairs} pairs of InSe"] = few | {"init": "held out: all but InSe", "rate": 5e-4}
     for name in HIGH:
         out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": BUDGET["steps"] // len(HIGH)}
     return out
@@ -65,18 +73,26 @@ def score(run: Run, subsets: list[str]) -> dict:
     return table
 
 
+def stem(name: str) -> str:
+    """Return the name of an experiment's files."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+
+
 def main() -> None:
     """Run what is asked for and not there yet."""
     pack, *wanted = sys.argv[1:]
     OUT.mkdir(parents=True, exist_ok=True)
     for name, options in experiments().items():
-        file = OUT / (name.replace(": ", "-").replace("/", "-").replace(" ", "_") + ".json")
+        file = OUT / f"{stem(name)}.json"
         if file.exists() or (wanted and not any(part in name for part in wanted)):
             continue
         subsets = options.pop("score", [])
-        config: TrainConfig = make_config(BUDGET | {"data": pack, "out": f"runs/experiments/{file.stem}"} | options)
+        if "init" in options:
+            options["init"] = str(RUNS / stem(options["init"]) / "weights.safetensors")
+        config: TrainConfig = make_config(BUDGET | {"data": pack, "out": str(RUNS / file.stem)} | options)
         print(name, flush=True)
         run = train(config)
+        save_checkpoint(RUNS / file.stem / "weights.safetensors", run.average, {"name": name}, overwrite=True)
         content = {
             "name": name,
             "validation": score(run, subsets),

@@ -85,6 +85,23 @@ def experiment_section(done: dict[str, dict]) -> list[str]:
             f"| one each | {high_row(merged)} |",
             "",
         ]
+    few = {name: row for name, row in done.items() if name.startswith(("scratch: ", "fine-tuned: "))}
+    if few:
+        first = next(iter(few.values()))["validation"]["high/InSe"]
+        lines += [
+            "### Fine-tuning on a new host",
+            "",
+            "InSe, validation error by number of its pairs: from scratch, and from a network trained on the five other hosts",
+            f"(400 steps each; ideal sites: {first['dummy']:.4f}).",
+            "",
+            "| pairs | from scratch | fine-tuned |",
+            "| --- | --- | --- |",
+        ]
+        for pairs in (10, 40, 130, 400):
+            cells = [few.get(f"{how}: {pairs} pairs of InSe") for how in ("scratch", "fine-tuned")]
+            shown = [f"{row['validation']['high/InSe']['mae']:.4f}" if row else "" for row in cells]
+            lines.append(f"| {pairs} | {' | '.join(shown)} |")
+        lines.append("")
     moved = {name: row for name, row in done.items() if name.startswith("transfer: ")}
     if moved:
         names = [f"{d}/{h}" for d in ("high", "low") for h in ("MoS2", "WSe2")]

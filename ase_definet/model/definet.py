@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ase_definet.errors import StructureError
 from ase_definet.graph import VACANCY, DefectGraph
 from ase_definet.model.config import DefiNetConfig
+from ase_definet.model.near import NearTable
 
 ENVELOPE_EXPONENT = 5
 """Exponent p of the polynomial envelope of the radial basis."""
@@ -25,7 +26,13 @@ LENGTH_FLOOR = 1e-8
 """Added under the root of a squared vector length."""
 
 CHUNK_BYTES = 64 * 2**20
-"""Largest message tensor of one chunk of edges."""
+"""Largest message tensor of one chunk of edges, with gradients."""
+
+BLOCK_BYTES = 2 * 2**20
+"""Largest message tensor of one block of sites, without: about what a core's cache holds."""
+
+_NEGLIGIBLE = 7
+"""A Gaussian this many widths away is left out where no gradient is wanted: it is below 1e-10."""
 
 
 class DefiNet(nn.Module):
@@ -71,12 +78,14 @@ class DefiNet(nn.Module):
         global_vectors = scalars.new_zeros(graph.n_structures, 3, scalars.shape[1])
         displacement: Tensor = scalars.new_zeros(len(scalars), 3)
         for scalar_node, vector_node, messages, update, move in self._layers():
-            reach = edges.after(displacement)
+            reach = edges.after(displacement) if torch.is_grad_enabled() else edges.blocked_after(displacement)
             scalars = scalars + scalar_node.mlp_node(torch.cat([scalars, crowd.spread(global_scalars)], dim=1))
             vectors = vectors + vector_node.mlp_node(vectors + crowd.spread(global_vectors))
-            scalars, vectors = messages(reach, defect, scalars, vectors)
+            scalars, vectors = messages(reach, self.defect_emb.embeddings.weight, graph.kinds, scalars, vectors)
             scalars, vectors = update(scalars, vectors)
-            displacement = displacement + move(reach, defect, scalars, vectors)
+            displacement = displacement + move(
+                reach, self.defect_emb.embeddings.weight, graph.kinds, scalars, vectors
+            )
             heard = torch.cat([crowd.mean(scalars), global_scalars], dim=1)
             global_scalars = global_scalars + scalar_node.mlp_vn(heard)
             global_vectors = global_vectors + vector_node.mlp_vn(crowd.mean(vectors) + global_vectors)
@@ -122,6 +131,26 @@ class _Reach:
             yield _Reach(source, target, direction, radial)
 
 
+@dataclass(frozen=True)
+class _BlockedReach:
+    """The same, site by site: neighbours padded to the same number, the padding pointing at a row of zeros."""
+
+    source: Tensor
+    """Shape ``(n_sites, k)``; ``n_sites`` for padding."""
+    direction: Tensor
+    """Shape ``(n_sites, 3, k)``; zero for padding."""
+    radial: Tensor
+    """Shape ``(n_sites, k, n_radial)``, without the functions that nothing reaches."""
+
+    def blocks(self, width: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Yield sites, their neighbours, directions and radial functions, ``width`` numbers a pair in cache."""
+        n, k = self.source.shape
+        size = max(1, BLOCK_BYTES // (width * k * self.direction.element_size()))
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            yield part, self.source[part], self.direction[part], self.radial[part]
+
+
 class _Edges:
     """Who neighbours whom, fixed, and how far apart they are after the sites have moved."""
 
@@ -130,6 +159,7 @@ class _Edges:
         self.span = graph.edge_vectors().to(dtype)
         self.range = config.radial_range
         self.centres = torch.linspace(0, 1, config.radial, dtype=dtype, device=self.span.device)
+        self.padded: tuple[Tensor, Tensor, Tensor] | None = None
 
     def after(self, displacement: Tensor) -> _Reach:
         """Return the edges once every site has moved by its displacement."""
@@ -137,12 +167,29 @@ class _Edges:
         distance = span.norm(dim=1, keepdim=True)
         return _Reach(self.source, self.target, -span / distance, self._radial(distance))
 
-    def _radial(self, distance: Tensor) -> Tensor:
-        """Return Gaussians of the distance times an envelope that ends at ``radial_range``."""
+    def blocked_after(self, displacement: Tensor) -> _BlockedReach:
+        """Return the same in blocks of sites, for inference."""
+        n = len(displacement)
+        if self.padded is None:
+            table = NearTable.of(self.source, self.target, self.span, n, math.inf)
+            present = table.weight > 0
+            self.padded = torch.where(present, table.source, n), table.vector, present
+        source, vector, present = self.padded
+        moved = torch.cat([displacement, displacement.new_zeros(1, 3)])
+        span = vector + moved[source] - displacement[:, None]
+        distance = span.norm(dim=2, keepdim=True)
+        direction = (-span / distance * present[..., None]).transpose(1, 2).contiguous()
+        spacing = self.range / max(len(self.centres) - 1, 1)
+        furthest = float((distance * present[..., None]).max()) if present.any() else 0.0
+        used = min(len(self.centres), math.ceil(furthest / spacing) + _NEGLIGIBLE + 1)
+        return _BlockedReach(source, direction, self._radial(distance, used))
+
+    def _radial(self, distance: Tensor, used: int | None = None) -> Tensor:
+        """Return Gaussians of the distance times an envelope that ends at ``radial_range``, the first ones only."""
         u = (distance / self.range).clamp(max=1)
         p = ENVELOPE_EXPONENT
         envelope = 1 - (p + 1) * (p + 2) / 2 * u**p + p * (p + 2) * u ** (p + 1) - p * (p + 1) / 2 * u ** (p + 2)
-        gaussians = torch.exp(-0.5 * ((u - self.centres) * (len(self.centres) - 1)).square())
+        gaussians = torch.exp(-0.5 * ((u - self.centres[:used]) * (len(self.centres) - 1)).square())
         return gaussians * envelope
 
 
@@ -228,8 +275,20 @@ class _MessagePassing(nn.Module):
         self.edge_proj = nn.Linear(radial, 3 * width)
         self.vec_activation = _VectorActivation(width)
 
-    def forward(self, reach: _Reach, defect: Tensor, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        sent, gate = self.x_proj(scalars), self.defect_proj(defect)
+    def forward(
+        self, reach: _Reach | _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(reach, _BlockedReach):
+            heard, heard_vectors = self._hear_in_blocks(reach, defects, kinds, scalars, vectors)
+        else:
+            heard, heard_vectors = self._hear(reach, defects, kinds, scalars, vectors)
+        heard_vectors = self.vec_activation(heard_vectors / math.sqrt(scalars.shape[1]))
+        return (scalars + heard) / math.sqrt(2), vectors + heard_vectors
+
+    def _hear(
+        self, reach: _Reach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        sent, gate = self.x_proj(scalars), self.defect_proj(defects)[kinds]
         heard, heard_vectors = torch.zeros_like(scalars), torch.zeros_like(vectors)
         for part in reach.chunks(3 * scalars.shape[1]):
             source, target = part.source, part.target
@@ -238,8 +297,29 @@ class _MessagePassing(nn.Module):
             heard.index_add_(0, target, s)
             pointing = p[:, None] * vectors[source] + q[:, None] * part.direction[:, :, None]
             heard_vectors.index_add_(0, target, pointing)
-        heard_vectors = self.vec_activation(heard_vectors / math.sqrt(scalars.shape[1]))
-        return (scalars + heard) / math.sqrt(2), vectors + heard_vectors
+        return heard, heard_vectors
+
+    def _hear_in_blocks(
+        self, reach: _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do the same on padded neighbours, a block of sites at a time, with what stays in cache written in place."""
+        n, width = scalars.shape
+        weight, bias = _first_columns(self.edge_proj, reach.radial)
+        table = _gated(self.x_proj(scalars) / math.sqrt(3), self.defect_proj(defects), kinds)
+        sources = torch.cat([vectors.reshape(n, -1), vectors.new_zeros(1, 3 * width)])
+        heard, heard_vectors = torch.empty_like(scalars), torch.empty_like(vectors)
+        for part, source, direction, radial in reach.blocks(3 * width):
+            size, k = source.shape
+            flat = source.reshape(-1)
+            rows = (kinds[part][:, None] * (n + 1) + source).reshape(-1)
+            message = torch.addmm(bias, radial.reshape(size * k, -1), weight)
+            message.mul_(table.index_select(0, rows))
+            message = message.view(size, k, 3 * width)
+            heard[part] = message[:, :, 2 * width :].sum(1)
+            pointing = sources.index_select(0, flat).view(size, k, 3, width)
+            pointing.mul_(message[:, :, None, :width])
+            heard_vectors[part] = torch.baddbmm(pointing.sum(1), direction, message[:, :, width : 2 * width])
+        return heard, heard_vectors
 
 
 class _SelfUpdate(nn.Module):
@@ -270,11 +350,53 @@ class _CoordinateUpdate(nn.Module):
         self.edge_proj = nn.Linear(radial, width)
         self.coord_mlp = _mlp(width, width, 1)
 
-    def forward(self, reach: _Reach, defect: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
-        sent, gate = self.x_proj(scalars), self.defect_proj(defect)
+    def forward(
+        self, reach: _Reach | _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
+    ) -> Tensor:
+        if isinstance(reach, _BlockedReach):
+            return self._push_in_blocks(reach, defects, kinds, scalars, vectors)
+        sent, gate = self.x_proj(scalars), self.defect_proj(defects)[kinds]
         pushed: Tensor = self.lin_vec2coord(vectors).squeeze(2)
         for part in reach.chunks(scalars.shape[1]):
             source, target = part.source, part.target
             pair = sent[source] * self.edge_proj(part.radial) * (gate[source] + gate[target])
             pushed = pushed.index_add(0, target, self.coord_mlp(pair) * part.direction)
         return pushed / 2
+
+    def _push_in_blocks(
+        self, reach: _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Do the same on padded neighbours, a block of sites at a time."""
+        n, width = scalars.shape
+        weight, bias = _first_columns(self.edge_proj, reach.radial)
+        table = _gated(self.x_proj(scalars), self.defect_proj(defects), kinds)
+        pushed: Tensor = self.lin_vec2coord(vectors).squeeze(2).clone()
+        for part, source, direction, radial in reach.blocks(2 * width):
+            size, k = source.shape
+            rows = (kinds[part][:, None] * (n + 1) + source).reshape(-1)
+            pair = torch.addmm(bias, radial.reshape(size * k, -1), weight)
+            pair.mul_(table.index_select(0, rows))
+            push = self.coord_mlp(pair).view(size, k, 1)
+            pushed[part] += torch.bmm(direction, push).squeeze(2)
+        return pushed / 2
+
+
+def _first_columns(projection: nn.Linear, radial: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the transposed weights for the radial functions in use, and the bias."""
+    return projection.weight[:, : radial.shape[-1]].T.contiguous(), projection.bias
+
+
+def _gated(sent: Tensor, gates: Tensor, kinds: Tensor) -> Tensor:
+    """Tabulate what each site sends to a site of each kind, gated by both, and a row of zeros for padding.
+
+    Args:
+        sent: Shape ``(n_sites, m)``.
+        gates: Of each kind of site, shape ``(3, m)``.
+        kinds: Shape ``(n_sites,)``.
+
+    Returns:
+        Shape ``(3 * (n_sites + 1), m)``, by kind of the hearing site.
+    """
+    own = gates[kinds]
+    tables = sent[None] * (own[None] + gates[:, None])
+    return torch.cat([tables, tables.new_zeros(len(gates), 1, sent.shape[1])], dim=1).flatten(0, 1)

@@ -1,0 +1,228 @@
+"""Print how fast this is on this machine: ``python -m benchmarks [--quick] [--json OUT] [--compare]``.
+
+Every ratio is of numbers measured in the same run. Times are medians after a warm-up, in milliseconds.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import make_supercell
+
+from ase_definet import DefiNetRelaxer
+from ase_definet.convert import to_graph
+from ase_definet.graph import DefectGraph
+from ase_definet.host import get_host
+from ase_definet.model.config import DefiNetConfig
+from ase_definet.model.definet import DefiNet
+from ase_definet.sites import match_sites
+from benchmarks.transcription import Transcription
+
+MILLI = 1e3
+ALONE = """
+import resource, sys
+from benchmarks.__main__ import mos2
+from ase_definet import DefiNetRelaxer
+relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
+result = relaxer.predict(mos2(int(sys.argv[1])))
+result = relaxer.predict(mos2(int(sys.argv[1])))
+print(result.timings["match"], result.timings["forward"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def mos2(n: int, seed: int = 0) -> Atoms:
+    """Return an n x n cell of MoS2 with one defect site in sixty: S vacancies and W on Mo."""
+    host = get_host("MoS2")
+    unit = Atoms(host.numbers, host.positions, cell=host.cell, pbc=(True, True, False))
+    atoms = make_supercell(unit, np.diag([n, n, 1]))
+    rng = np.random.default_rng(seed)
+    sulphur, molybdenum = np.flatnonzero(atoms.numbers == 16), np.flatnonzero(atoms.numbers == 42)  # noqa: PLR2004
+    atoms.numbers[rng.choice(molybdenum, max(1, len(atoms) // 180), replace=False)] = 74
+    del atoms[rng.choice(sulphur, max(2, len(atoms) // 90), replace=False)]
+    return atoms
+
+
+def median_ms(work: Callable[[], object], repeats: int) -> float:
+    """Return the median time of some calls after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return MILLI * statistics.median(times)
+
+
+def machine() -> dict:
+    """Measure what this machine can do at most: multiply matrices, and move memory."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    gemm = median_ms(lambda: a @ b, 20)
+    big = torch.randn(64 * 2**20 // 4)
+    out = torch.empty_like(big)
+    copy = median_ms(lambda: out.copy_(big), 10)
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gflops": 2 * 1024**3 / gemm / 1e6,
+        "gbytes_per_s": 2 * big.numel() * 4 / copy / 1e6,
+    }
+
+
+def paper_size(repeats: int) -> dict:
+    """Time the published network at its published size: as its equations stand, and as the package runs it."""
+    torch.manual_seed(0)
+    config = DefiNetConfig()
+    net = DefiNet(config).eval()
+    plain = Transcription(net.state_dict(), config)
+    graph = to_graph(match_sites(mos2(8), "MoS2"), config.cutoff, config.max_neighbors)
+    with torch.inference_mode():
+        difference = float((net(graph) - plain(graph)).abs().max())
+        ours, theirs = median_ms(lambda: net(graph), repeats), median_ms(lambda: plain(graph), repeats)
+    flops = operations(graph, config)
+    return {
+        "sites": graph.num_nodes,
+        "edges": graph.num_edges,
+        "transcription_ms": theirs,
+        "ours_ms": ours,
+        "times_quicker": theirs / ours,
+        "largest_difference": difference,
+        "gflop": flops / 1e9,
+    }
+
+
+def operations(graph: DefectGraph, config: DefiNetConfig) -> float:
+    """Count the floating-point operations of the matrix products that cannot be avoided."""
+    n, e, f = graph.num_nodes, graph.num_edges, config.features
+    radial = 40  # Gaussians that a distance within 6 Å reaches, of 128 on 30 Å
+    per_edge = radial * 3 * f + radial * f + f * f + f
+    per_site = (
+        2 * f * f + f * f + 3 * f * f + f * f / 2 + 3 * f * f / 2 + 9 * f * f + 2 * f * f + 3 * f * f + 6 * f * f
+    )
+    return 2.0 * config.layers * (e * per_edge + n * per_site)
+
+
+def default_weights(repeats: int) -> list[dict]:
+    """Time the bundled weights on 192 sites: one by one, and in batches."""
+    relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
+    rows = []
+    for batch in (1, 8, 64):
+        structures = [mos2(8, seed) for seed in range(batch)]
+        total = median_ms(lambda structures=structures: list(relaxer.relax_many(structures)), repeats)
+        results = list(relaxer.relax_many(structures))
+        stages = {k: MILLI * statistics.median(r.timings[k] for r in results) for k in ("match", "graph", "forward")}
+        rows.append({"batch": batch, "ms": total / batch, "structures_per_s": MILLI * batch / total} | stages)
+    return rows
+
+
+def growth(sizes: list[int]) -> list[dict]:
+    """Relax ever larger cells, each in a process of its own: seconds and peak memory."""
+    rows = []
+    for n in sizes:
+        done = subprocess.run([sys.executable, "-c", ALONE, str(n)], capture_output=True, text=True, check=True)
+        match, forward, memory = map(float, done.stdout.split())
+        rows.append({"n": n, "sites": 3 * n * n, "match_s": match, "forward_s": forward, "peak_MB": memory})
+    return rows
+
+
+def chgnet(count: int, fmax: float = 0.05) -> list[dict]:
+    """Relax the same cells with CHGNet at fixed cell, the way one would without a trained network."""
+    from ase.optimize import FIRE, LBFGS  # noqa: PLC0415
+    from chgnet.model.dynamics import CHGNetCalculator  # noqa: PLC0415 - the [compare] extra
+
+    calculator = CHGNetCalculator(use_device="cpu")
+    relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
+    relaxer.predict(mos2(8))
+    rows = []
+    for seed in range(count):
+        atoms = mos2(8, seed)
+        began = time.perf_counter()
+        relaxer.predict(atoms)
+        own = time.perf_counter() - began
+        for optimizer in (FIRE, LBFGS):
+            moving = atoms.copy()
+            moving.calc = calculator
+            began = time.perf_counter()
+            run = optimizer(moving, logfile=None)
+            converged = run.run(fmax=fmax, steps=200)
+            seconds = time.perf_counter() - began
+            rows.append(
+                {
+                    "seed": seed,
+                    "optimizer": optimizer.__name__,
+                    "steps": run.get_number_of_steps(),
+                    "converged": bool(converged),
+                    "seconds": seconds,
+                    "times_slower": seconds / own,
+                }
+            )
+    return rows
+
+
+def show(result: dict) -> None:
+    """Print the tables."""
+    own = result["machine"]
+    print(
+        f"{own['threads']} threads, torch {own['torch']}: {own['gflops']:.0f} GFLOP/s, {own['gbytes_per_s']:.0f} GB/s"
+    )
+    row = result["paper_size"]
+    floor = row["gflop"] / own["gflops"] * MILLI
+    print(
+        f"\npublished size, {row['sites']} sites, {row['edges']} edges (largest difference {row['largest_difference']:.1e} Å)"
+    )
+    print(f"  as the equations stand   {row['transcription_ms']:8.0f} ms")
+    print(f"  ase-definet              {row['ours_ms']:8.0f} ms   {row['times_quicker']:.1f} times quicker")
+    print(f"  matrix products alone    {floor:8.0f} ms   {row['gflop']:.1f} GFLOP at this machine's rate")
+    print("\ndefault weights, 192 sites: batch, ms a structure (matching, graph, network), structures/s")
+    for row in result["default"]:
+        print(
+            f"  {row['batch']:4d}  {row['ms']:8.1f}  ({row['match']:.1f}, {row['graph']:.1f}, {row['forward']:.1f})"
+            f"  {row['structures_per_s']:8.1f}"
+        )
+    print("\ndefault weights, one structure: sites, matching s, network s, peak memory MB")
+    for row in result["growth"]:
+        print(f"  {row['sites']:7d}  {row['match_s']:7.2f}  {row['forward_s']:7.2f}  {row['peak_MB']:7.0f}")
+    if "chgnet" in result:
+        print(
+            "\nCHGNet relaxations of the same 192-site cells to 0.05 eV/Å: optimizer, steps, s, times slower than one pass"
+        )
+        for row in result["chgnet"]:
+            state = "" if row["converged"] else "  (not converged)"
+            print(
+                f"  {row['optimizer']:6s} {row['steps']:4d}  {row['seconds']:7.1f}  {row['times_slower']:7.0f}{state}"
+            )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, cells up to 3,072 sites")
+    parser.add_argument("--compare", action="store_true", help="CHGNet too (pip install 'ase-definet[compare]')")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    options = parser.parse_args()
+    repeats = 3 if options.quick else 7
+    sizes = [8, 16, 32] if options.quick else [8, 16, 32, 64, 128, 184]
+    result = {
+        "machine": machine(),
+        "paper_size": paper_size(repeats),
+        "default": default_weights(repeats),
+        "growth": growth(sizes),
+    }
+    if options.compare:
+        result["chgnet"] = chgnet(1 if options.quick else 3)
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
