@@ -27,6 +27,10 @@ class TrainingError(DefiNetError, ValueError):
     """A training run cannot be set up, resumed or continued as asked."""
 
 
+class CalculatorError(DefiNetError, ValueError):
+    """A calculator or optimizer is unknown or not installed."""
+
+
 class InputSetError(DefiNetError, ValueError):
     """A VASP input set cannot be written as asked."""
 

@@ -17,6 +17,7 @@ from ase_definet.cli.listings import hosts_command, models_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.relax import relax_command
 from ase_definet.cli.train import export_command, train_command
+from ase_definet.cli.validate import validate_command
 from ase_definet.cli.weights import import_checkpoint_command
 from ase_definet.errors import DefiNetWarning
 
@@ -79,6 +80,7 @@ for command in (
     hosts_command,
     models_command,
     evaluate_command,
+    validate_command,
     data_group,
     train_command,
     export_command,

@@ -127,7 +127,7 @@ class NearMessages(nn.Module):
         return scalars + self.scalar_out(invariants), vectors + self.vector_out(covariants)
 
     def _moments(self, table: NearTable, guess: Tensor, sent: Tensor) -> Tensor:
-        """Sum 1, e and the components of e e^T - 1/3 over neighbours, shape ``(batch, n_sites, 10, channels)``."""
+        """Sum 1, e and the components of e e^T - 1/3 over neighbours: ``(batch, n_sites, 10, channels)``."""
         n, k = table.source.shape
         row_bytes = 4 * len(guess) * k * self.channels * guess.element_size()
         step = n if torch.is_grad_enabled() else max(1, CHUNK_BYTES // row_bytes)

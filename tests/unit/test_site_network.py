@@ -14,6 +14,7 @@ from ase.build.supercells import lattice_points_in_supercell
 from ase_definet.graph import batch_graphs, build_graph
 from ase_definet.model import geometry as geometry_module
 from ase_definet.model import lattice as lattice_module
+from ase_definet.model import near as near_module
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.geometry import EdgeGeometry
@@ -128,10 +129,11 @@ def test_planar_layer_stays_planar(network):
     assert np.abs(run(network, arrays(pristine("BN", 4), (3,), ()))[:, 2]).max() < EXACT
 
 
-def test_chunks_of_edges_do_not_matter(network, monkeypatch):
+def test_chunks_do_not_matter(network, monkeypatch):
     given = arrays()
     expected = run(network, given)
     monkeypatch.setattr(geometry_module, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(near_module, "CHUNK_BYTES", 10_000)
     assert np.abs(run(network, given) - expected).max() < EXACT
 
 
@@ -180,6 +182,7 @@ def lattice_of(case: str) -> tuple[LatticeGeometry, Atoms]:
 def test_reciprocal_space_gives_the_same_answer_and_gradients(network, case, transform, monkeypatch):
     """Where a supercell is no grid, there is no fast transform, and the dense one is taken."""
     monkeypatch.setattr(lattice_module, "MOST_DENSE", 10**6 if transform == "dense" else 0)
+    monkeypatch.setattr(lattice_module, "CHUNK_BYTES", 100_000)
     geometry, atoms = lattice_of(case)
     occupations = [arrays(atoms, (1,), (4,)), arrays(atoms, (), (2, 3)), arrays(atoms, (0, 5), ())]
     numbers = torch.as_tensor(np.stack([o["numbers"] for o in occupations], axis=1))

@@ -2,60 +2,70 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ase.io import write
 
 from ase_definet.checkpoint import load_checkpoint
-from ase_definet.errors import StructureError
-from ase_definet.host import library
-from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.train.card import export_weights
-from ase_definet.train.loop import Run, TrainConfig, rate_at, train
-from ase_definet.train.pack import pack as pack_2dmd
-from tests.conftest import DEVICES, pristine
+from ase_definet.data import Pack
+from ase_definet.errors import CheckpointError, DeviceError, StructureError, TrainingError
+from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+from ase_definet.train import uncertainty
+from ase_definet.train.card import build_card, export_weights
+from ase_definet.train.config import TrainConfig
+from ase_definet.train.loop import LAST, Run, train
+from tests.conftest import DEVICES, REPO, pristine
+from tests.pairs import pack_of, radial_pairs
 
-MODEL = SiteNetworkConfig(cutoff=4.0, features=8, layers=1, radial=6, embedding=4)
+MODEL = SiteNetworkConfig(
+    cutoff=4.0,
+    features=8,
+    layers=2,
+    radial=6,
+    embedding=4,
+    near_cutoff=3.5,
+    near_features=4,
+    near_radial=6,
+    dropout=0.1,
+)
+DEFINET = DefiNetConfig(features=8, layers=1, radial=8, cutoff=4.0)
+NAME = "high/MoS2"
+SAME = 1e-5
+"""Agreement of sums of floats in another order, in Å."""
 
 
-def pack(path: Path, n: int = 4, pairs: int = 24) -> None:
-    """Write pairs whose atoms move radially away from vacancies: a field an equivariant network can learn."""
-    unit, atoms = pristine("MoS2", 1), pristine("MoS2", n)
-    rng = np.random.default_rng(0)
-    numbers = np.tile(atoms.numbers, (pairs, 1))
-    move = np.zeros((pairs, len(atoms), 3), dtype=np.float32)
-    for k in range(pairs):
-        gone = int(rng.integers(len(atoms)))
-        numbers[k, gone] = 0
-        delta = -atoms.get_distances(gone, range(len(atoms)), mic=True, vector=True)
-        length = np.linalg.norm(delta, axis=1, keepdims=True)
-        move[k] = np.where(length > 0, -0.3 * delta / np.maximum(length, 1) ** 3, 0)
-        move[k, gone] = 0
-    np.savez(
-        path,
-        ids=np.array([f"pair{k}" for k in range(pairs)]),
-        split=np.array(["train"] * (pairs - 6) + ["val"] * 6),
-        numbers=numbers.astype(np.uint8),
-        start=np.zeros_like(move),
-        move=move,
-        unit_numbers=unit.numbers,
-        unit_positions=unit.positions,
-        unit_cell=unit.cell.array,
-        n=n,
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> str:
+    """Pack 18 training and 6 validation pairs."""
+    return str(pack_of(tmp_path_factory.mktemp("data") / "pack", radial_pairs()).path)
+
+
+@pytest.fixture(scope="session")
+def several(tmp_path_factory) -> str:
+    """Pack two subsets, the first in cells of two sizes."""
+    parts = (
+        radial_pairs(12, 2),
+        radial_pairs(6, 2, seed=1, host=pristine("MoS2", 3)),
+        radial_pairs(9, 2, subset="low/MoS2", seed=2),
+        radial_pairs(0, 3, subset="held/MoS2", seed=3),
     )
+    return str(pack_of(tmp_path_factory.mktemp("data") / "several", *parts).path)
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
-    pack(tmp_path / "high-MoS2.npz")
+def config(data, tmp_path) -> TrainConfig:
     return TrainConfig(
-        data=str(tmp_path),
+        data=data,
         out=str(tmp_path / "run"),
-        weights={"high-MoS2": 1.0},
         model=MODEL,
         steps=60,
         batch=4,
@@ -64,32 +74,158 @@ def config(tmp_path: Path) -> TrainConfig:
         ema=0.9,
         check=20,
         save=10,
+        accelerator="cpu",
     )
+
+
+class Killed(BaseException):
+    """Like a signal: nothing catches it."""
+
+
+def train_until(config: TrainConfig, step: int) -> None:
+    """Train and be killed after a step."""
+
+    def kill(run, loss):
+        assert np.isfinite(loss)
+        if run.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, kill)
+
+
+def log_of(config: TrainConfig) -> list[dict[str, str]]:
+    with (Path(config.out) / "log.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def assert_same_run(one: Run, other: Run) -> None:
+    assert one.step == other.step
+    assert one.drawn == other.drawn
+    for name in ("network", "average"):
+        pairs = zip(getattr(one, name).state_dict().values(), getattr(other, name).state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    for a, b in zip(*(run.optimizer.state_dict()["state"].values() for run in (one, other)), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("exp_avg", "exp_avg_sq", "step"))
+
+
+# learning
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_it_learns(config, device):
-    run = Run(replace(config, device=device))
-    before = run.validate()["high-MoS2"]
-    after = train(replace(config, device=device, steps=150)).validate()["high-MoS2"]
+    config = replace(config, accelerator=device, steps=150)
+    before = Run(config).validate()[NAME]
+    run = train(config)
+    after = run.table[NAME]
+    assert after == run.validate()[NAME]
     assert after["mae"] < 0.5 * before["mae"]
     assert after["mae"] < 0.5 * after["dummy"]
-    assert after["a3"] < before["a3"]
+    assert after["a3"] < 0.5 * after["dummy_a3"]
 
 
-def test_a_killed_run_goes_on_exactly(config, tmp_path):
+def test_the_published_network_trains_too(config):
+    config = replace(config, model=DEFINET, steps=60, rate=3e-3)
+    before = Run(config).validate()[NAME]["mae"]
+    after = train(config).table[NAME]["mae"]
+    assert after < 0.8 * before
+
+
+def test_mixed_precision_trains_too(config):
+    run = train(replace(config, precision="bf16-mixed"))
+    assert run.table[NAME]["mae"] < 0.7 * run.table[NAME]["dummy"]
+    assert all(p.dtype == torch.float32 for p in run.network.parameters())
+
+
+def test_the_loss_of_early_guesses_counts(config):
+    """Without it nothing asks the first guess to be good; with it the guess learns."""
+    errors = []
+    for share in (0.0, 1.0):
+        run = train(replace(config, auxiliary=share, out=f"{config.out}{share}"))
+        batches = run.batches[0]
+        numbers, kinds, target, real = batches.batch(run.groups[0].indices("val"))
+        with torch.no_grad():
+            first = batches.predict(run.average, numbers, kinds)[0]
+        errors.append(float(((first - target).norm(dim=-1) * real).sum() / real.sum()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_progress_hears_of_every_step(config):
+    heard = []
+    train(config, lambda run, loss: heard.append((run.step, loss)))
+    assert [step for step, _ in heard] == list(range(1, 61))
+    assert np.isfinite([loss for _, loss in heard]).all()
+    assert np.mean([loss for _, loss in heard[-10:]]) < np.mean([loss for _, loss in heard[:10]])
+
+
+def test_the_validation_table_is_the_mean_over_structures(config):
+    """Against plain arithmetic on the positions."""
+    run = train(config)
+    group, batches = run.groups[0], run.batches[0]
+    maes, dummies = [], []
+    for index in group.indices("val"):
+        numbers, kinds, _, _ = batches.batch(np.array([index]))
+        real = group.numbers[index] > 0
+        with torch.no_grad():
+            predicted = batches.predict(run.average, numbers, kinds)[-1][:, 0].numpy()[real]
+        true = group.atoms(int(index))[1].positions - group.sites[real]
+        true -= true.mean(axis=0)
+        maes.append(np.abs(predicted - true).mean())
+        dummies.append(np.abs(true).mean())
+    assert run.table[NAME]["mae"] == pytest.approx(np.mean(maes), abs=SAME)
+    assert run.table[NAME]["dummy"] == pytest.approx(np.mean(dummies), abs=SAME)
+    short = run.validate(limit=2)[NAME]["dummy"]
+    assert short != pytest.approx(np.mean(dummies), abs=1e-9)
+
+
+# killed and resumed
+
+
+@pytest.mark.parametrize("model", [MODEL, DEFINET], ids=["site", "definet"])
+def test_a_killed_run_goes_on_exactly(config, tmp_path, model):
+    """With dropout, messages at guessed distances, and an epoch that ends between checkpoints."""
+    config = replace(config, model=model, schedule="plateau", patience=0, factor=0.5)
     whole = train(replace(config, out=str(tmp_path / "whole")))
-    killed = Run(config)
-    for _ in range(37):
-        killed.advance()
-        if killed.step % config.save == 0:
-            killed.save()
+    train_until(config, 37)
+    train_until(config, 44)
     resumed = train(config)
-    assert resumed.step == whole.step == 60
-    for a, b in zip(whole.average.parameters(), resumed.average.parameters(), strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert_same_run(whole, resumed)
+    assert whole.table == resumed.table
+    assert (whole.scale, whole.best, whole.stale) == (resumed.scale, resumed.best, resumed.stale)
+    differ = {"seconds", "loss"}  # the mean loss is that since the last start
+    logs = [[{k: row[k] for k in row.keys() - differ} for row in log_of(one)] for one in (whole.config, config)]
+    assert logs[0] == logs[1]
+
+
+def test_dropout_is_really_on(config, tmp_path):
+    """Else the test above shows less than it says."""
+    without = replace(config, model=replace(MODEL, dropout=0.0), out=str(tmp_path / "without"), steps=2)
+    one, other = train(replace(config, steps=2)), train(without)
+    assert not torch.equal(one.network.read_out.weight, other.network.read_out.weight)
+    assert one.table == one.validate()  # and off in validation
+
+
+def test_the_log_has_no_step_twice(config):
+    """The run is killed after a validation that no checkpoint holds."""
+    config = replace(config, save=15)
+    train_until(config, 44)
+    assert [row["step"] for row in log_of(config)] == ["20", "40"]
+    assert torch.load(Path(config.out) / LAST, weights_only=True)["step"] == 30
+    train(config)
+    assert [row["step"] for row in log_of(config)] == ["20", "40", "60"]
+    assert {"rate", "loss", "seconds", f"{NAME} mae", f"{NAME} a3"} < set(log_of(config)[0])
+
+
+def test_a_finished_run_is_left_alone_and_may_be_longer(config):
+    first = train(config)
+    stamp = (Path(config.out) / LAST).stat().st_mtime_ns
+    again = train(config)
+    assert (Path(config.out) / LAST).stat().st_mtime_ns == stamp
+    assert again.table[NAME] == pytest.approx(first.table[NAME])
+    assert_same_run(first, again)
+    longer = train(replace(config, steps=80, check=40, save=40, check_size=3))
+    assert longer.step == 80
+    assert [row["step"] for row in log_of(config)] == ["20", "40", "60", "80"]
 
 
 def test_a_kill_while_saving_leaves_the_last_checkpoint(config, monkeypatch):
@@ -98,8 +234,9 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(config, monkeypatch):
     run.save()
     run.advance()
 
-    def full(*args, **kwargs):
-        del args, kwargs
+    def full(state, stream):
+        del state
+        stream.write(b"half a checkpoint")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
@@ -110,86 +247,330 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(config, monkeypatch):
     assert again.step == 1
 
 
+def test_a_run_without_a_checkpoint_starts_at_the_start(config):
+    run = Run(config)
+    assert not run.resume()
+    assert run.step == 0
+
+
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_damaged_checkpoint_is_refused(config, kept):
+    train(replace(config, steps=2))
+    path = Path(config.out) / LAST
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(TrainingError, match=r"last\.pt: cannot be read .* delete it to start anew"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rate": 1e-3}, "rate"),
+        ({"batch": 8}, "batch"),
+        ({"seed": 1, "ema": 0.5}, "ema|seed"),
+        ({"fraction": 0.5}, "fraction"),
+        ({"shares": {NAME: 1.0}}, "shares"),
+        ({"model": replace(MODEL, dropout=0.2)}, "model"),
+        ({"model": DEFINET}, "model"),
+    ],
+)
+def test_another_run_is_not_resumed(config, changes, named):
+    train(replace(config, steps=2))
+    before = {p.name: p.read_bytes() for p in Path(config.out).iterdir() if p.is_file()}
+    with pytest.raises(TrainingError, match=f"a run with another ({named}).*give another `out`"):
+        train(replace(config, **changes))
+    assert before == {p.name: p.read_bytes() for p in Path(config.out).iterdir() if p.is_file()}
+
+
+def test_other_data_are_not_resumed_and_moved_ones_are(config, data, tmp_path):
+    train(replace(config, steps=2))
+    moved = tmp_path / "moved"
+    moved.write_bytes(Path(data).read_bytes())
+    assert train(replace(config, steps=3, data=str(moved))).step == 3
+    other = pack_of(tmp_path / "other", radial_pairs(seed=5))
+    with pytest.raises(TrainingError, match=r"another data \(its content\)"):
+        train(replace(config, data=str(other.path)))
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_resumed(config):
+    train(replace(config, steps=2))
+    path = Path(config.out) / LAST
+    state = torch.load(path, weights_only=True)
+    values = json.loads(state["config"])
+    del values["tf32"], values["model"]["pooling"]
+    torch.save(state | {"config": json.dumps(values)}, path)
+    assert train(replace(config, steps=3)).step == 3
+
+
+# the order of the data
+
+
 def test_every_pair_is_seen_once_an_epoch(config):
     run = Run(config)
     seen = []
     for _ in range(9):
-        seen.extend(run._next_batch("high-MoS2"))
-        run.drawn["high-MoS2"] += 1
-    train_pairs = run.sets["high-MoS2"].indices("train")
-    assert sorted(seen[:18]) == sorted(seen[18:36]) == sorted(train_pairs)
+        seen.extend(run._next_pairs(0).tolist())
+        run.drawn[0] += 1
+    train_pairs = run.groups[0].indices("train").tolist()
+    assert len(train_pairs) == 18
+    assert sorted(seen[:18]) == sorted(seen[18:36]) == train_pairs
     assert seen[:18] != seen[18:36]
 
 
-def test_subsets_get_their_share(config, tmp_path):
-    pack(tmp_path / "low-MoS2.npz")
-    run = Run(replace(config, weights={"high-MoS2": 3.0, "low-MoS2": 1.0}))
-    for _ in range(40):
-        run.drawn[run._next_subset()] += 1
+def test_the_order_follows_the_seed(config):
+    orders = [Run(replace(config, seed=seed))._next_pairs(0).tolist() for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_fraction_is_the_same_pairs_every_time(config):
+    half = [Run(replace(config, fraction=0.5, seed=seed)).train_pairs[0].tolist() for seed in (0, 1)]
+    assert half[0] == half[1]
+    assert len(half[0]) == 9
+    quarter = Run(replace(config, fraction=0.25)).train_pairs[0].tolist()
+    assert len(quarter) == 4
+    assert set(quarter) < set(half[0]) < set(Run(config).train_pairs[0].tolist())
+    assert len(Run(replace(config, fraction=1e-3)).train_pairs[0]) == 1
+
+
+def drawn_by_subset(run: Run, steps: int) -> dict[str, list[int]]:
+    for _ in range(steps):
+        run.drawn[run._next_group()] += 1
         run.step += 1
-    assert run.drawn == {"high-MoS2": 30, "low-MoS2": 10}
+    out: dict[str, list[int]] = {}
+    for group, n in zip(run.groups, run.drawn, strict=True):
+        out.setdefault(group.subset, []).append(n)
+    return out
 
 
-def test_rate(config):
-    config = replace(config, steps=1000, warmup=100, decay=0.5, rate=1.0)
-    assert rate_at(config, 49) == pytest.approx(0.5)
-    assert rate_at(config, 300) == 1.0
-    assert rate_at(config, 750) == pytest.approx(0.5)
-    assert rate_at(config, 1000) == pytest.approx(0.0)
+def test_subsets_get_their_share(config, several):
+    """And within one its groups by their numbers of pairs."""
+    config = replace(config, data=several)
+    run = Run(replace(config, shares={NAME: 3.0, "low/MoS2": 1.0}))
+    assert drawn_by_subset(run, 40) == {NAME: [20, 10], "low/MoS2": [10]}
+    shares = np.sqrt([18, 9]) / np.sqrt([18, 9]).sum()
+    drawn = drawn_by_subset(Run(config), 1000)
+    assert [sum(drawn[name]) / 1000 for name in (NAME, "low/MoS2")] == pytest.approx(shares, abs=2e-3)
 
 
-def test_exported_weights_carry_their_card(config, tmp_path):
+def test_only_subsets_with_a_share_are_trained_on(config, several):
+    config = replace(config, data=several, shares={"low/MoS2": 1.0, NAME: 0.0}, steps=3)
     run = train(config)
-    path = export_weights(run, tmp_path, "tiny", "1.2")
-    loaded = load_checkpoint(path)
-    assert loaded.card["training"]["hosts"]["MoS2"]["defects"] == ["V_Mo", "V_S"]
-    assert loaded.card["training"]["elements"] == ["Mo", "S"]
-    assert "Zenodo 14027373" in loaded.card["attribution"]
-    assert loaded.card["validation"]["high-MoS2"]["mae"] > 0
-    for a, b in zip(loaded.model.parameters(), run.average.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert list(run.table) == ["low/MoS2"]
+    assert run.drawn == [3]
+    assert run.step == 3
+
+
+def test_one_subset_of_cells_of_two_sizes_has_one_row(config, several):
+    run = train(replace(config, data=several, steps=6))
+    assert sorted(run.table) == [NAME, "low/MoS2"]
+    assert min(run.drawn) >= 1
+
+
+def test_shares_of_unknown_subsets(config, several):
+    with pytest.raises(TrainingError, match=f"shares name low/WSe2; .* has held/MoS2, {NAME}, low/MoS2"):
+        Run(replace(config, data=several, shares={"low/WSe2": 1.0}))
+
+
+def test_data_without_training_pairs(config, tmp_path, several):
+    pack_of(tmp_path / "val", radial_pairs(0, 3))
+    with pytest.raises(TrainingError, match=f"no training pairs in {NAME}"):
+        Run(replace(config, data=str(tmp_path / "val")))
+    with pytest.raises(TrainingError, match="no training pairs in held/MoS2"):
+        Run(replace(config, data=several, shares={"held/MoS2": 1.0}))
+    with pytest.raises(StructureError, match="nothing"):
+        Run(replace(config, data=str(tmp_path / "nothing")))
+
+
+def test_data_without_validation_pairs_train_all_the_same(config, tmp_path):
+    pack_of(tmp_path / "train", radial_pairs(5, 0))
+    run = train(replace(config, data=str(tmp_path / "train"), schedule="plateau", patience=0))
+    assert run.table == {}
+    assert run.scale == 1.0
+    assert build_card(run, "a", "1")["validation"] == {}
+
+
+# learning rate
+
+
+def test_the_cosine_falls_at_the_end(config):
+    run = Run(replace(config, steps=1000, warmup=100, decay=0.5, rate=1.0))
+    rates = {}
+    for run.step in (0, 49, 99, 100, 300, 500, 750, 1000):
+        rates[run.step] = run.rate()
+    expected = {0: 0.01, 49: 0.5, 99: 1.0, 100: 1.0, 300: 1.0, 500: 1.0, 750: 0.5, 1000: 0.0}
+    assert rates == pytest.approx(expected)
+
+
+def test_the_plateau_falls_where_validation_does_not(config):
+    run = Run(replace(config, schedule="plateau", warmup=2, rate=1.0, patience=2, factor=0.5))
+    assert run.rate() == 0.5
+    run.step = 10
+    rates = []
+    for mae in (3.0, 2.0, 2.5, 2.5, 2.5, 2.5, 1.0, 2.0, 2.0, 2.0, 2.0):
+        run.follow({"a": {"mae": mae - 0.5}, "b": {"mae": mae + 0.5}})
+        rates.append(run.rate())
+    assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_plateau_is_used_in_training(config):
+    """A rate of zero never gets better: it is divided at every check after the first, also after a kill."""
+    config = replace(config, schedule="plateau", rate=0.0, patience=0, factor=0.5)
+    train_until(config, 44)
+    assert train(config).scale == 0.25
+
+
+# gradients
 
 
 def test_runaway_gradients_stop_the_run(config):
     run = Run(config)
     with torch.no_grad():
-        run.net.read_out.weight.fill_(torch.inf)
-    run.skipped = 20
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        run.network.read_out.weight.fill_(torch.inf)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    for _ in range(20):
+        run.advance()
+    assert all(torch.equal(value, before[name]) for name, value in run.network.state_dict().items())
+    with pytest.raises(TrainingError, match="21 steps without a finite gradient by step 20: lower the learning rate"):
         run.advance()
 
 
-def test_packing_the_published_layout(tmp_path):
-    """Sites, splits and displacements come back; a test id without its relaxed structure is kept for prediction."""
-    folder = tmp_path / "high_density_defects" / "MoS2_500"
-    (folder / "CIF").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    planted = {}
-    for split, name in (("train", "one"), ("val", "two"), ("test", "three")):
-        (folder / f"{split}.csv").write_text(f"atoms_id\n{name}\n")
-        unrelaxed = pristine("MoS2", 8)
-        unrelaxed.positions[:, 2] += library()["MoS2"].positions[0, 2] - unrelaxed.positions[0, 2]  # as in 2DMD
-        gone = int(rng.integers(192))
-        del unrelaxed[gone]
-        unrelaxed.wrap()
-        moves = rng.normal(scale=0.05, size=(191, 3))
-        relaxed = unrelaxed.copy()
-        relaxed.positions += moves - moves.mean(axis=0)
-        write(folder / "CIF" / f"{name}_unrelaxed.cif", unrelaxed)
-        if split != "test":
-            write(folder / "CIF" / f"{name}_relaxed.cif", relaxed)
-        planted[name] = moves - moves.mean(axis=0)
-    pack_2dmd(tmp_path, tmp_path / "packed")
-    with np.load(tmp_path / "packed" / "high-MoS2.npz") as z:
-        assert z["split"].tolist() == ["train", "val", "test"]
-        for k, name in enumerate(z["ids"]):
-            moves = planted[name]
-            assert len(np.flatnonzero(z["numbers"][k] == 0)) == 1
-            real = z["numbers"][k] > 0
-            if name == "three":
-                assert np.isnan(z["move"][k]).all()
-            else:
-                length = np.linalg.norm(z["move"][k][real], axis=1)
-                assert np.abs(np.sort(length) - np.sort(np.linalg.norm(moves, axis=1))).max() < 1e-4
-    with pytest.raises(StructureError, match="expected folders"):
-        pack_2dmd(tmp_path / "packed", tmp_path / "again")
+def test_gradients_are_clipped(config):
+    run = Run(replace(config, clip=1e-3))
+    run.advance()
+    norm = torch.stack([p.grad.norm() for p in run.network.parameters() if p.grad is not None]).norm()
+    assert float(norm) <= 1e-3 * (1 + 1e-3)
+
+
+# weights
+
+
+def test_exported_weights_carry_their_card(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(uncertainty, "_STEPS", 20)  # the fit is tested on its own
+    config = replace(config, attribution="Made here.", license="CC0")
+    run = train(config)
+    path = export_weights(run, tmp_path / "tiny.safetensors", "tiny", "1.2")
+    assert path == tmp_path / "tiny.safetensors"
+    loaded = load_checkpoint(path)
+    card = loaded.card
+    assert (card["name"], card["version"]) == ("tiny", "1.2")
+    assert (card["attribution"], card["license"]) == ("Made here.", "CC0")
+    assert card["training"]["elements"] == ["Mo", "S"]
+    host = card["training"]["hosts"]["MoS2"]
+    assert host["defects"] == ["V_Mo", "V_S"]
+    assert (host["sites"], host["training_pairs"]) == (48, 18)
+    assert host["density"] == pytest.approx([1 / 48, 1 / 48])
+    assert (card["training"]["steps"], card["training"]["batch"]) == (60, 4)
+    assert card["training"]["data_sha256"] == Pack.open(config.data).sha256
+    assert card["training"]["config"] == json.loads(json.dumps(config.plain()))
+    assert card["parameters"] == sum(p.numel() for p in run.network.parameters())
+    assert card["validation"][NAME] == pytest.approx(run.table[NAME], abs=1e-5)
+    assert set(card["uncertainty"]) == {NAME}
+    beside = json.loads((tmp_path / "tiny.json").read_text())
+    assert beside["card"] == card
+    assert beside["sha256"] == loaded.sha256
+    weights = loaded.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in run.average.state_dict().items())
+    assert loaded.config == replace(MODEL, error_hidden=loaded.config.error_hidden)
+    export_weights(run, path, "tiny", "1.3")
+    assert load_checkpoint(path).card["version"] == "1.3"
+
+
+def test_cards_tell_hosts_and_sizes_apart(config, several):
+    run = Run(replace(config, data=several))
+    host = build_card(run, "a", "1")["training"]["hosts"]["MoS2"]
+    assert host["training_pairs"] == 27
+    assert host["density"] == pytest.approx([1 / 48, 1 / 27])
+    assert "several" in build_card(run, "a", "1")["attribution"]
+
+
+def test_the_published_network_is_exported_without_an_estimate(config, tmp_path):
+    run = train(replace(config, model=DEFINET, steps=2))
+    loaded = load_checkpoint(export_weights(run, tmp_path / "a.safetensors", "a", "1"))
+    assert loaded.config == DEFINET
+    assert "uncertainty" not in loaded.card
+    assert loaded.card["architecture"] == "DefiNet as published"
+
+
+def test_fine_tuning_starts_from_given_weights(config, several, tmp_path, monkeypatch):
+    """Their sizes count, their dropout and their estimate of the error do not."""
+    monkeypatch.setattr(uncertainty, "_STEPS", 20)
+    first = train(config)
+    path = export_weights(first, tmp_path / "first.safetensors", "first", "1")
+    assert load_checkpoint(path).config.error_hidden > 0
+    wanted = replace(
+        config,
+        data=several,
+        out=str(tmp_path / "second"),
+        init=str(path),
+        model=SiteNetworkConfig(dropout=0.3),
+        shares={"low/MoS2": 1.0},
+        rate=1e-3,
+    )
+    start = Run(wanted)
+    assert start.config.model == replace(MODEL, dropout=0.3)
+    for network in (start.network, start.average):
+        weights = network.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in first.average.state_dict().items())
+    before = start.validate()["low/MoS2"]
+    assert before["mae"] < 0.7 * before["dummy"]  # it knows the field already
+    second = train(wanted)
+    assert second.table["low/MoS2"]["mae"] < before["mae"]
+    assert train(wanted).step == second.step  # and can be resumed
+
+
+def test_fine_tuning_the_published_network(config, tmp_path):
+    run = train(replace(config, model=DEFINET, steps=2))
+    path = export_weights(run, tmp_path / "a.safetensors", "a", "1")
+    config = replace(config, init=str(path), out=str(tmp_path / "b"))
+    with pytest.raises(CheckpointError, match="dropout is not known to the published network"):
+        Run(config)
+    start = Run(replace(config, model=SiteNetworkConfig()))
+    assert start.config.model == DEFINET
+    assert all(torch.equal(a, b) for a, b in zip(start.network.parameters(), run.average.parameters(), strict=True))
+
+
+# devices
+
+
+def test_devices_that_are_not_there(config):
+    kind = "tpu" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(DeviceError, match=f"1 device.s. of kind '{kind}' are not here"):
+        Run(replace(config, accelerator=kind))
+
+
+def can_listen() -> bool:
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not can_listen(), reason="no sockets here")
+@pytest.mark.parametrize("architecture", ["site", "definet"])
+def test_two_processes_train_like_one(config, tmp_path, architecture):
+    """Without dropout the same pairs give the same gradients, however they are shared out."""
+    model = replace(MODEL, dropout=0.0) if architecture == "site" else DEFINET
+    config = replace(config, model=model, steps=20, rate=3e-3)
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import json, sys\n"
+        "from ase_definet.train.config import make_config\n"
+        "from ase_definet.train.loop import train\n"
+        "if __name__ == '__main__':\n"
+        "    train(make_config(json.loads(sys.argv[1])))\n"
+    )
+    one = train(config)
+    two = replace(config, devices=2, out=str(tmp_path / "two"))
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, str(script), json.dumps(two.plain())]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = log_of(two)
+    assert [row["step"] for row in rows] == ["20"]
+    for key in ("mae", "a3"):
+        assert float(rows[0][f"{NAME} {key}"]) == pytest.approx(one.table[NAME][key], abs=10 * SAME)
+    resumed = train(replace(two, devices=1, steps=21))  # what two have done, one goes on with
+    assert resumed.step == 21
+    assert resumed.drawn == [21]

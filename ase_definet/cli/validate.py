@@ -1,0 +1,124 @@
+"""``ase-definet validate``: how many ionic steps a prediction saves, with a calculator of your own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ase_definet.cli.common import (
+    FILE,
+    BadUsage,
+    about,
+    check_folder,
+    checked_host,
+    counts,
+    error_text,
+    host_option,
+    overwrite_option,
+)
+from ase_definet.errors import CalculatorError, DefiNetError
+
+if TYPE_CHECKING:
+    from ase_definet.validation import Comparison
+
+_OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
+
+
+@click.command("validate")
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@host_option
+@click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp (any ASE calculator from Python).")
+@click.option("--optimizer", type=click.Choice(_OPTIMIZERS), default="BFGS", show_default=True)
+@click.option("--fmax", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True, help="In eV/Å.")
+@click.option("--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Each time, at most.")
+@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
+@click.option("--json", "out", type=FILE, help="Write everything to this file.")
+@overwrite_option
+def validate_command(
+    files: tuple[Path, ...],
+    host: str,
+    calculator: str,
+    optimizer: str,
+    fmax: float,
+    max_steps: int,
+    model: str,
+    out: Path | None,
+    overwrite: bool,  # noqa: FBT001
+) -> None:
+    """Relax FILES twice at fixed cell, from the host's sites and from the prediction, and count the ionic steps.
+
+    An ionic step is one evaluation of the forces. A calculator that does not converge is a result, not an error.
+    """
+    if out is not None and out.exists() and not overwrite:
+        raise BadUsage(f"{out} exists; choose another name or give --overwrite")
+    if out is not None:
+        check_folder(out.parent)
+    from ase_definet.calculators import get_calculator  # noqa: PLC0415
+
+    try:
+        get_calculator(calculator)
+    except CalculatorError as error:
+        raise BadUsage(error_text(error)) from error
+    resolved = checked_host(host)
+    from ase_definet.host import read_structure  # noqa: PLC0415
+    from ase_definet.relaxer import DefiNetRelaxer  # noqa: PLC0415
+    from ase_definet.validation import compare_starts  # noqa: PLC0415
+
+    relaxer = DefiNetRelaxer(model, host=resolved)
+    head = {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}
+    records: list[dict[str, Any]] = []
+    failed = 0
+    for file in files:
+        try:
+            with about(file):
+                result = relaxer.predict(read_structure(file))
+        except (click.ClickException, DefiNetError) as error:
+            failed += 1
+            click.echo(f"Error: {error}", err=True)
+            records.append({"file": str(file), "error": str(error)})
+            continue
+        comparison = compare_starts(result, lambda: get_calculator(calculator), optimizer, fmax, max_steps)
+        click.echo(f"{file}: {counts(result.site_map.defect_counts)}, {len(result.atoms)} atoms, {calculator}")
+        for line in table_lines(comparison):
+            click.echo(f"  {line}")
+        records.append({"file": str(file)} | comparison.summary())
+        if out is not None:  # a long calculation must not lose the ones before it
+            _write(
+                out, {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}, records
+            )
+    if out is not None:
+        _write(out, head, records)
+        click.echo(f"wrote {out}")
+    if failed:
+        raise click.ClickException(f"{failed} of {len(files)} structures could not be used")
+
+
+def table_lines(comparison: Comparison) -> list[str]:
+    """Return the comparison as lines of text."""
+    lines = ["start       steps  first |F|max  energy above its end      s"]
+    for name in ("unrelaxed", "predicted"):
+        run = getattr(comparison, name)
+        numbers = run.summary()
+        if run.error:
+            lines.append(f"{name:10s}  failed after {run.steps} steps: {run.error}")
+            continue
+        state = "" if run.converged else "  not converged"
+        above = numbers["first_energy_above_last"]
+        lines.append(
+            f"{name:10s}  {run.steps:5d}  {numbers['first_fmax']:8.3f} eV/Å  {above:18.3f} eV  {run.seconds:5.0f}{state}"
+        )
+    where = "the same minimum" if comparison.same_minimum else f"other minima, {comparison.distance:.2f} Å apart"
+    if comparison.saved is not None:
+        lines.append(f"saved {comparison.saved:.0%} of the ionic steps; {where}")
+    lines.append(
+        f"coordinate MAE to the end of each run: host's sites {comparison.unrelaxed_error:.4f} Å, prediction "
+        f"{comparison.prediction_error:.4f} Å"
+    )
+    return lines
+
+
+def _write(out: Path, head: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    out.write_text(json.dumps(head | {"structures": records}, indent=1) + "\n")

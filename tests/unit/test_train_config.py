@@ -1,0 +1,87 @@
+"""Configs of training: what may stand in them, and what is said of anything else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ase_definet.errors import TrainingError
+from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+from ase_definet.train.config import PRESETS, TrainConfig, make_config, read_config
+
+FILES = {"data": "a.pack", "out": "run"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_sound_and_survive_json(preset):
+    config = make_config(FILES, preset)
+    assert make_config(json.loads(json.dumps(config.plain()))) == config
+    assert isinstance(config.model, DefiNetConfig if preset == "paper" else SiteNetworkConfig)
+
+
+def test_a_file_names_its_preset_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'preset = "base"\ndata = "a.pack"\nout = "run"\nsteps = 70\nrate = 1\n'
+        '[shares]\n"high/MoS2" = 3\n[model]\nfeatures = 8\n'
+    )
+    config = read_config(path, steps=90, out="other")
+    assert (config.steps, config.out, config.data, config.rate) == (90, "other", "a.pack", 1)
+    assert config.shares == {"high/MoS2": 3}
+    assert config.model == SiteNetworkConfig(features=8, near_cutoff=4.5, dropout=0.1)
+
+
+def test_an_architecture_is_named_in_the_model():
+    config = make_config(FILES | {"model": {"architecture": "definet", "features": 16}})
+    assert config.model == DefiNetConfig(features=16)
+    assert config.plain()["model"]["architecture"] == "definet"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": ""}, "lacks data"),
+        ({"stpes": 5}, "does not know stpes; it knows .*steps"),
+        ({"model": {"width": 5}}, r"\[model\] does not know width; it knows .*features"),
+        ({"model": {"architecture": "gnn"}}, "unknown architecture 'gnn': expected one of site, definet"),
+        ({"model": {"architecture": "definet", "dropout": 0.1}}, "does not know dropout"),
+        ({"model": 5}, "model must be a table, found 5"),
+        ({"shares": "high"}, "shares must be a table"),
+        ({"steps": "100"}, "steps must be a whole number, found '100'"),
+        ({"steps": 1.5}, "steps must be a whole number"),
+        ({"batch": True}, "batch must be a whole number"),
+        ({"rate": "fast"}, "rate must be a number"),
+        ({"tf32": 1}, "tf32 must be true or false"),
+        ({"init": 3}, "init must be text"),
+        ({"model": {"features": "8"}}, "features must be a whole number"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch": 2, "devices": 3}, "a batch of 2 cannot be shared by 3 devices"),
+        ({"fraction": 0.0}, "fraction must be above 0"),
+        ({"fraction": 1.1}, "fraction must be above 0"),
+        ({"schedule": "linear"}, "schedule must be cosine or plateau, found 'linear'"),
+        ({"precision": "16-mixed"}, "precision must be 32-true or bf16-mixed"),
+        ({"shares": {"a": -1.0, "b": 1.0}}, "shares must not be negative"),
+        ({"shares": {"a": 0.0}}, "nor all zero"),
+        ({"shares": {"a": "much"}}, "shares must be numbers"),
+        ({"model": {"near_cutoff": 8.0}}, "near_cutoff must be between 0 and the cutoff"),
+        ({"model": {"dropout": 1.0}}, "dropout must be at least 0 and below 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(options, message):
+    with pytest.raises(TrainingError, match=message):
+        make_config(FILES | options)
+
+
+def test_unknown_presets_and_unreadable_files(tmp_path):
+    with pytest.raises(TrainingError, match="unknown preset 'large': expected one of small, base, paper"):
+        make_config(FILES, "large")
+    (tmp_path / "a.toml").write_text("steps = = 5")
+    with pytest.raises(TrainingError, match=r"a\.toml: cannot be read as TOML"):
+        read_config(tmp_path / "a.toml")
+    with pytest.raises(TrainingError, match=r"b\.toml: cannot be read as TOML"):
+        read_config(tmp_path / "b.toml")
+
+
+def test_defaults_are_sound():
+    assert make_config(FILES) == TrainConfig(**FILES)

@@ -1,0 +1,189 @@
+"""Counting ionic steps: real calculators of ASE, starts that converge, and ones that do not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.build import bulk, make_supercell
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from ase.io import write
+from ase.optimize import BFGS
+from click.testing import CliRunner
+
+from ase_definet.calculators import get_calculator
+from ase_definet.cli import cli
+from ase_definet.errors import CalculatorError
+from ase_definet.relaxer import DefiNetRelaxer
+from ase_definet.validation import OPTIMIZERS, compare_starts, on_sites, relax_with
+
+FMAX = 0.02
+
+
+@pytest.fixture(scope="module")
+def copper():
+    """Return gold in copper beside a vacancy, as EMT knows them."""
+    atoms = make_supercell(bulk("Cu", "fcc", a=3.61), 3 * np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]))
+    atoms.numbers[40] = 79
+    del atoms[10]
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def result(copper):
+    return DefiNetRelaxer(device="cpu").predict(copper, bulk("Cu", "fcc", a=3.61))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_are_evaluations_of_the_forces(copper, optimizer):
+    calls = []
+
+    class Counted(EMT):
+        def calculate(self, *args, **kwargs):
+            calls.append(1)
+            super().calculate(*args, **kwargs)
+
+    before = copper.positions.copy()
+    run = relax_with(copper, Counted(), optimizer, FMAX)
+    assert run.converged
+    assert run.steps == len(calls) == len(run.energies)
+    assert run.fmax[0] > FMAX > run.fmax[-1]
+    assert run.energies[-1] < run.energies[0]
+    assert np.array_equal(copper.positions, before)
+    again = run.atoms.copy()
+    again.calc = EMT()
+    assert np.linalg.norm(again.get_forces(), axis=1).max() == pytest.approx(run.fmax[-1])
+    assert relax_with(run.atoms, EMT(), optimizer, FMAX).steps == 1
+
+
+def test_bfgs_takes_the_steps_it_takes_alone(copper):
+    alone = copper.copy()
+    alone.calc = EMT()
+    optimizer = BFGS(alone, logfile=None)
+    optimizer.run(fmax=FMAX)
+    run = relax_with(copper, EMT(), "BFGS", FMAX)
+    assert run.steps == optimizer.nsteps + 1
+    assert np.abs(run.atoms.positions - alone.positions).max() < 1e-9
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_too_few_steps_are_a_result(copper, optimizer):
+    run = relax_with(copper, EMT(), optimizer, FMAX, max_steps=2)
+    assert (run.steps, run.converged, run.error) == (2, False, "")
+
+
+def test_a_failing_calculator_is_a_result(copper):
+    calls = []
+
+    class Failing(EMT):
+        def calculate(self, *args, **kwargs):
+            if calls:
+                raise RuntimeError("SCF\n did not converge")
+            calls.append(1)
+            super().calculate(*args, **kwargs)
+
+    run = relax_with(copper, Failing(), "BFGS", FMAX)
+    assert not run.converged
+    assert run.error == "SCF did not converge"
+    assert run.steps == 1
+
+
+def test_constrained_atoms_stay_and_do_not_count(copper):
+    held = copper.copy()
+    held.set_constraint(FixAtoms(indices=range(len(held))))
+    run = relax_with(held, EMT(), "BFGS", FMAX)
+    assert run.converged
+    assert run.steps == 1
+
+
+def test_on_sites_is_the_host(copper, result):
+    perfect = make_supercell(bulk("Cu", "fcc", a=3.61), 3 * np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]))
+    del perfect[10]
+    difference = on_sites(result).positions - perfect.positions
+    assert np.abs(difference - difference.mean(axis=0)).max() < 1e-6
+    assert np.abs(result.displacement).max() > 1e-3
+    assert on_sites(result).get_chemical_formula() == copper.get_chemical_formula()
+
+
+def test_a_perfect_prediction_saves_all_but_one_step(result):
+    sites = on_sites(result)
+    minimum = relax_with(sites, EMT(), "BFGS", FMAX).atoms
+    perfect = replace(result, atoms=minimum, displacement=minimum.positions - sites.positions)
+    comparison = compare_starts(perfect, EMT, "BFGS", FMAX)
+    assert comparison.predicted.steps == 1
+    assert comparison.unrelaxed.steps > 3
+    assert comparison.saved == pytest.approx(1 - 1 / comparison.unrelaxed.steps)
+    assert comparison.same_minimum
+    assert comparison.distance < 1e-9
+    assert comparison.prediction_error < 1e-9 < comparison.unrelaxed_error
+    expected = np.abs(
+        (sites.positions - minimum.positions) - (sites.positions - minimum.positions).mean(axis=0)
+    ).mean()
+    assert comparison.unrelaxed_error == pytest.approx(expected)
+
+
+def test_what_did_not_converge_saves_nothing(result):
+    comparison = compare_starts(result, EMT, "BFGS", FMAX, max_steps=2)
+    assert comparison.saved is None
+    assert comparison.summary()["steps_saved"] is None
+
+
+def test_another_minimum_is_noticed(result):
+    sites = on_sites(result)
+    hopped = sites.copy()
+    hopped.positions[0] += [1.2, 0.3, 0.0]
+    comparison = compare_starts(replace(result, atoms=hopped, displacement=hopped.positions - sites.positions), Frozen, "BFGS", FMAX)
+    assert not comparison.same_minimum
+    assert comparison.distance > 1
+
+
+class Frozen(Calculator):
+    """No forces anywhere: every start is a minimum."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=(), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
+
+
+def test_unknown_names():
+    with pytest.raises(CalculatorError, match="emt, chgnet, gpaw, vasp"):
+        get_calculator("vasp6")
+    with pytest.raises(CalculatorError, match="BFGS, LBFGS, FIRE, CG"):
+        relax_with(bulk("Cu"), EMT(), "SGD")
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "chgnet", None)
+    monkeypatch.setitem(__import__("sys").modules, "chgnet.model.dynamics", None)
+    with pytest.raises(CalculatorError, match=r"ase-definet\[compare\]"):
+        get_calculator("chgnet")
+
+
+def test_command(copper, tmp_path):
+    write(tmp_path / "POSCAR", copper, format="vasp")
+    write(tmp_path / "host.cif", bulk("Cu", "fcc", a=3.61))
+    (tmp_path / "bad.vasp").write_text("nothing")
+    command = ["validate", str(tmp_path / "POSCAR"), str(tmp_path / "bad.vasp"), "--host", str(tmp_path / "host.cif")]
+    command += ["--calculator", "emt", "--optimizer", "LBFGS", "--json", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 1
+    assert "1 of 2 structures could not be used" in done.output
+    assert "V_Cu x1" in done.output
+    report = json.loads((tmp_path / "out.json").read_text())
+    good, bad = report["structures"]
+    assert good["unrelaxed"]["steps"] > 1
+    assert good["predicted"]["converged"]
+    assert "bad.vasp" in bad["error"]
+    again = CliRunner().invoke(cli, command)
+    assert again.exit_code == 2
+    assert "--overwrite" in again.output
+    command[command.index("emt")] = "castep"
+    done = CliRunner().invoke(cli, [*command, "--overwrite"])
+    assert done.exit_code == 2
+    assert "emt, chgnet, gpaw, vasp" in done.output
