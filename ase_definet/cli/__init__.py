@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ase_definet.cli.common import BadUsage, error_text
+from ase_definet.cli.count import count_command
 from ase_definet.cli.data import data_group
 from ase_definet.cli.evaluate import evaluate_command
 from ase_definet.cli.inputs import vasp_command
@@ -81,6 +82,7 @@ for command in (
     models_command,
     evaluate_command,
     validate_command,
+    count_command,
     data_group,
     train_command,
     export_command,

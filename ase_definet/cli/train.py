@@ -54,7 +54,18 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
     if run.fabric.global_rank == 0:
         for line in _table(run):
             click.echo(line)
+        for path in _curve(run):
+            click.echo(f"wrote {path}")
         click.echo(f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet export {plan.out} FILE")
+
+
+def _curve(run: Run) -> list[Path]:
+    """Draw the learning curve beside the log, where matplotlib is there to do it."""
+    try:
+        from ase_definet.plots import draw_learning_curve  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return []
+    return [draw_learning_curve({run.out.name: run.out / "log.csv"}, run.out / "learning_curve.png")]
 
 
 @click.command("export")

@@ -108,7 +108,8 @@ def table_lines(comparison: Comparison) -> list[str]:
         state = "" if run.converged else "  not converged"
         above = numbers["first_energy_above_last"]
         lines.append(
-            f"{name:10s}  {run.steps:5d}  {numbers['first_fmax']:8.3f} eV/Å  {above:18.3f} eV  {run.seconds:5.0f}{state}"
+            f"{name:10s}  {run.steps:5d}  {numbers['first_fmax']:8.3f} eV/Å  {above:18.3f} eV  {run.seconds:5.0f}"
+            f"{state}"
         )
     where = "the same minimum" if comparison.same_minimum else f"other minima, {comparison.distance:.2f} Å apart"
     if comparison.saved is not None:
