@@ -27,6 +27,10 @@ class TrainingError(DefiNetError, ValueError):
     """A training run cannot be set up, resumed or continued as asked."""
 
 
+class EnumerationError(DefiNetError, ValueError):
+    """Defects cannot be placed as asked."""
+
+
 class CalculatorError(DefiNetError, ValueError):
     """A calculator or optimizer is unknown or not installed."""
 

@@ -12,6 +12,7 @@ import click
 from ase_definet.cli.common import BadUsage, error_text
 from ase_definet.cli.count import count_command
 from ase_definet.cli.data import data_group
+from ase_definet.cli.enumerate import enumerate_command
 from ase_definet.cli.evaluate import evaluate_command
 from ase_definet.cli.inputs import vasp_command
 from ase_definet.cli.listings import hosts_command, models_command
@@ -80,6 +81,7 @@ for command in (
     vasp_command,
     hosts_command,
     models_command,
+    enumerate_command,
     evaluate_command,
     validate_command,
     count_command,
