@@ -31,6 +31,10 @@ class EnumerationError(DefiNetError, ValueError):
     """Defects cannot be placed as asked."""
 
 
+class ScreeningError(DefiNetError, ValueError):
+    """A screen cannot start, or go on, as asked."""
+
+
 class CalculatorError(DefiNetError, ValueError):
     """A calculator or optimizer is unknown or not installed."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,8 @@ def enumerate_command(
             write(configuration)
             count += 1
             multiplicity += configuration.multiplicity
+    if output == Path("-"):
+        return
     whole = f", {multiplicity} with their images" if multiplicity else ""
     click.echo(f"{count} configurations{whole}, {len(space.numbers)} sites of {space.host.name}")
     if output is not None:
@@ -110,6 +113,9 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
     """Yield a function that writes one configuration; a file appears only when it is complete."""
     if output is None:
         yield lambda _: None
+        return
+    if output == Path("-"):
+        yield lambda configuration: _to_extxyz(sys.stdout, space, configuration)
         return
     check_folder(output.parent)
     if output.suffix in {".extxyz", ".xyz"}:

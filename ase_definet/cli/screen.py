@@ -1,0 +1,107 @@
+"""``ase-definet screen``: relax any number of structures, resumably."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ase_definet.cli.common import FOLDER, BadUsage, checked_host, host_option
+
+if TYPE_CHECKING:
+    from ase_definet.screening import Named, Progress
+
+
+@click.command("screen")
+@click.argument("inputs", type=click.Path(path_type=Path, allow_dash=True), nargs=-1, required=True)
+@host_option
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for the results; a screen in it is resumed.")
+@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes (Dask if several)."
+)
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead.")
+@click.option(
+    "--block", type=click.IntRange(min=1), default=64, show_default=True, help="Structures recorded at a time."
+)
+@click.option("--max-strain", type=float, default=0.06, show_default=True, help="Of the host onto a cell.")
+def screen_command(
+    inputs: tuple[Path, ...],
+    host: str,
+    output: Path,
+    model: str,
+    device: str,
+    workers: int,
+    scheduler: str | None,
+    block: int,
+    max_strain: float,
+) -> None:
+    """Relax every structure of INPUTS: files, folders, files with many structures, or - for extended XYZ from a pipe.
+
+    Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason.
+    """
+    checked_host(host)
+    from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
+    from ase_definet.screening import Results, screen, structures_of  # noqa: PLC0415
+
+    missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
+    if missing:
+        raise BadUsage(f"no such file or folder: {', '.join(missing)}")
+    settings = {"model": model, "device": device, "host": host, "max_strain": max_strain}
+    asked: dict[str, Any] = {
+        "inputs": [str(path) if str(path) == "-" else str(path.resolve()) for path in inputs],
+        "host": host,
+        "model": load_checkpoint(resolve_model(model)).sha256,
+        "max_strain": max_strain,
+    }
+    source = _from_pipe() if inputs == (Path("-"),) else structures_of(inputs)
+    results = Results(output, asked)
+    meter = _Meter()
+    try:
+        if results.progress.resumed:
+            click.echo(f"{output}: going on after {results.progress.resumed} structures", err=True)
+        done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
+    finally:
+        results.close()
+    click.echo(
+        f"{done.done} structures in {output}: {done.done - done.failed} relaxed, {done.failed} failed"
+        f"{meter.speed(done)}"
+    )
+
+
+def _from_pipe() -> Iterator[Named]:
+    from ase.io import iread  # noqa: PLC0415
+
+    from ase_definet.errors import StructureError  # noqa: PLC0415
+
+    number = -1
+    try:
+        for number, atoms in enumerate(iread(sys.stdin, index=":", format="extxyz")):
+            yield str(atoms.info.get("name", f"structure {number}")), atoms
+    except Exception as error:  # noqa: BLE001 - readers raise anything; what came before stays
+        yield f"structure {number + 1}", StructureError(f"the pipe cannot be read on: {error}")
+
+
+class _Meter:
+    """Say now and then how far it is."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() or now - self.last > 60:  # noqa: PLR2004 - once a minute is enough for a log file
+            self.last = now
+            end = "\r" if sys.stderr.isatty() else "\n"
+            text = f"{progress.done} done, {progress.failed} failed{self.speed(progress)}"
+            click.echo(f"{text:70s}{end}", err=True, nl=False)
+
+    def speed(self, progress: Progress) -> str:
+        seconds = time.monotonic() - self.began
+        new = progress.done - progress.resumed
+        return f", {new / seconds:.1f} structures/s" if new and seconds > 0 else ""

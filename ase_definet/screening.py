@@ -1,0 +1,375 @@
+"""Relax any number of structures in batches, on many processes or a cluster; resumable, nothing lost, nothing twice.
+
+Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row each), ``failures.csv``, ``run.json``
+(what was asked) and ``journal.json``. A block of structures counts when the journal names it; what a killed run wrote
+after that is cut off when the next one starts, so a run resumes exactly where its journal is.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from ase import Atoms
+from ase.io import iread, write
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from numpy.typing import NDArray
+
+from ase_definet.errors import ScreeningError, StructureError
+from ase_definet.host import read_structure
+from ase_definet.metrics import near_sites
+from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.sites import SiteKind
+
+Array: TypeAlias = NDArray[Any]
+Named: TypeAlias = tuple[str, "Atoms | Exception"]
+
+BLOCK = 64
+"""Structures that are relaxed, written and recorded together."""
+NEAR = 3.0
+"""Atoms closer than this to a defect site are near it, in Å."""
+STRUCTURES, TABLE, FAILURES = "structures.extxyz", "table.csv", "failures.csv"
+COLUMNS = (
+    *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
+    *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_uncertainty"),
+    *("mean_uncertainty", "mean_uncertainty_near", "strain", "warnings", "seconds"),
+)
+_FAILURE_COLUMNS = ("index", "name", "reason")
+_AHEAD = 3
+"""Blocks a worker has waiting."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What became of some consecutive structures.
+
+    Attributes:
+        names: Of all of them, in order.
+        structures: The relaxed ones, as extended XYZ.
+        rows: Of the table.
+        failures: Index, name and reason of those that failed.
+    """
+
+    names: tuple[str, ...]
+    structures: str
+    rows: list[dict[str, Any]]
+    failures: list[dict[str, Any]]
+
+
+@dataclass
+class Progress:
+    """How far a screen is.
+
+    Attributes:
+        done: Structures in the results, failures included.
+        failed: Those that failed.
+        resumed: Those that were there when this run started.
+    """
+
+    done: int = 0
+    failed: int = 0
+    resumed: int = 0
+
+
+def structures_of(paths: Iterable[Path]) -> Iterator[Named]:
+    """Read structures one after the other, with a name each; what cannot be read comes as its error.
+
+    Args:
+        paths: Files of any format ASE reads, all structures in them, and folders of such files.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from structures_of(p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith("."))
+        else:
+            yield from _from_file(path)
+
+
+def _from_file(path: Path) -> Iterator[Named]:
+    try:
+        several = path.is_file() and not ioformats[filetype(str(path))].single
+    except (UnknownFileTypeError, OSError):
+        several = False
+    if not several:
+        try:
+            yield path.name, read_structure(path)
+        except StructureError as error:
+            yield path.name, error
+        return
+    number = -1
+    try:
+        for number, atoms in enumerate(iread(str(path), index=":")):
+            yield _name_of(atoms, path, number), atoms
+    except Exception as error:  # noqa: BLE001 - readers raise anything; what came before stays
+        name = path.name if number < 0 else f"{path.name}#{number + 1}"
+        yield name, StructureError(f"{path}: cannot be read{' on' if number >= 0 else ''}: {error}")
+        return
+    if number < 0:
+        yield path.name, StructureError(f"{path}: holds no structures")
+
+
+def _name_of(atoms: Atoms, path: Path, number: int) -> str:
+    given = atoms.info.get("name")
+    return str(given) if given is not None else f"{path.name}#{number}"
+
+
+def relax_block(names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]) -> Block:
+    """Relax some structures; this is what runs on a worker.
+
+    Args:
+        names: One each.
+        structures: Atoms, or the errors of those that could not be read.
+        first: Index of the first of them.
+        settings: ``model``, ``device``, ``host``, ``max_strain``.
+    """
+    relaxer = _relaxer(json.dumps({k: v for k, v in settings.items() if k != "host"}, sort_keys=True))
+    rows, failures, out = [], [], io.StringIO()
+    records = relaxer.relax_many(structures, host=settings["host"])
+    for index, (name, given, record) in enumerate(zip(names, structures, records, strict=True), start=first):
+        if isinstance(record, RelaxFailure):
+            reason = " ".join(str(record.error).split()) or type(record.error).__name__
+            failures.append({"index": index, "name": name, "reason": reason})
+            continue
+        rows.append(_row(index, name, given, record))
+        atoms = record.atoms.copy()
+        atoms.info["name"] = name
+        write(out, atoms, format="extxyz")
+    return Block(names, out.getvalue(), rows, failures)
+
+
+@lru_cache(maxsize=2)
+def _relaxer(settings: str) -> DefiNetRelaxer:
+    """Return the relaxer of this process."""
+    values = json.loads(settings)
+    return DefiNetRelaxer(values["model"], device=values["device"], max_strain=values["max_strain"])
+
+
+def _row(index: int, name: str, given: Atoms, result: RelaxResult) -> dict[str, Any]:
+    site_map = result.site_map
+    length = np.linalg.norm(result.displacement, axis=1)
+    defects = site_map.positions[site_map.kinds != SiteKind.PRISTINE]
+    near = (
+        near_sites(given.positions, defects, given.cell.array, NEAR) if len(defects) else np.zeros(len(given), bool)
+    )
+    doubt = result.uncertainty
+    row: dict[str, Any] = {
+        "index": index,
+        "name": name,
+        "formula": given.get_chemical_formula(),
+        "host": site_map.host.name,
+        "supercell": site_map.supercell_name,
+        "sites": len(site_map.kinds),
+        "defects": " ".join(f"{defect}x{n}" for defect, n in site_map.defect_counts.items()),
+        "density": round(site_map.density, 6),
+        "multiplicity": given.info.get("multiplicity", ""),
+        "largest_displacement": round(float(length.max()), 5),
+        "mean_displacement": round(float(length.mean()), 5),
+        "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
+        "strain": round(site_map.max_strain, 6),
+        "warnings": "; ".join(result.warnings),
+        "seconds": round(sum(result.timings.values()), 5),
+    }
+    if doubt is not None:
+        row |= {
+            "largest_uncertainty": round(float(doubt.max()), 5),
+            "mean_uncertainty": round(float(doubt.mean()), 5),
+            "mean_uncertainty_near": round(float(doubt[near].mean()), 5) if near.any() else "",
+        }
+    return row
+
+
+class Results:
+    """A folder of results that only one process writes to at a time.
+
+    Args:
+        folder: Where to.
+        asked: What this run is asked to do; a folder of another request is refused.
+
+    Raises:
+        ScreeningError: The folder holds the results of another request, is damaged, or another process writes to it.
+    """
+
+    def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ScreeningError(
+                f"{folder}: another screen is writing there; wait for it, or give another folder"
+            ) from error
+        self.progress = Progress()
+        self.last = ""
+        self._files: dict[str, Any] = {}
+        try:
+            self._begin(asked)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, asked: dict[str, Any]) -> None:
+        run = self.folder / "run.json"
+        if run.exists():
+            before = json.loads(run.read_text())
+            differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
+            if differ:
+                raise ScreeningError(
+                    f"{self.folder} holds the results of another request (other {', '.join(differ)}); give another "
+                    "folder, or the same request to go on with it"
+                )
+        elif any(p.name != ".lock" for p in self.folder.iterdir()):
+            raise ScreeningError(f"{self.folder} is not empty and holds no screen; give another folder")
+        else:
+            _replace(run, json.dumps(asked, indent=1) + "\n")
+        journal = self.folder / "journal.json"
+        state: dict[str, Any] = {"done": 0, "failed": 0, "last": "", "sizes": {}}
+        if journal.exists():
+            state = json.loads(journal.read_text())
+        self.progress = Progress(state["done"], state["failed"], state["done"])
+        self.last = state["last"]
+        for name in (STRUCTURES, TABLE, FAILURES):
+            path = self.folder / name
+            size = state["sizes"].get(name, 0)
+            found = path.stat().st_size if path.exists() else 0
+            if found < size:
+                raise ScreeningError(f"{path} is shorter than its journal says: it was changed; start anew elsewhere")
+            stream = path.open("r+b" if path.exists() else "w+b")
+            stream.truncate(size)  # what a killed run wrote after its last journal entry
+            stream.seek(0, os.SEEK_END)
+            self._files[name] = stream
+        for name, columns in ((TABLE, COLUMNS), (FAILURES, _FAILURE_COLUMNS)):
+            if not state["sizes"].get(name):
+                self._files[name].write(_csv([dict(zip(columns, columns, strict=True))], columns))
+
+    def add(self, block: Block) -> None:
+        """Write a block, then the journal: only then does it count."""
+        self._files[STRUCTURES].write(block.structures.encode())
+        self._files[TABLE].write(_csv(block.rows, COLUMNS))
+        self._files[FAILURES].write(_csv(block.failures, _FAILURE_COLUMNS))
+        sizes = {}
+        for name, stream in self._files.items():
+            stream.flush()
+            os.fsync(stream.fileno())
+            sizes[name] = stream.tell()
+        done = self.progress.done + len(block.names)
+        failed = self.progress.failed + len(block.failures)
+        last = block.names[-1]
+        state = {"done": done, "failed": failed, "last": last, "sizes": sizes}
+        _replace(self.folder / "journal.json", json.dumps(state) + "\n")
+        self.progress.done, self.progress.failed, self.last = done, failed, last
+
+    def close(self) -> None:
+        """Close the files and let others in."""
+        for stream in self._files.values():
+            stream.close()
+        self._lock.close()
+
+
+def screen(
+    source: Iterable[Named],
+    results: Results,
+    settings: dict[str, Any],
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    block: int = BLOCK,
+    progress: Callable[[Progress], object] = lambda _: None,
+) -> Progress:
+    """Relax all structures of a source that are not in the results yet.
+
+    Args:
+        source: Names and structures, in the same order every time.
+        results: Where they go.
+        settings: As in :func:`relax_block`.
+        workers: Processes on this machine, through Dask if more than one.
+        scheduler: Address of a Dask scheduler, ``tcp://...``, instead.
+        block: Structures that are relaxed and recorded together.
+        progress: Called after every block.
+
+    Returns:
+        How many there are in the results.
+
+    Raises:
+        ScreeningError: The source is not the one that the results began with, or Dask is needed and not installed.
+    """
+    stream = iter(source)
+    skipped = deque(islice(stream, results.progress.done), maxlen=1)
+    if results.progress.done and (not skipped or skipped[0][0] != results.last):
+        found = skipped[0][0] if skipped else "nothing"
+        raise ScreeningError(
+            f"structure {results.progress.done} was {results.last} when this screen began, and is {found} now; give "
+            "the same input in the same order"
+        )
+    with _mapper(workers, scheduler) as run_all:
+        tasks = _tasks(stream, results.progress.done, settings, block)
+        for finished in run_all(tasks):
+            results.add(finished)
+            progress(results.progress)
+    return results.progress
+
+
+def _tasks(stream: Iterator[Named], first: int, settings: dict[str, Any], block: int) -> Iterator[tuple[Any, ...]]:
+    while part := list(islice(stream, block)):
+        names, structures = zip(*part, strict=True)
+        yield names, list(structures), first, settings
+        first += len(part)
+
+
+@contextmanager
+def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[tuple[Any, ...]]], Iterator[Block]]]:
+    """Yield a function that runs tasks and gives their results in order."""
+    if workers == 1 and scheduler is None:
+        yield lambda tasks: (relax_block(*task) for task in tasks)
+        return
+    try:
+        from distributed import Client, LocalCluster  # noqa: PLC0415
+    except ImportError as error:
+        raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            yield lambda tasks: _on_cluster(client, tasks, None)
+        return
+    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        yield lambda tasks: _on_cluster(client, tasks, workers)
+
+
+def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
+    """Keep the workers busy, and give results in order; a task whose worker died runs again elsewhere."""
+    waiting: deque[Any] = deque()
+    while True:
+        most = _AHEAD * (workers or max(1, len(client.scheduler_info()["workers"])))
+        for task in islice(tasks, max(0, most - len(waiting))):
+            waiting.append(client.submit(relax_block, *task, pure=False, retries=2))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
+
+
+def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
+    out = io.StringIO(newline="")
+    csv.DictWriter(out, columns, restval="").writerows(rows)
+    return out.getvalue().encode()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file such that it is the old one or the new one, whatever happens."""
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(path)
