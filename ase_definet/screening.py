@@ -144,8 +144,16 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         rows.append(_row(index, name, given, record))
         atoms = record.atoms.copy()
         atoms.info["name"] = name
+        atoms.info["defect_sites"] = defect_sites(record)
+        atoms.set_array("definet_displacement", record.displacement)
         write(out, atoms, format="extxyz")
     return Block(names, out.getvalue(), rows, failures)
+
+
+def defect_sites(result: RelaxResult) -> str:
+    """Write the defect sites of a result as text that any format keeps: ``V_S 1.234 5.678 9.012; W_Mo ...``, in Å."""
+    sites = ((defect.name, *defect.position) for defect in result.site_map.defects)
+    return "; ".join(f"{name} {x:.4f} {y:.4f} {z:.4f}" for name, x, y, z in sites)
 
 
 @lru_cache(maxsize=2)

@@ -18,6 +18,7 @@ from ase_definet.cli.inputs import vasp_command
 from ase_definet.cli.listings import hosts_command, models_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.relax import relax_command
+from ase_definet.cli.report import report_command
 from ase_definet.cli.screen import screen_command
 from ase_definet.cli.train import export_command, train_command
 from ase_definet.cli.validate import validate_command
@@ -84,6 +85,7 @@ for command in (
     models_command,
     enumerate_command,
     screen_command,
+    report_command,
     evaluate_command,
     validate_command,
     count_command,

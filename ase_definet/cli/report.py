@@ -1,0 +1,32 @@
+"""``ase-definet report``: a page to look at the results of a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option
+
+
+@click.command("report")
+@click.argument("results", type=FOLDER)
+@click.option("-o", "--output", type=FILE, required=True, help="The HTML file.")
+@click.option(
+    "--pictures", type=click.IntRange(min=0), default=300, show_default=True, help="Structures to draw, at most."
+)
+@overwrite_option
+def report_command(results: Path, output: Path, pictures: int, overwrite: bool) -> None:  # noqa: FBT001
+    """Write one self-contained page about RESULTS, a folder of `ase-definet screen`.
+
+    A table to sort and filter, distributions, and the most uncertain structures drawn before and after.
+    """
+    if not results.is_dir():
+        raise BadUsage(f"{results}: no such folder")
+    if output.exists() and not overwrite:
+        raise BadUsage(f"{output} exists; choose another name or give --overwrite")
+    check_folder(output.parent)
+    from ase_definet.report import write_report  # noqa: PLC0415
+
+    path = write_report(results, output, pictures=pictures, overwrite=overwrite)
+    click.echo(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")

@@ -1,0 +1,133 @@
+"""A page to look at the results of a screen: one self-contained HTML file, nothing fetched."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import os
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from ase.data.colors import jmol_colors
+from ase.io import iread
+
+from ase_definet.errors import OutputExistsError, ScreeningError
+from ase_definet.screening import FAILURES, STRUCTURES, TABLE
+
+NUMBERS = frozenset(
+    (
+        *("index", "sites", "density", "multiplicity", "largest_displacement", "mean_displacement"),
+        *("mean_displacement_near", "largest_uncertainty", "mean_uncertainty", "mean_uncertainty_near"),
+        *("strain", "seconds"),
+    )
+)
+"""Columns of the table that hold numbers."""
+MOST_ROWS = 20_000
+MOST_PICTURES = 300
+
+
+def write_report(
+    results: Path, out: Path, *, pictures: int = MOST_PICTURES, rows: int = MOST_ROWS, overwrite: bool = False
+) -> Path:
+    """Write a page about the results of a screen.
+
+    Args:
+        results: Folder that ``ase-definet screen`` wrote.
+        out: The HTML file.
+        pictures: Structures to draw, the most uncertain ones.
+        rows: Rows of the table, the most uncertain ones.
+        overwrite: Replace a file that is in the way.
+
+    Returns:
+        The file.
+
+    Raises:
+        ScreeningError: The folder holds no results.
+        OutputExistsError: The file exists and ``overwrite`` is False.
+    """
+    if out.exists() and not overwrite:
+        raise OutputExistsError(f"{out} exists; choose another name or allow overwriting")
+    table = _rows(results / TABLE)
+    failures = _rows(results / FAILURES) if (results / FAILURES).exists() else []
+    if not table and not failures:
+        raise ScreeningError(f"{results}: no results yet")
+    table.sort(key=lambda row: -_doubt(row))
+    kept = table[:rows]
+    wanted = {row["index"] for row in kept[:pictures]}
+    drawn = {}
+    for row, atoms in zip(_in_order(table), iread(str(results / STRUCTURES), index=":"), strict=False):
+        if row["index"] in wanted:
+            drawn[int(row["index"])] = _picture(atoms)
+    run = json.loads((results / "run.json").read_text()) if (results / "run.json").exists() else {}
+    data = {
+        "rows": kept,
+        "pictures": drawn,
+        "failures": failures[:rows],
+        "total": len(table),
+        "failed": len(failures),
+        "folder": os.path.relpath(str(results), str(out.parent)),
+        "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
+        "columns": list(kept[0]) if kept else [],
+    }
+    template = (files("ase_definet") / "report.html").read_text(encoding="utf-8")
+    title = f"{results.name}: {len(table)} structures relaxed"
+    about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {version('ase-definet')}"
+    page = template.replace("{{title}}", html.escape(title)).replace("{{about}}", html.escape(about))
+    page = page.replace("{{data}}", json.dumps(data, allow_nan=False).replace("</", "<\\/"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_name(f".{out.name}.new")
+    fresh.write_text(page, encoding="utf-8")
+    fresh.replace(out)
+    return out
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise ScreeningError(f"{path}: no such file; expected a folder that `ase-definet screen` wrote")
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            {key: float(value) if key in NUMBERS and value else value for key, value in row.items()}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def _doubt(row: dict[str, Any]) -> float:
+    for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
+        if isinstance(row.get(key), float):
+            return float(row[key])
+    return 0.0
+
+
+def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(table, key=lambda row: float(row["index"]))
+
+
+def _picture(atoms: Atoms) -> dict[str, Any]:
+    """Return what the page draws of one structure, lengths in hundredths of an Å."""
+    displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
+    doubt = atoms.arrays.get("definet_uncertainty")
+    sites = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";") if part.strip()]
+    return {
+        "symbols": atoms.get_chemical_symbols(),
+        "before": np.round(100 * (atoms.positions - displacement)).astype(int).tolist(),
+        "after": np.round(100 * atoms.positions).astype(int).tolist(),
+        "doubt": None if doubt is None else np.round(1000 * doubt).astype(int).tolist(),
+        "cell": np.round(100 * atoms.cell.array).astype(int).tolist(),
+        "defects": [[part[0], *(round(100 * float(v)) for v in part[1:4])] for part in sites],
+    }
+
+
+def _elements(drawn: dict[int, dict[str, Any]]) -> list[int]:
+    symbols = {symbol for picture in drawn.values() for symbol in picture["symbols"]}
+    return sorted(chemical_symbols.index(symbol) for symbol in symbols)
+
+
+def _element(z: int) -> dict[str, Any]:
+    color = "#" + "".join(f"{round(255 * v):02x}" for v in jmol_colors[z])
+    return {"color": color, "radius": round(float(covalent_radii[z]), 2)}
