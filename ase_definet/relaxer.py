@@ -49,6 +49,9 @@ DILUTE = 0.01
 SEEN_OFFSET = 0.05
 """Sites of a host this close to those of the library's are called the same, in Å, root mean square."""
 
+REFINED = 0.05
+"""Largest force at which a refinement stops early, in eV/Å."""
+
 KEPT_LATTICES = 4
 """Supercells whose kernels a relaxer keeps: some 10 to 60 MB each."""
 
@@ -145,6 +148,8 @@ class DefiNetRelaxer:
         start: ``"ideal"`` predicts from the host's sites, as in training; ``"given"`` from the caller's positions.
         strict: Turn every reason to distrust a result into a :class:`~ase_definet.errors.StrictError`.
         max_strain: Largest principal strain of the host onto a cell.
+        refine_with: An ASE calculator that takes a few steps after the prediction, at fixed cell; None for none.
+        refine_steps: How many evaluations of its forces, at most; fewer where they fall below 0.05 eV/Å.
 
     Raises:
         CheckpointError: The weights cannot be found or read.
@@ -172,6 +177,8 @@ class DefiNetRelaxer:
         start: Start = "ideal",
         strict: bool = False,
         max_strain: float = MAX_STRAIN,
+        refine_with: Any = None,
+        refine_steps: int = 5,
     ) -> None:
         if start not in {"ideal", "given"}:
             raise DefiNetError(f"unknown start {start!r}: expected 'ideal' or 'given'")
@@ -190,6 +197,9 @@ class DefiNetRelaxer:
         self.start: Start = start
         self.strict = strict
         self.max_strain = max_strain
+        if refine_steps < 1:
+            raise DefiNetError(f"refine_steps must be at least 1, found {refine_steps}")
+        self.refine_with, self.refine_steps = refine_with, refine_steps
         self._lattices: dict[tuple[object, ...], LatticeGeometry] = {}
 
     def relax(self, atoms: Structure_, host: object = None) -> Structure_:
@@ -373,6 +383,8 @@ class DefiNetRelaxer:
             real = item.site_map.atom_index >= 0
             uncertainty[item.site_map.atom_index[real]] = expected[real]
         relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
+        refined = self._refined(relaxed) if self.refine_with is not None else None
+        relaxed = relaxed if refined is None else refined
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
         relaxed.info |= {
             "definet_model": self.model,
@@ -394,6 +406,19 @@ class DefiNetRelaxer:
             model=self.model,
             uncertainty=uncertainty,
         )
+
+    def _refined(self, atoms: Atoms) -> Atoms:
+        """Take a few steps with the calculator of :attr:`refine_with`."""
+        from ase_definet.stepping import relax_with  # noqa: PLC0415 - ASE's optimizers take a while to import
+
+        run = relax_with(atoms, self.refine_with, "BFGS", REFINED, self.refine_steps)
+        name = type(self.refine_with).__name__
+        if run.error:
+            text = f"{name} failed after {run.steps} steps, the result is the prediction alone: {run.error}"
+            warnings.warn(text, DefiNetWarning, stacklevel=2)
+            return atoms
+        run.atoms.info["definet_refined"] = f"{run.steps} steps of {name}"
+        return run.atoms
 
     def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[str]:
         """Name every way in which a structure lies outside the data the weights were trained on."""

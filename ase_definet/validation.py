@@ -5,69 +5,25 @@ Any ASE calculator will do. An ionic step is one evaluation of the forces, as VA
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes
-from ase.optimize import BFGS, FIRE, LBFGS
-from ase.optimize.sciopt import SciPyFminCG
 from numpy.typing import NDArray
 
 from ase_definet.convert import displaced
-from ase_definet.errors import CalculatorError
 from ase_definet.metrics import minimum_image
 from ase_definet.relaxer import RelaxResult
+from ase_definet.stepping import MAX_STEPS, Relaxation, relax_with
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
 
-OPTIMIZERS: Mapping[str, Any] = MappingProxyType({"BFGS": BFGS, "LBFGS": LBFGS, "FIRE": FIRE, "CG": SciPyFminCG})
 SAME_MINIMUM = 0.1
 """Two relaxed structures whose atoms are all closer than this are the same minimum, in Å."""
-MAX_STEPS = 200
-
-
-@dataclass(frozen=True, eq=False)
-class Relaxation:
-    """One relaxation at fixed cell.
-
-    Attributes:
-        steps: Evaluations of the forces, the first and the last included.
-        converged: Whether the largest force fell below the limit.
-        fmax: Largest force at each step, shape ``(n,)``, in eV/Å.
-        energies: Energy at each step, shape ``(n,)``, in eV.
-        seconds: Wall time.
-        atoms: The last structure, without its calculator.
-        error: Why the calculator gave up, empty if it did not.
-    """
-
-    steps: int
-    converged: bool
-    fmax: Array
-    energies: Array
-    seconds: float
-    atoms: Atoms
-    error: str = ""
-
-    def summary(self) -> dict[str, Any]:
-        """Return the numbers, ready for JSON."""
-        finite = [float(e) for e in self.energies]
-        return {
-            "steps": self.steps,
-            "converged": self.converged,
-            "first_fmax": float(self.fmax[0]) if len(self.fmax) else None,
-            "last_fmax": float(self.fmax[-1]) if len(self.fmax) else None,
-            "first_energy_above_last": finite[0] - finite[-1] if finite else None,
-            "final_energy": finite[-1] if finite else None,
-            "seconds": self.seconds,
-            "error": self.error,
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,51 +69,6 @@ class Comparison:
         }
 
 
-def relax_with(
-    atoms: Atoms, calculator: Any, optimizer: str = "BFGS", fmax: float = 0.05, max_steps: int = MAX_STEPS
-) -> Relaxation:
-    """Relax the atoms at fixed cell with an ASE calculator.
-
-    Args:
-        atoms: Where to start, in Å; not changed. Its constraints hold.
-        calculator: Any ASE calculator.
-        optimizer: One of :data:`OPTIMIZERS`.
-        fmax: Largest force of a converged structure, in eV/Å.
-        max_steps: Evaluations of the forces, at most.
-
-    Returns:
-        What happened, even where the calculator failed.
-
-    Raises:
-        CalculatorError: The optimizer is not known.
-    """
-    if optimizer not in OPTIMIZERS:
-        raise CalculatorError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
-    moving = atoms.copy()
-    recorder = _Recorder(calculator, fmax, max_steps)
-    moving.calc = recorder
-    began = time.perf_counter()
-    error = ""
-    try:
-        run = OPTIMIZERS[optimizer](moving, logfile=None)
-        run.run(fmax=fmax, steps=max_steps)
-    except _Enough:
-        pass
-    except Exception as failure:  # noqa: BLE001 - calculators raise anything, and a failure is a result
-        error = " ".join(str(failure).split()) or type(failure).__name__
-    converged = bool(recorder.fmax) and recorder.fmax[-1] < fmax and not error
-    moving.calc = None
-    return Relaxation(
-        steps=len(recorder.fmax),
-        converged=converged,
-        fmax=np.array(recorder.fmax),
-        energies=np.array(recorder.energies),
-        seconds=time.perf_counter() - began,
-        atoms=moving,
-        error=error,
-    )
-
-
 def on_sites(result: RelaxResult) -> Atoms:
     """Return the structure that was given, with its atoms on the sites of its host."""
     given = result.atoms.copy()
@@ -177,7 +88,7 @@ def compare_starts(
     Args:
         result: The prediction, from :meth:`~ase_definet.relaxer.DefiNetRelaxer.predict`.
         make_calculator: Returns a new calculator; called once for each of the two.
-        optimizer: One of :data:`OPTIMIZERS`.
+        optimizer: One of :data:`~ase_definet.stepping.OPTIMIZERS`.
         fmax: Largest force of a converged structure, in eV/Å.
         max_steps: Evaluations of the forces, at most, each time.
 
@@ -203,32 +114,3 @@ def _difference(one: Atoms, other: Atoms) -> Array:
     """Return how two structures differ when their means lie on each other, shape ``(n_atoms, 3)``, in Å."""
     difference = minimum_image(one.positions - other.positions, one.cell.array)
     return np.asarray(difference - difference.mean(axis=0))
-
-
-class _Enough(Exception):  # noqa: N818 - it ends a run that is long enough, and no one sees it
-    """The forces are small enough, or the steps are used up."""
-
-
-class _Recorder(Calculator):
-    """Pass every new geometry to another calculator once, and keep what it says."""
-
-    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
-
-    def __init__(self, inner: Any, limit: float, most: int) -> None:
-        super().__init__()
-        self.inner, self.limit, self.most = inner, limit, most
-        self.fmax: list[float] = []
-        self.energies: list[float] = []
-
-    def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
-        """Evaluate energy and forces of a geometry."""
-        super().calculate(atoms, properties, system_changes)
-        self.results = {"forces": self.inner.get_forces(atoms), "energy": self.inner.get_potential_energy(atoms)}
-        felt = self.results["forces"].copy()
-        for constraint in atoms.constraints:
-            constraint.adjust_forces(atoms, felt)
-        self.fmax.append(float(np.linalg.norm(felt, axis=1).max()))
-        self.energies.append(float(self.results["energy"]))
-        # some optimizers go on for a while after the forces have fallen below their limit
-        if self.fmax[-1] < self.limit or len(self.fmax) >= self.most:
-            raise _Enough

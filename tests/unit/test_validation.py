@@ -17,9 +17,10 @@ from click.testing import CliRunner
 
 from ase_definet.calculators import get_calculator
 from ase_definet.cli import cli
-from ase_definet.errors import CalculatorError
+from ase_definet.errors import CalculatorError, DefiNetWarning
 from ase_definet.relaxer import DefiNetRelaxer
-from ase_definet.validation import OPTIMIZERS, compare_starts, on_sites, relax_with
+from ase_definet.stepping import OPTIMIZERS, relax_with
+from ase_definet.validation import compare_starts, on_sites
 
 FMAX = 0.02
 
@@ -150,6 +151,28 @@ class Frozen(Calculator):
     def calculate(self, atoms=None, properties=(), system_changes=()):
         super().calculate(atoms, properties, system_changes)
         self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
+
+
+def test_refinement_steps_follow_the_prediction(copper, result):
+    host = bulk("Cu", "fcc", a=3.61)
+    refined = DefiNetRelaxer(device="cpu", refine_with=EMT(), refine_steps=4).predict(copper, host)
+    steps = relax_with(result.atoms, EMT(), "BFGS", 0.05, 4)
+    assert np.abs(refined.atoms.positions - steps.atoms.positions).max() < 1e-6
+    assert np.abs(refined.displacement - (refined.atoms.positions - copper.positions)).max() < 1e-12
+    assert refined.atoms.info["definet_refined"] == f"{steps.steps} steps of EMT"
+    assert refined.atoms.calc is None
+    assert np.array_equal(refined.site_displacement, result.site_displacement)
+
+
+def test_a_refinement_that_fails_leaves_the_prediction(copper, result):
+    class Failing(EMT):
+        def calculate(self, *args, **kwargs):
+            del args, kwargs
+            raise RuntimeError("no convergence")
+
+    with pytest.warns(DefiNetWarning, match="prediction alone: no convergence"):
+        refined = DefiNetRelaxer(device="cpu", refine_with=Failing()).predict(copper, bulk("Cu", "fcc", a=3.61))
+    assert np.abs(refined.atoms.positions - result.atoms.positions).max() < 1e-9
 
 
 def test_unknown_names():
