@@ -1,7 +1,19 @@
 """Pairs of unrelaxed and relaxed structures: reading, checking, packing."""
 
 from ase_definet.data.examine import Problem, Row, examine
-from ase_definet.data.packed import Group, Pack, pack_pairs
+from ase_definet.data.packed import Group, Pack, pack_pairs, pack_rows, save_groups
 from ase_definet.data.pairs import SPLITS, Reference, find_pairs
 
-__all__ = ["SPLITS", "Group", "Pack", "Problem", "Reference", "Row", "examine", "find_pairs", "pack_pairs"]
+__all__ = [
+    "SPLITS",
+    "Group",
+    "Pack",
+    "Problem",
+    "Reference",
+    "Row",
+    "examine",
+    "find_pairs",
+    "pack_pairs",
+    "pack_rows",
+    "save_groups",
+]

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -120,6 +120,12 @@ class Group:
         """Return relaxed minus unrelaxed positions of some pairs, shape ``(n_chosen, n_sites, 3)``, in Å."""
         return np.asarray(self.move[chosen] * self.move_scale[chosen, None, None])
 
+    def in_memory(self) -> Group:
+        """Return the group with its arrays read, no longer bound to its file."""
+        names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale")
+        arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
+        return replace(self, **arrays)
+
     def atoms(self, index: int) -> tuple[Atoms, Atoms | None]:
         """Return unrelaxed and relaxed structure of a pair, atoms in the order of the sites."""
         numbers = self.numbers[index]
@@ -216,10 +222,27 @@ def pack_pairs(
     Raises:
         StructureError: No pair is good.
     """
+    return pack_rows(_examined(references, workers), out, progress=progress)
+
+
+def pack_rows(results: Iterable[Row | Problem], out: Path, *, progress: Any = None) -> tuple[Pack, list[Problem]]:
+    """Pack pairs that are on their sites already.
+
+    Args:
+        results: The pairs, and what is wrong with those that are not.
+        out: File to write; it appears only when it is complete.
+        progress: Called with each of them as it comes.
+
+    Returns:
+        The packed data set, and the pairs that were left out and why.
+
+    Raises:
+        StructureError: No pair is good.
+    """
     building: list[tuple[Row, list[Row]]] = []
     problems: list[Problem] = []
     seen: set[tuple[str, str]] = set()
-    for result in _examined(references, workers):
+    for result in results:
         if progress is not None:
             progress(result)
         if isinstance(result, Problem):
@@ -236,8 +259,7 @@ def pack_pairs(
     if not building:
         reasons = "; ".join(f"{p.id}: {p.reason}" for p in problems[:3])
         raise StructureError(f"no pair could be used ({len(problems)} have problems): {reasons or 'none was found'}")
-    _write(building, out)
-    return Pack.open(out), problems
+    return save_groups([_group_of(rows) for _, rows in building], out), problems
 
 
 def _examined(references: Iterable[Reference], workers: int | None) -> Iterator[Row | Problem]:
@@ -260,32 +282,52 @@ def _same_sites(one: Row, other: Row) -> bool:
     )
 
 
-def _write(building: list[tuple[Row, list[Row]]], out: Path) -> None:
+def _group_of(rows: list[Row]) -> Group:
+    first = rows[0]
+    offset, offset_scale = _quantise([row.offset for row in rows])
+    move, move_scale = _quantise([row.move for row in rows])
+    return Group(
+        subset=first.subset,
+        host=first.host,
+        unit_numbers=first.unit_numbers,
+        unit_positions=first.unit_positions,
+        unit_cell=first.unit_cell,
+        pbc=first.pbc,
+        supercell=first.supercell,
+        ids=tuple(row.id for row in rows),
+        split=np.array([SPLITS.index(row.split) for row in rows], dtype=np.uint8),
+        numbers=np.array([row.numbers for row in rows], dtype=np.uint8),
+        offset=offset,
+        offset_scale=offset_scale,
+        move=move,
+        move_scale=move_scale,
+    )
+
+
+def save_groups(groups: Iterable[Group], out: Path) -> Pack:
+    """Write groups, of one data set or of several, to one file.
+
+    Args:
+        groups: What it is to hold.
+        out: File to write; it appears only when it is complete.
+    """
     arrays: dict[str, Array] = {}
     heads = []
-    for number, (first, rows) in enumerate(building):
+    for number, group in enumerate(groups):
         heads.append(
             {
-                "subset": first.subset,
-                "host": first.host,
-                "unit_numbers": first.unit_numbers.tolist(),
-                "unit_positions": first.unit_positions.tolist(),
-                "unit_cell": first.unit_cell.tolist(),
-                "pbc": list(first.pbc),
-                "supercell": first.supercell.tolist(),
+                "subset": group.subset,
+                "host": group.host,
+                "unit_numbers": group.unit_numbers.tolist(),
+                "unit_positions": group.unit_positions.tolist(),
+                "unit_cell": group.unit_cell.tolist(),
+                "pbc": list(group.pbc),
+                "supercell": group.supercell.tolist(),
             }
         )
-        offset, offset_scale = _quantise([row.offset for row in rows])
-        move, move_scale = _quantise([row.move for row in rows])
-        arrays |= {
-            f"{number}.ids": np.frombuffer("\n".join(row.id for row in rows).encode(), dtype=np.uint8),
-            f"{number}.split": np.array([SPLITS.index(row.split) for row in rows], dtype=np.uint8),
-            f"{number}.numbers": np.array([row.numbers for row in rows], dtype=np.uint8),
-            f"{number}.offset": offset,
-            f"{number}.offset_scale": offset_scale,
-            f"{number}.move": move,
-            f"{number}.move_scale": move_scale,
-        }
+        arrays[f"{number}.ids"] = np.frombuffer("\n".join(group.ids).encode(), dtype=np.uint8)
+        for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale"):
+            arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(group, name))
     metadata = {"format": FORMAT, "sha256": _hash(arrays), "groups": json.dumps(heads)}
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
@@ -294,6 +336,7 @@ def _write(building: list[tuple[Row, list[Row]]], out: Path) -> None:
         fresh.replace(out)
     finally:
         fresh.unlink(missing_ok=True)
+    return Pack.open(out)
 
 
 def _quantise(fields: list[Array | None]) -> tuple[Array, Array]:
