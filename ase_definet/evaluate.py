@@ -35,11 +35,11 @@ class Score:
     Attributes:
         id: Its name.
         subset: What it belongs to.
-        maes: Coordinate MAE by method (``model``, ``dummy``, ``superposition``) and region (``coordinate_mae``,
-            ``a3`` to ``a6``), in Å.
+        maes: Coordinate MAE by method (``model``; ``dummy``, the unrelaxed structure; ``host_sites``;
+            ``superposition``) and region (``coordinate_mae``, ``a3`` to ``a6``), in Å.
         error: Length of the error of every atom, shape ``(n_atoms,)``, in Å.
         distance: Of every atom from the nearest defect site, shape ``(n_atoms,)``, in Å.
-        predicted: Displacement of every atom, shape ``(n_atoms, 3)``, in Å.
+        predicted: Displacement of every atom from its host site, mean removed, shape ``(n_atoms, 3)``, in Å.
         true: The same as DFT found it, shape ``(n_atoms, 3)``, in Å.
         uncertainty: Estimated error of every atom, shape ``(n_atoms,)``, in Å; None where the weights have none.
         seconds: Spent on matching, graph and network.
@@ -139,6 +139,11 @@ def _score(
     defects = site_map.positions[site_map.kinds != SiteKind.PRISTINE]
     regions = {"coordinate_mae": np.ones(len(unrelaxed), dtype=bool)}
     regions |= {f"a{r}": near_sites(unrelaxed.positions, defects, cell, r) for r in RADII}
+    sites = np.empty_like(unrelaxed.positions)
+    real = site_map.atom_index >= 0
+    sites[site_map.atom_index[real]] = site_map.positions[real]
+    true = minimum_image(relaxed.positions - sites, cell)
+    others = others | {"host_sites": relaxed.positions - (true - true.mean(axis=0))}
     maes = {}
     for method, positions in {"model": result.atoms.positions, **others}.items():
         error = np.abs(minimum_image(positions - relaxed.positions, cell))
@@ -150,8 +155,8 @@ def _score(
         maes=maes,
         error=np.linalg.norm(difference, axis=1),
         distance=_distance_to(unrelaxed.positions, defects, cell),
-        predicted=result.displacement,
-        true=minimum_image(relaxed.positions - unrelaxed.positions, cell),
+        predicted=true - true.mean(axis=0) + difference,
+        true=true - true.mean(axis=0),
         uncertainty=result.uncertainty,
         seconds=sum(result.timings.values()),
         warnings=result.warnings,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ase_definet.cli.common import error_text
+from ase_definet.cli.validate import saved_text
 from ase_definet.errors import DefiNetError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def count_command(paths: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT0
                 click.echo(line)
             saved = _saved(runs[0], run) if run is not runs[0] else None
             if saved is not None:
-                click.echo(f"  saved     {saved:.0%} of the control's ionic steps")
+                click.echo(f"  {saved_text(saved)} than the control" if saved < 0 else f"  {saved_text(saved)}")
         for text in problems:
             click.echo(f"warning   {text}")
     for text in failed:

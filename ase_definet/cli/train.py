@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from ase_definet.train.config import TrainConfig
     from ase_definet.train.loop import Run
 
+_SILENCE = 60.0
+"""Seconds without a word where there is no progress bar."""
+
 PRESET_NAMES = ("small", "base", "paper")
 
 
@@ -25,8 +29,9 @@ PRESET_NAMES = ("small", "base", "paper")
 @click.option("--data", type=FILE, help="Packed data set, from `ase-definet data pack`.")
 @click.option("--preset", type=click.Choice(PRESET_NAMES), help="Recipe to start from, without a CONFIG.")
 @click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; a run in it is resumed.")
-@click.option("--init", type=FILE, help="Weights to start from (fine-tuning).")
+@click.option("--init", metavar="WEIGHTS", help="Bundled weights or a .safetensors file to start from (fine-tuning).")
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the run.")
+@click.option("--check", type=click.IntRange(min=1), help="Steps between validations.")
 @click.option("--save", type=click.IntRange(min=1), help="Steps between checkpoints.")
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
 @click.option("--devices", type=click.IntRange(min=1), help="Devices a node.")
@@ -43,12 +48,18 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
     plan = _config(config, preset, values)
-    if not Path(plan.data).exists():
-        raise BadUsage(f"{plan.data}: no such file; make it with `ase-definet data pack SOURCE {plan.data}`")
+    if not Path(plan.data).is_file():
+        what = "is a folder" if Path(plan.data).is_dir() else "no such file"
+        raise BadUsage(f"{plan.data}: {what}; make a packed data set with `ase-definet data pack SOURCE FILE`")
     check_folder(Path(plan.out))
     bar = _Bar(plan)
     try:
         run = train(plan, bar)
+    except KeyboardInterrupt:
+        bar.close()
+        raise click.ClickException(
+            f"stopped; the last checkpoint is in {plan.out} (one every {plan.save} steps), the same command goes on"
+        ) from None
     finally:
         bar.close()
     if run.fabric.global_rank == 0:
@@ -56,6 +67,8 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
             click.echo(line)
         for path in _curve(run):
             click.echo(f"wrote {path}")
+        if not run.table:
+            click.echo("warning   no validation pairs: nothing is known of how good this is, nor of its uncertainty")
         click.echo(f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet export {plan.out} FILE")
 
 
@@ -132,12 +145,15 @@ class _Bar:
         self.live = sys.stderr.isatty()
         self.progress: Progress | None = None
         self.task: Any = None
-        self.loss = 0.0
+        self.loss: float | None = None
+        self.said = 0.0
 
     def __call__(self, run: Run, loss: float) -> None:
         if run.fabric.global_rank:
             return
-        self.loss = loss if not self.loss else 0.98 * self.loss + 0.02 * loss
+        if self.loss is None:
+            self._start(run)
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
         text = f"loss {self.loss:.4f}"
         if run.table:
             average = sum(row["mae"] for row in run.table.values()) / len(run.table)
@@ -147,8 +163,21 @@ class _Bar:
                 self.progress = _progress()
                 self.task = self.progress.add_task(text, total=self.plan.steps, completed=run.step)
             self.progress.update(self.task, completed=run.step, description=text)
-        elif run.step % self.plan.check == 0:
+        elif run.step % self.plan.check == 0 or time.monotonic() - self.said > _SILENCE:
+            self.said = time.monotonic()
             click.echo(f"step {run.step} of {self.plan.steps}, {run.seconds:.0f} s, {text}", err=True)
+
+    def _start(self, run: Run) -> None:
+        """Say what is trained on what, and where it goes on."""
+        self.said = time.monotonic()
+        pairs = sum(len(own) for own in run.train_pairs)
+        size = sum(p.numel() for p in run.network.parameters())
+        before = f", going on after step {run.step - 1}" if run.step > 1 else ""
+        click.echo(
+            f"{size:,} parameters, {pairs} training pairs in {len(run.groups)} sets of sites, on {run.fabric.device}"
+            f"{before}; checkpoints and log.csv in {self.plan.out}",
+            err=True,
+        )
 
     def close(self) -> None:
         if self.progress is not None:

@@ -22,6 +22,7 @@ from ase_definet.cli.common import (
 from ase_definet.errors import CalculatorError, DefiNetError
 
 if TYPE_CHECKING:
+    from ase_definet.relaxer import DefiNetRelaxer, RelaxResult
     from ase_definet.validation import Comparison
 
 _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
@@ -63,7 +64,6 @@ def validate_command(
     except CalculatorError as error:
         raise BadUsage(error_text(error)) from error
     resolved = checked_host(host)
-    from ase_definet.host import read_structure  # noqa: PLC0415
     from ase_definet.relaxer import DefiNetRelaxer  # noqa: PLC0415
     from ase_definet.validation import compare_starts  # noqa: PLC0415
 
@@ -72,28 +72,39 @@ def validate_command(
     records: list[dict[str, Any]] = []
     failed = 0
     for file in files:
-        try:
-            with about(file):
-                result = relaxer.predict(read_structure(file))
-        except (click.ClickException, DefiNetError) as error:
+        result = _predicted(relaxer, file)
+        if isinstance(result, str):
             failed += 1
-            click.echo(f"Error: {error}", err=True)
-            records.append({"file": str(file), "error": str(error)})
+            records.append({"file": str(file), "error": result})
             continue
         comparison = compare_starts(result, lambda: get_calculator(calculator), optimizer, fmax, max_steps)
         click.echo(f"{file}: {counts(result.site_map.defect_counts)}, {len(result.atoms)} atoms, {calculator}")
         for line in table_lines(comparison):
             click.echo(f"  {line}")
-        records.append({"file": str(file)} | comparison.summary())
+        records.append({"file": str(file), "warnings": list(result.warnings)} | comparison.summary())
+        failed += not (comparison.unrelaxed.steps or comparison.predicted.steps)
         if out is not None:  # a long calculation must not lose the ones before it
-            _write(
-                out, {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}, records
-            )
+            _write(out, head, records)
     if out is not None:
         _write(out, head, records)
         click.echo(f"wrote {out}")
     if failed:
         raise click.ClickException(f"{failed} of {len(files)} structures could not be used")
+
+
+def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
+    """Return the prediction for a file, or what is wrong with it; say its warnings."""
+    from ase_definet.host import read_structure  # noqa: PLC0415
+
+    try:
+        with about(file):
+            result = relaxer.predict(read_structure(file))
+    except (click.ClickException, DefiNetError) as error:
+        click.echo(f"Error: {error}", err=True)
+        return str(error)
+    for text in result.warnings:
+        click.echo(f"warning   {file}: {text}", err=True)
+    return result
 
 
 def table_lines(comparison: Comparison) -> list[str]:
@@ -113,12 +124,19 @@ def table_lines(comparison: Comparison) -> list[str]:
         )
     where = "the same minimum" if comparison.same_minimum else f"other minima, {comparison.distance:.2f} Å apart"
     if comparison.saved is not None:
-        lines.append(f"saved {comparison.saved:.0%} of the ionic steps; {where}")
+        lines.append(f"{saved_text(comparison.saved)}; {where}")
+    if not (comparison.unrelaxed.steps and comparison.predicted.steps):
+        return lines
     lines.append(
         f"coordinate MAE to the end of each run: host's sites {comparison.unrelaxed_error:.4f} Å, prediction "
         f"{comparison.prediction_error:.4f} Å"
     )
     return lines
+
+
+def saved_text(share: float) -> str:
+    """Say a share of ionic steps that was saved, or lost."""
+    return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"
 
 
 def _write(out: Path, head: dict[str, Any], records: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from ase.geometry import get_distances
 from numpy.typing import NDArray
 
 from ase_definet.data.pairs import Reference
@@ -22,7 +23,9 @@ Array: TypeAlias = NDArray[Any]
 
 OFF_SITE = 0.5
 """An unrelaxed atom further than this from its site is not a guess on host sites, in Å."""
-JUMP = 5.0
+EXCHANGE = 1.5
+"""Atoms that move further than this may have changed places, in Å."""
+JUMP = 4.0
 """An atom that moves further than this was not relaxed but moved, in Å; hops to an empty site (3 to 4 Å) are real."""
 OVERLAP = 0.5
 """Relaxed atoms closer than this are on top of each other, in Å."""
@@ -113,6 +116,7 @@ def _examine(reference: Reference) -> Row:
     offset = site_map.offsets @ turn
     move = None
     if relaxed is not None:
+        _refuse_exchange(unrelaxed, relaxed, np.linalg.norm(site_map.offsets, axis=1).max())
         move = np.zeros((len(order), 3))
         move[real] = (_displacement(unrelaxed, relaxed) @ turn)[order[real]]
     unit_cell, unit_positions = site_map.unit
@@ -131,6 +135,26 @@ def _examine(reference: Reference) -> Row:
         move=move,
         warnings=site_map.warnings,
     )
+
+
+def _refuse_exchange(unrelaxed: Atoms, relaxed: Atoms, near: float) -> None:
+    """Refuse a pair in which two atoms of an element have changed places: no relaxation does, but programs do."""
+    if len(relaxed) != len(unrelaxed):
+        return  # the next check says so
+    cell = unrelaxed.cell.complete().array
+    moved = minimum_image(relaxed.positions - unrelaxed.positions, cell)
+    far = np.flatnonzero(np.linalg.norm(moved, axis=1) > EXCHANGE)
+    if not len(far) or not np.isfinite(moved).all():
+        return
+    _, distance = get_distances(relaxed.positions[far], unrelaxed.positions[far], cell=cell, pbc=True)
+    onto = distance.argmin(axis=1)
+    close = distance.min(axis=1) < EXCHANGE / 2 + near
+    for k in np.flatnonzero(close & (onto[onto] == np.arange(len(far))) & (onto != np.arange(len(far)))):
+        i, j = int(far[k]), int(far[onto[k]])
+        raise StructureError(
+            f"atoms {i} and {j} ({unrelaxed.symbols[i]}) have changed places: the order of the atoms differs between "
+            "the two structures"
+        )
 
 
 def _displacement(unrelaxed: Atoms, relaxed: Atoms) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -32,7 +33,7 @@ class TrainConfig:
         steps: Length of the run.
         batch: Structures a step, over all devices together.
         rate: Peak learning rate.
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up, at most a fifth of the run.
         schedule: ``cosine`` (plateau, then to zero) or ``plateau`` (falls where validation no longer does).
         decay: Last share of the run over which the cosine falls.
         patience: Checks without gain before the ``plateau`` schedule multiplies the rate.
@@ -45,7 +46,8 @@ class TrainConfig:
         check: Steps between validations.
         save: Steps between checkpoints.
         check_size: Structures a group in the running validation; all at the end.
-        init: Weights to start from; their architecture and sizes replace ``model``.
+        init: Weights to start from, bundled ones by name (``default``) or a file; their architecture and sizes
+            replace ``model``.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         devices: Devices a node.
         nodes: Nodes, under SLURM or torchrun.
@@ -96,6 +98,11 @@ class TrainConfig:
             raise TrainingError(f"{', '.join(wrong)} must be at least 1")
         if self.batch < self.devices * self.nodes:
             raise TrainingError(f"a batch of {self.batch} cannot be shared by {self.devices * self.nodes} devices")
+        not_negative = ("rate", "clip", "factor", "weight_decay", "auxiliary", "warmup", "patience", "decay", "ema")
+        for name in not_negative:
+            value, most = getattr(self, name), 1 if name in {"decay", "ema"} else math.inf
+            if not 0 <= value <= most:
+                raise TrainingError(f"{name} must be between 0 and {most:g}, found {value}")
         if not 0 < self.fraction <= 1:
             raise TrainingError(f"fraction must be above 0 and at most 1, found {self.fraction}")
         if self.schedule not in {"cosine", "plateau"}:

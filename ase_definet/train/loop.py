@@ -23,7 +23,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ase_definet.checkpoint import load_checkpoint
+from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack
 from ase_definet.errors import CheckpointError, DeviceError, TrainingError
 from ase_definet.model.config import SiteNetworkConfig
@@ -91,7 +91,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, fabric: Fabric | None = None) -> None:
         self.fabric = fabric or make_fabric(config)
-        initial = load_checkpoint(config.init) if config.init else None
+        initial = load_checkpoint(resolve_model(config.init)) if config.init else None
         if initial is not None:
             config = with_model(config, _with_dropout(initial.config, config.model))
         self.config = config
@@ -123,8 +123,9 @@ class Run:
     def rate(self) -> float:
         """Return the learning rate of the next step."""
         config, step = self.config, self.step
-        if step < config.warmup:
-            return config.rate * (step + 1) / config.warmup
+        warmup = min(config.warmup, config.steps // 5)
+        if step < warmup:
+            return config.rate * (step + 1) / warmup
         if config.schedule == "plateau":
             return config.rate * self.scale
         falling = config.steps * (1 - config.decay)
@@ -256,7 +257,9 @@ class Run:
         now = self.config.plain()
         differ = [k for k in now if before[k] != now[k] and k not in _MAY_CHANGE]
         if state["data"] != self.pack.sha256:
-            differ.append("data (its content)")
+            differ.append("data set")
+        if self.config.init and before["init"] != self.config.init:
+            differ.append("init")
         if differ:
             raise TrainingError(
                 f"{path} is the checkpoint of a run with another {', '.join(differ)}; give another `out`, or its "

@@ -492,6 +492,7 @@ def bad_pairs(tmp_path: Path) -> dict[str, tuple[Reference, str]]:
         "order": ({"relaxed": relaxed_with(swap)}, "the order of the atoms differs"),
         "cell": ({"relaxed": relaxed_with(longer_cell)}, "the cell changed by up to 0.100 Å"),
         "no cell": ({"relaxed": relaxed_with(unknown_cell)}, "the cell changed"),
+        "exchange": ({"relaxed": relaxed_with(exchange(4, 7))}, "atoms 4 and 7 .* have changed places"),
         "jump": ({"relaxed": relaxed_with(put(5, [0, 0, 6.0]))}, "atom 5 .* jumps by [56]"),
         "nan": ({"relaxed": relaxed_with(put(5, np.nan))}, "not a finite number"),
         "overlap": ({"relaxed": relaxed_with(put(16, [0, 0, 0.3], to=17))}, "lies within 0.5 Å of another"),
@@ -726,10 +727,17 @@ def test_pairs_without_any_relaxed_structure(tmp_path):
     assert len(pack.groups[0].indices("train")) == 0
 
 
+def exchange(i, j):
+    def change(atoms):
+        atoms.positions[[i, j]] = atoms.positions[[j, i]]
+
+    return change
+
+
 def test_equal_structures_and_large_moves_survive(tmp_path):
     still, far = reference("still"), reference("far")
     still = replace(still, relaxed=still.unrelaxed.copy())
-    far.relaxed.positions[7] += [0, 0, 4.5]
+    far.relaxed.positions[7] += [0, 0, 3.8]
     pack, problems = packed([still, far], tmp_path)
     assert problems == {}
     found = moves(pack)
