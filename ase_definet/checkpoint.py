@@ -248,6 +248,9 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     name = os.fspath(name_or_path)
     if name in bundled:
         return bundled[name]
+    run = Path(name) if Path(name).is_dir() else Path(name).parent
+    if (Path(name).is_dir() or Path(name).suffix == ".pt") and (run / "last.pt").exists():
+        raise CheckpointError(f"{name} is a training run: make weights of it with `ase-definet export {run} FILE`")
     if Path(name).is_file():
         return Path(name)
     near = difflib.get_close_matches(name, bundled, n=1)

@@ -174,7 +174,9 @@ class Pack:
                 metadata = file.metadata() or {}
                 keys = list(file.keys())
         except (OSError, SafetensorError) as error:
-            raise StructureError(f"{path}: cannot be read as a packed data set: {error}") from error
+            raise StructureError(
+                f"{path}: cannot be read as a packed data set ({error}); make one with `ase-definet data pack`"
+            ) from error
         if metadata.get("format") != FORMAT:
             raise StructureError(
                 f"{path}: expected format {FORMAT!r}, found {metadata.get('format')!r}; make it with "

@@ -59,6 +59,13 @@ def saved(tmp_path):
     return save_checkpoint(tmp_path / "model.safetensors", network(), CARD)
 
 
+def test_a_training_run_is_no_weights_yet(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"")
+    for name in (tmp_path, tmp_path / "last.pt"):
+        with pytest.raises(CheckpointError, match="ase-definet export"):
+            resolve_model(name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_round_trip(tmp_path, architecture, dtype):
