@@ -21,7 +21,7 @@ def table() -> str:
         pairs = sum(host["training_pairs"] for host in card["training"]["hosts"].values())
         parts.append(
             f"`{name}` {card['version']}: one network for all hosts, {card['parameters']:,} parameters, trained on "
-            f"{pairs:,} pairs of 2DMD for {card['training']['steps']:,} steps of {card['training']['batch']} on two "
+            f"{pairs:,} pairs of 2DMD for {steps(card):,} steps of {card['training']['batch']} on two "
             "CPU cores. "
             f"Elements: {', '.join(card['training']['elements'])}.\n"
         )
@@ -36,6 +36,11 @@ def table() -> str:
                 f"{row['dummy_a3']:.4f} | **{row['a3']:.4f}** |"
             )
     return "\n".join(parts)
+
+
+def steps(card: dict) -> int:
+    """Return the steps of a run and of the one it began with."""
+    return card["training"]["steps"] + (card["training"].get("init", {}).get("steps") or 0)
 
 
 def console() -> str:

@@ -105,7 +105,9 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
     path = run / "config.json"
     if not path.exists():
         raise BadUsage(f"{run}: holds no training run (no config.json)")
-    values = json.loads(path.read_text()) | {"out": str(run), "init": ""}
+    values = json.loads(path.read_text()) | {"out": str(run)}
+    if values["init"] and not Path(values["init"]).exists():
+        values["init"] = ""  # the run holds all that is needed; its card will not say what it began with
     values |= {"accelerator": "cpu", "devices": 1, "nodes": 1}
     finished = Run(make_config(values))
     if not finished.resume():

@@ -69,11 +69,21 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
             "batch": run.config.batch,
             "data_sha256": run.pack.sha256,
             "config": run.config.plain(),
-        },
+        }
+        | _lineage(run.initial_card),
         "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
         "units": "Å: mae over all atoms, a3 within 3 Å of a defect, dummy: the ideal sites as the prediction",
         "limits": LIMITS,
     }
+
+
+def _lineage(card: dict[str, Any] | None) -> dict[str, Any]:
+    """Say which weights a run began with, from their card."""
+    if card is None:
+        return {}
+    earlier = card.get("training") or {}
+    begun = {"name": card.get("name"), "version": card.get("version")}
+    return {"init": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")}}
 
 
 def export_weights(run: Run, path: Path, name: str, version: str) -> Path:

@@ -95,6 +95,7 @@ class Run:
         if initial is not None:
             config = with_model(config, _with_dropout(initial.config, config.model))
         self.config = config
+        self.initial_card = None if initial is None else initial.card
         self.pack = Pack.open(config.data)
         self.groups = _chosen_groups(self.pack, config)
         self.shares = _shares(self.groups, config)
