@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from ase.build.supercells import lattice_points_in_supercell
 from numpy.typing import NDArray
 
 from ase_definet.graph import DefectGraph, build_graph
 from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.neighbors import neighbor_list
 from ase_definet.sites import SiteKind, SiteMap
+from ase_definet.supercell import cells_of, waves_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -73,7 +73,6 @@ def build_lattice(
     if not pbc[2]:
         cell[2] *= VACUUM / np.linalg.norm(cell[2])
     target, source, shift, vector = neighbor_list(positions, cell, (True, True, True), cutoff)
-    cells = np.round(lattice_points_in_supercell(supercell) @ supercell).astype(int)
     return LatticeGeometry(
         torch.as_tensor(source),
         torch.as_tensor(target),
@@ -81,8 +80,8 @@ def build_lattice(
         torch.as_tensor(vector, dtype=torch.float32),
         torch.as_tensor(numbers),
         torch.as_tensor(supercell),
-        torch.as_tensor(cells),
-        torch.as_tensor(lattice_points_in_supercell(supercell.T)),
+        torch.as_tensor(cells_of(supercell)),
+        torch.as_tensor(waves_of(supercell)),
         frozen=frozen,
     )
 

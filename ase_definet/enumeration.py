@@ -11,18 +11,19 @@ import itertools
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from ase.build.supercells import lattice_points_in_supercell
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet.errors import EnumerationError
 from ase_definet.host import SYMMETRY_PRECISION, Host
+from ase_definet.supercell import cells_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -104,12 +105,14 @@ class Configuration:
     distances: tuple[float, ...]
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Number of each kind of defect, by name."""
+        return Counter(kind.name for kind in self.kinds)
+
+    @property
     def name(self) -> str:
         """Defects, then where they are: ``V_S+W_Mo-0-17``."""
-        counts: dict[str, int] = {}
-        for kind in self.kinds:
-            counts[kind.name] = counts.get(kind.name, 0) + 1
-        what = "+".join(name if n == 1 else f"{name}x{n}" for name, n in counts.items())
+        what = "+".join(name if n == 1 else f"{name}x{n}" for name, n in self.counts.items())
         return f"{what}-{'-'.join(map(str, self.sites))}"
 
 
@@ -131,7 +134,7 @@ class DefectSpace:
         if host.layered and not np.array_equal(supercell[2], [0, 0, 1]):
             raise EnumerationError(f"{host.name} is one layer: the last row of the supercell must be 0 0 1")
         self.host, self.supercell = host, supercell
-        self.cells = np.round(lattice_points_in_supercell(supercell) @ supercell).astype(int)
+        self.cells = cells_of(supercell)
         self.numbers = np.tile(host.numbers, len(self.cells))
         self.cell = supercell @ host.cell
         self.positions = ((self.cells @ host.cell)[:, None] + host.positions).reshape(-1, 3)
@@ -255,12 +258,9 @@ class DefectSpace:
             numbers[site] = kind.element
         real = numbers > 0
         atoms = Atoms(numbers[real], self.positions[real], cell=self.cell, pbc=self.host.periodic)
-        counts: dict[str, int] = {}
-        for kind in configuration.kinds:
-            counts[kind.name] = counts.get(kind.name, 0) + 1
         atoms.info |= {
             "name": configuration.name,
-            "defects": ", ".join(f"{name} x{n}" for name, n in counts.items()),
+            "defects": ", ".join(f"{name} x{n}" for name, n in configuration.counts.items()),
             "host": self.host.name,
         }
         if configuration.multiplicity:

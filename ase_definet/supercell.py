@@ -110,13 +110,22 @@ def mapping_stages(host: Host, frame: Array, n_atoms: int, max_strain: float = M
         seen.update(mapping.matrix.tobytes() for mapping in found)
 
 
+def cells_of(matrix: Array) -> Array:
+    """Return the primitive cells of a supercell, the order of all its sites, integers of shape ``(n_cells, 3)``."""
+    return np.asarray(np.round(lattice_points_in_supercell(matrix) @ matrix), dtype=int)
+
+
+def waves_of(matrix: Array) -> Array:
+    """Return the wave vectors that fit into a supercell, in reciprocal primitive vectors, shape ``(n_cells, 3)``."""
+    return np.asarray(lattice_points_in_supercell(matrix.T))
+
+
 def supercell_sites(host: Host, mapping: Mapping) -> tuple[Array, Array]:
     """Return host numbers ``(n_sites,)`` and positions ``(n_sites, 3)`` of the supercell in the caller's frame, in Å.
 
     Sites come cell by cell, within a cell in the order of the host's basis.
     """
-    points = lattice_points_in_supercell(mapping.matrix)
-    cells = np.round(points @ mapping.matrix) @ host.cell
+    cells = cells_of(mapping.matrix) @ host.cell
     positions = (cells[:, None] + host.positions[None]).reshape(-1, 3) @ mapping.deformation
     return np.tile(host.numbers, len(cells)), positions
 

@@ -116,9 +116,8 @@ def _examine(reference: Reference) -> Row:
     offset = site_map.offsets @ turn
     move = None
     if relaxed is not None:
-        _refuse_exchange(unrelaxed, relaxed, np.linalg.norm(site_map.offsets, axis=1).max())
         move = np.zeros((len(order), 3))
-        move[real] = (_displacement(unrelaxed, relaxed) @ turn)[order[real]]
+        move[real] = (_displacement(unrelaxed, relaxed, distance.max()) @ turn)[order[real]]
     unit_cell, unit_positions = site_map.unit
     return Row(
         id=reference.id,
@@ -137,27 +136,7 @@ def _examine(reference: Reference) -> Row:
     )
 
 
-def _refuse_exchange(unrelaxed: Atoms, relaxed: Atoms, near: float) -> None:
-    """Refuse a pair in which two atoms of an element have changed places: no relaxation does, but programs do."""
-    if len(relaxed) != len(unrelaxed):
-        return  # the next check says so
-    cell = unrelaxed.cell.complete().array
-    moved = minimum_image(relaxed.positions - unrelaxed.positions, cell)
-    far = np.flatnonzero(np.linalg.norm(moved, axis=1) > EXCHANGE)
-    if not len(far) or not np.isfinite(moved).all():
-        return
-    _, distance = get_distances(relaxed.positions[far], unrelaxed.positions[far], cell=cell, pbc=True)
-    onto = distance.argmin(axis=1)
-    close = distance.min(axis=1) < EXCHANGE / 2 + near
-    for k in np.flatnonzero(close & (onto[onto] == np.arange(len(far))) & (onto != np.arange(len(far)))):
-        i, j = int(far[k]), int(far[onto[k]])
-        raise StructureError(
-            f"atoms {i} and {j} ({unrelaxed.symbols[i]}) have changed places: the order of the atoms differs between "
-            "the two structures"
-        )
-
-
-def _displacement(unrelaxed: Atoms, relaxed: Atoms) -> Array:
+def _displacement(unrelaxed: Atoms, relaxed: Atoms, off_site: float) -> Array:
     """Return relaxed minus unrelaxed positions, after checking that the two belong together."""
     if len(relaxed) != len(unrelaxed):
         raise StructureError(f"{len(unrelaxed)} unrelaxed and {len(relaxed)} relaxed atoms: not the same structure")
@@ -178,6 +157,7 @@ def _displacement(unrelaxed: Atoms, relaxed: Atoms) -> Array:
     length = np.linalg.norm(move, axis=1)
     if not np.isfinite(length).all():
         raise StructureError("a relaxed position is not a finite number")
+    _refuse_exchange(unrelaxed, relaxed, cell, np.flatnonzero(length > EXCHANGE), off_site)
     if length.max() > JUMP:
         i = int(length.argmax())
         raise StructureError(f"atom {i} ({unrelaxed.symbols[i]}) jumps by {length[i]:.2f} Å, more than {JUMP} Å")
@@ -185,3 +165,18 @@ def _displacement(unrelaxed: Atoms, relaxed: Atoms) -> Array:
     if len(close):
         raise StructureError(f"relaxed atom {int(close[0])} lies within {OVERLAP} Å of another")
     return move
+
+
+def _refuse_exchange(unrelaxed: Atoms, relaxed: Atoms, cell: Array, far: Array, off_site: float) -> None:
+    """Refuse a pair in which two of the far-moved atoms changed places: no relaxation does, but programs do."""
+    if not len(far):
+        return
+    _, distance = get_distances(relaxed.positions[far], unrelaxed.positions[far], cell=cell, pbc=True)
+    onto, own = distance.argmin(axis=1), np.arange(len(far))
+    close = distance.min(axis=1) < EXCHANGE / 2 + off_site
+    for k in np.flatnonzero(close & (onto[onto] == own) & (onto != own)):
+        i, j = int(far[k]), int(far[onto[k]])
+        raise StructureError(
+            f"atoms {i} and {j} ({unrelaxed.symbols[i]}) have changed places: the order of the atoms differs between "
+            "the two structures"
+        )

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
-from ase.build.supercells import lattice_points_in_supercell
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -26,6 +25,7 @@ from safetensors.numpy import save_file
 from ase_definet.data.examine import Problem, Row, examine
 from ase_definet.data.pairs import SPLITS, Reference
 from ase_definet.errors import StructureError
+from ase_definet.supercell import cells_of, waves_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -78,13 +78,12 @@ class Group:
     @property
     def cells(self) -> Array:
         """Primitive cells of the supercell in the order of the sites, integers, shape ``(n_cells, 3)``."""
-        points = lattice_points_in_supercell(self.supercell)
-        return np.asarray(np.round(points @ self.supercell), dtype=int)
+        return cells_of(self.supercell)
 
     @property
     def waves(self) -> Array:
         """Wave vectors that fit into the supercell, in reciprocal primitive vectors, shape ``(n_cells, 3)``."""
-        return np.asarray(lattice_points_in_supercell(self.supercell.T))
+        return waves_of(self.supercell)
 
     @property
     def cell(self) -> Array:
