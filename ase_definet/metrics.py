@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_definet.neighbors import pairs_within
+from ase_definet.neighbors import pairs_between
 
 Array: TypeAlias = NDArray[Any]
 
@@ -52,8 +52,6 @@ def near_sites(positions: Array, sites: Array, cell: Array, radius: float) -> Ar
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
         radius: In Å; with the published metrics A3 to A6 it is 3, 4, 5 or 6.
     """
-    n = len(positions)
-    target, source, _ = pairs_within(np.concatenate([positions, sites]), cell, (True, True, True), radius)
-    mask = np.zeros(n, dtype=bool)
-    mask[target[(target < n) & (source >= n)]] = True
+    mask = np.zeros(len(positions), dtype=bool)
+    mask[pairs_between(positions, sites, cell, (True, True, True), radius)[0]] = True
     return mask

@@ -53,10 +53,22 @@ def neighbor_list(
 def pairs_within(
     positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """List all pairs within a short radius, images included, without loading torch (as vesin does).
+    """List all pairs of points within a short radius, images included; see :func:`pairs_between`."""
+    target, source, vector = pairs_between(positions, positions, cell, pbc, radius)
+    itself = (target == source) & ~vector.any(axis=1)
+    return target[~itself], source[~itself], vector[~itself]
+
+
+def pairs_between(
+    targets: np.ndarray, sources: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], radius: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """List the pairs of two sets of points within a short radius, images included.
+
+    Unlike vesin, this does not load torch.
 
     Args:
-        positions: Points, shape ``(n, 3)``, in Å.
+        targets: Points, shape ``(n, 3)``, in Å.
+        sources: Points whose images are looked for, shape ``(m, 3)``, in Å.
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
         pbc: Which of them are periodic.
         radius: In Å.
@@ -67,23 +79,20 @@ def pairs_within(
     """
     inverse = np.linalg.inv(cell)
     periodic = np.asarray(pbc, dtype=bool)
-    fractions = positions @ inverse
-    fractions = np.where(periodic, fractions % 1.0, fractions)
-    wrapped = fractions @ cell
+    within, fractions = (np.where(periodic, f % 1.0, f) for f in (targets @ inverse, sources @ inverse))
+    within = within @ cell
     margin = np.where(periodic, radius * np.linalg.norm(inverse, axis=0), 0.0)
     reach = np.ceil(margin).astype(int)
     images, owners = [], []
     for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
         moved = fractions + shift
         close = (~periodic | ((moved >= -margin) & (moved <= 1 + margin))).all(axis=1)
-        images.append(wrapped[close] + np.array(shift) @ cell)
+        images.append(moved[close] @ cell)
         owners.append(np.flatnonzero(close))
     points, owner = np.concatenate(images), np.concatenate(owners)
-    found = cKDTree(wrapped).sparse_distance_matrix(cKDTree(points), radius, output_type="ndarray")
-    target, source = found["i"].astype(np.int64), owner[found["j"]]
-    vector = points[found["j"]] - wrapped[target]
-    itself = (target == source) & (found["v"] == 0)
-    return target[~itself], source[~itself], vector[~itself]
+    found = cKDTree(within).sparse_distance_matrix(cKDTree(points), radius, output_type="ndarray")
+    target = found["i"].astype(np.int64)
+    return target, owner[found["j"]], points[found["j"]] - within[target]
 
 
 def _whole_shells(target: np.ndarray, distance: np.ndarray, n_sites: int, cap: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Then atoms are assigned to sites at least total cost.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from ase_definet.host import Host
-from ase_definet.neighbors import pairs_within
+from ase_definet.neighbors import pairs_between
 from ase_definet.supercell import Mapping
 
 Array: TypeAlias = NDArray[Any]
@@ -74,6 +75,25 @@ class Registration:
     cost: float
 
 
+class _Lattice:
+    """Host as one mapping lays it: its basis, and how vectors are taken to their nearest image."""
+
+    def __init__(self, host: Host, mapping: Mapping) -> None:
+        self.basis, self.cell = host.positions @ mapping.deformation, host.cell @ mapping.deformation
+        self.inverse = np.linalg.inv(self.cell)
+        self.periodic = np.array(host.periodic)
+        near = itertools.product(*((0, -1, 1) if p else (0,) for p in host.periodic))
+        self.steps = np.array(list(near)) @ self.cell  # the first one stays
+        # the tiny bias keeps a vector where its images tie
+        self.squares = (self.steps**2).sum(axis=1) - 1e-9 * (np.arange(len(self.steps)) == 0)
+
+    def wrap(self, vectors: Array) -> Array:
+        """Take vectors to their nearest image in the (reduced) primitive cell."""
+        base = vectors - (np.round(vectors @ self.inverse) * self.periodic) @ self.cell
+        # |base + step|^2 = |base|^2 + 2 base.step + |step|^2
+        return np.asarray(base + self.steps[np.argmin(2 * base @ self.steps.T + self.squares, axis=1)])
+
+
 def register(host: Host, stages: Iterable[list[Mapping]], placed: Placement) -> list[Registration]:
     """Rank mappings and rigid shifts by the cost of all atoms, best first.
 
@@ -115,16 +135,14 @@ def find_shifts(host: Host, mapping: Mapping, placed: Placement) -> list[Array]:
         mapping: How it lies in the cell.
         placed: The structure.
     """
-    basis, cell = host.positions @ mapping.deformation, host.cell @ mapping.deformation
+    lattice = _Lattice(host, mapping)
     same = placed.numbers[:, None] == host.numbers[None]
     if not same.any():
         same = np.ones_like(same)
     atom, site = np.nonzero(same)
-    votes = _wrap(placed.positions[atom] - basis[site], cell, host)
-    size = np.maximum(1, np.round(np.linalg.norm(cell, axis=1) / _BIN)).astype(int)
-    bins = np.ravel_multi_index(
-        tuple(np.floor(np.linalg.solve(cell.T, votes.T) * size[:, None]).astype(int)), size, "wrap"
-    )
+    votes = lattice.wrap(placed.positions[atom] - lattice.basis[site])
+    size = np.maximum(1, np.round(np.linalg.norm(lattice.cell, axis=1) / _BIN)).astype(int)
+    bins = np.ravel_multi_index(tuple(np.floor(votes @ lattice.inverse * size).astype(int).T), size, "wrap")
     # a peak may lie on the corner of eight bins: count each with its neighbours
     count = uniform_filter(np.bincount(bins, minlength=int(size.prod())).reshape(size).astype(float), 3, mode="wrap")
     occupied, first = np.unique(bins, return_index=True)
@@ -135,15 +153,15 @@ def find_shifts(host: Host, mapping: Mapping, placed: Placement) -> list[Array]:
             break
         shift = votes[first[k]]
         # a bin on the flank of a peak that is known already leads to that peak
-        if _near(out, shift, cell, host):
+        if _near(out, shift, lattice):
             continue
         for _ in range(_ROUNDS):
-            delta = _wrap(votes - shift, cell, host)
+            delta = lattice.wrap(votes - shift)
             move = np.median(delta[np.linalg.norm(delta, axis=1) < _REFINE], axis=0)
             shift = shift + move
             if np.abs(move).max() < _CONVERGED:
                 break
-        if not _near(out, shift, cell, host):
+        if not _near(out, shift, lattice):
             out.append(shift)
     return out
 
@@ -154,65 +172,75 @@ def registration_cost(host: Host, mapping: Mapping, shift: Array, placed: Placem
     Every atom takes its cheapest site of the infinite host, squared distance plus the species penalty, at most
     that of the gate; two atoms may take one site, which the assignment forbids later.
     """
-    basis, cell = host.positions @ mapping.deformation, host.cell @ mapping.deformation
-    delta = (placed.positions[:, None] - basis[None] - shift).reshape(-1, 3)
-    squared = (_wrap(delta, cell, host) ** 2).sum(axis=1).reshape(-1, len(basis))
+    lattice = _Lattice(host, mapping)
+    delta = (placed.positions[:, None] - lattice.basis[None] - shift).reshape(-1, 3)
+    squared = (lattice.wrap(delta) ** 2).sum(axis=1).reshape(-1, len(lattice.basis))
     squared = squared + SPECIES_PENALTY * (placed.numbers[:, None] != host.numbers[None])
     return float(np.sqrt(np.minimum(squared.min(axis=1), GATE**2 + SPECIES_PENALTY).mean()))
 
 
-def assign(sites: Array, host_numbers: Array, placed: Placement) -> tuple[Array, Array]:
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """Which atom sits where.
+
+    Attributes:
+        site: Site of every atom, -1 for none, shape ``(n_atoms,)``.
+        offset: From it to the atom, zero for none, shape ``(n_atoms, 3)``, in Å.
+        margin: How far every atom is from a different outcome, shape ``(n_atoms,)``, in Å: the distance to its
+            second-nearest site, or :data:`GATE` if that is less, minus the distance to its own site.
+    """
+
+    site: Array
+    offset: Array
+    margin: Array
+
+
+def assign(sites: Array, host_numbers: Array, placed: Placement) -> Assignment:
     """Assign atoms to sites at least total cost, an atom that fits none to none.
 
     Args:
         sites: Positions, shape ``(n_sites, 3)``, in Å.
         host_numbers: Their atomic numbers, shape ``(n_sites,)``.
         placed: The atoms.
-
-    Returns:
-        ``(site, offset)``: the site of every atom, -1 for none, shape ``(n_atoms,)``, and the vector from it to the
-        atom, zero for none, shape ``(n_atoms, 3)``, in Å.
     """
     atom, site, vector = nearby_pairs(sites, placed, GATE)
     n, m = len(placed.numbers), len(sites)
-    # one dummy column per atom makes a full matching possible; the constant keeps zero costs in the sparse matrix
-    cost = 1.0 + (vector**2).sum(axis=1) + SPECIES_PENALTY * (placed.numbers[atom] != host_numbers[site])
-    rows = np.concatenate([atom, np.arange(n)])
-    columns = np.concatenate([site, m + np.arange(n)])
-    weights = np.concatenate([cost, np.full(n, 1.0 + GATE**2 + SPECIES_PENALTY)])
-    row, column = min_weight_full_bipartite_matching(coo_array((weights, (rows, columns)), shape=(n, m + n)).tocsr())
+    squared = (vector**2).sum(axis=1)
+    cost = squared + SPECIES_PENALTY * (placed.numbers[atom] != host_numbers[site])
     chosen = np.full(n, -1)
-    chosen[row] = np.where(column < m, column, -1)
+    # an atom and a site that have only each other need no search: in a large cell, nearly all
+    sure = (np.bincount(atom, minlength=n)[atom] == 1) & (np.bincount(site, minlength=m)[site] == 1)
+    chosen[atom[sure]] = site[sure]
+    chosen = _cheapest(chosen, atom[~sure], site[~sure], cost[~sure], m)
     offset = np.zeros((n, 3))
     taken = chosen[atom] == site
     offset[atom[taken]] = vector[taken]
-    return chosen, offset
+    second = np.full(n, GATE)
+    np.minimum.at(second, atom[~taken], np.sqrt(squared[~taken]))
+    return Assignment(chosen, offset, second - np.linalg.norm(offset, axis=1))
 
 
-def least_margin(host: Host, sites: Array, chosen: Array, offset: Array, placed: Placement) -> tuple[float, int]:
-    """Return how far from a different outcome the least certain atom is, in Å, and its index.
-
-    The margin of an atom is the distance to its second-nearest site, or the gate if that is less, minus the distance
-    to its own site.
-    """
-    own = np.linalg.norm(offset, axis=1)
-    margin = GATE - own
-    atom, site, vector = nearby_pairs(sites, placed, host.nearest_neighbor + GATE)
-    other = site != chosen[atom]
-    np.minimum.at(margin, atom[other], np.linalg.norm(vector[other], axis=1) - own[atom[other]])
-    least = int(np.argmin(margin))
-    return float(margin[least]), least
+def _cheapest(chosen: Array, atom: Array, site: Array, cost: Array, n_sites: int) -> Array:
+    """Assign the atoms of some pairs at least total cost, an atom for which that is too much to no site."""
+    atoms, row = np.unique(atom, return_inverse=True)
+    n = len(atoms)
+    if n == 0:
+        return chosen
+    # one dummy column per atom makes a full matching possible; the constant keeps zero costs in the sparse matrix
+    rows = np.concatenate([row, np.arange(n)])
+    columns = np.concatenate([site, n_sites + np.arange(n)])
+    weights = 1.0 + np.concatenate([cost, np.full(n, GATE**2 + SPECIES_PENALTY)])
+    matrix = coo_array((weights, (rows, columns)), shape=(n, n_sites + n)).tocsr()
+    row, column = min_weight_full_bipartite_matching(matrix)
+    chosen[atoms[row]] = np.where(column < n_sites, column, -1)
+    return chosen
 
 
 def nearby_pairs(sites: Array, placed: Placement, radius: float) -> tuple[Array, Array, Array]:
     """Return atom, site and the vector from site to atom for all pairs within a radius, nearest image."""
-    points = np.concatenate([placed.positions, sites])
-    target, source, vector = pairs_within(points, placed.cell, placed.pbc, radius)
-    n = len(placed.positions)
-    keep = (target < n) & (source >= n)
-    atom, site, vector = target[keep], source[keep] - n, -vector[keep]
+    atom, site, vector = pairs_between(placed.positions, sites, placed.cell, placed.pbc, radius)
     order = np.lexsort(((vector**2).sum(axis=1), site, atom))
-    atom, site, vector = atom[order], site[order], vector[order]
+    atom, site, vector = atom[order], site[order], -vector[order]
     first = np.ones(len(atom), dtype=bool)
     first[1:] = (atom[1:] != atom[:-1]) | (site[1:] != site[:-1])
     return atom[first], site[first], vector[first]
@@ -227,20 +255,6 @@ def _sample(placed: Placement) -> Placement:
     return Placement(placed.positions[chosen], placed.numbers[chosen], placed.cell, placed.pbc)
 
 
-def _near(shifts: list[Array], shift: Array, cell: Array, host: Host) -> bool:
+def _near(shifts: list[Array], shift: Array, lattice: _Lattice) -> bool:
     """Return whether a shift is one of those known, but for a lattice vector."""
-    return bool(shifts) and bool(np.linalg.norm(_wrap(np.array(shifts) - shift, cell, host), axis=1).min() < _REFINE)
-
-
-def _wrap(vectors: Array, cell: Array, host: Host) -> Array:
-    """Take vectors to their nearest image in the (reduced) primitive cell."""
-    periodic = np.array(host.periodic)
-    fractions = np.linalg.solve(cell.T, vectors.T).T
-    base = vectors - (np.round(fractions) * periodic) @ cell
-    steps = (
-        np.stack(np.meshgrid(*([-1, 0, 1] if p else [0] for p in periodic), indexing="ij"), -1).reshape(-1, 3) @ cell
-    )
-    # |base + step|^2 = |base|^2 + 2 base.step + |step|^2; the tiny bias keeps the base where images tie
-    length = 2 * base @ steps.T + (steps**2).sum(axis=1)
-    length[:, len(steps) // 2] -= 1e-9
-    return np.asarray(base + steps[np.argmin(length, axis=1)])
+    return bool(shifts) and bool(np.linalg.norm(lattice.wrap(np.array(shifts) - shift), axis=1).min() < _REFINE)

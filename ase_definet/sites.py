@@ -19,7 +19,6 @@ from ase_definet.registration import (
     SPECIES_PENALTY,
     Placement,
     assign,
-    least_margin,
     nearby_pairs,
     register,
 )
@@ -249,11 +248,12 @@ def _match(atoms: Atoms, host: Host, max_strain: float) -> SiteMap:
     ranked = register(host, mapping_stages(host, frame, len(atoms), max_strain), placed)
     mapping, shift = ranked[0].mapping, ranked[0].shift
     host_numbers, sites = supercell_sites(host, mapping)
-    chosen, offset = assign(sites + shift, host_numbers, placed)
+    assigned = assign(sites + shift, host_numbers, placed)
     # the median of what was matched is a better rigid shift than the vote; assign once more with it
-    if (chosen >= 0).any():
-        shift = shift + np.median(offset[chosen >= 0], axis=0)
-        chosen, offset = assign(sites + shift, host_numbers, placed)
+    if (assigned.site >= 0).any():
+        shift = shift + np.median(assigned.offset[assigned.site >= 0], axis=0)
+        assigned = assign(sites + shift, host_numbers, placed)
+    chosen, offset = assigned.site, assigned.offset
     sites = sites + shift
     _refuse(host, sites, host_numbers, chosen, placed)
     atom_index = np.full(len(sites), -1)
@@ -269,7 +269,7 @@ def _match(atoms: Atoms, host: Host, max_strain: float) -> SiteMap:
     cost = float(np.sqrt(squared / len(atoms)))
     # the costs of registrations are those of a sample of the atoms: only their difference is comparable
     runner_up = cost + ranked[1].cost - ranked[0].cost if len(ranked) > 1 else float("inf")
-    margin, least = least_margin(host, sites, chosen, offset, placed)
+    least = int(np.argmin(assigned.margin))
     left, _, right = np.linalg.svd(mapping.deformation)
     site_map = SiteMap(
         host=host,
@@ -287,7 +287,7 @@ def _match(atoms: Atoms, host: Host, max_strain: float) -> SiteMap:
         rotation=(left @ right).T,
         cost=cost,
         runner_up=runner_up,
-        margin=margin,
+        margin=float(assigned.margin[least]),
         warnings=(),
     )
     distance = float(np.linalg.norm(offset[least]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ Array: TypeAlias = NDArray[Any]
 MAX_STRAIN = 0.06
 """Largest principal strain of a host onto a cell, unless the caller allows more."""
 
-_STAGES = (0.005, 0.02, 0.035, 0.06)
+_STAGES = (5e-4, 0.005, 0.02, 0.035, 0.06)  # the first is the host as it is, with rounding
 _SLACK = 1e-6  # rounding of a cell written with a few decimals, relative
 _MISFITS = (0.12, 0.25)  # strains tried to name the misfit of a host that does not fit
 _KEEP = 200  # mappings kept of one stage; large cells have thousands within a few per cent
@@ -153,7 +154,14 @@ def describe(matrix: Array) -> str:
 
 
 def _search(host: Host, frame: Array, n_atoms: int, limit: float) -> list[Mapping]:
+    """Return the likeliest mappings within a strain, remembered for the next structure in the same cell."""
+    return list(_searched(host, np.ascontiguousarray(frame, dtype=float).tobytes(), n_atoms, limit))
+
+
+@lru_cache(maxsize=256)
+def _searched(host: Host, raw: bytes, n_atoms: int, limit: float) -> tuple[Mapping, ...]:
     """Combine host vectors to triples (pairs, for a layer) of the right lengths and angles; keep the likeliest."""
+    frame = np.frombuffer(raw).reshape(3, 3)
     n = 2 if host.layered else 3
     basis, target = host.cell[:n], frame[:n]
     limit += _SLACK
@@ -161,7 +169,7 @@ def _search(host: Host, frame: Array, n_atoms: int, limit: float) -> list[Mappin
     candidates = [_vectors_of_length(basis, float(np.linalg.norm(row)), limit) for row in target]
     candidates[0] = _one_of_each_orbit(candidates[0], turns)
     if any(len(c) == 0 for c in candidates):
-        return []
+        return ()
     matrices, scores = np.zeros((0, n, n), dtype=int), np.zeros(0)
     for block in _grow(candidates[0][:, None, :], candidates[1:], basis, target, limit):
         fits, score = _likelihood(block, basis, target, n_atoms / len(host.numbers), limit)
@@ -184,7 +192,7 @@ def _search(host: Host, frame: Array, n_atoms: int, limit: float) -> list[Mappin
             found.append(mapping)
         if len(found) == _KEEP:
             break
-    return found
+    return tuple(found)
 
 
 def _rotations(host: Host) -> Array:
@@ -246,8 +254,8 @@ def _grow(partial: Array, candidates: list[Array], basis: Array, target: Array, 
 def _likelihood(matrices: Array, basis: Array, target: Array, n_cells: float, limit: float) -> tuple[Array, Array]:
     """Return which matrices, shape ``(n, k, k)``, stay in the limits, and the unlikelihood of those.
 
-    It is the difference of the largest and smallest principal stretch, plus the relative difference of sites and
-    atoms, plus half the largest strain.
+    It is the difference of the largest and smallest principal stretch, four times, because a lattice constant that
+    differs keeps the shape of a cell; plus the relative difference of sites and atoms, plus half the largest strain.
     """
     cells = np.abs(np.linalg.det(matrices))
     index = np.flatnonzero((np.round(cells) >= 0.95 * n_cells) & (cells <= 2 * n_cells + _SLACK))
@@ -255,7 +263,7 @@ def _likelihood(matrices: Array, basis: Array, target: Array, n_cells: float, li
     inverse = np.linalg.inv(np.linalg.cholesky(target @ target.T))
     stretch = 1 / np.sqrt(np.linalg.eigvalsh(inverse @ (rows @ rows.transpose(0, 2, 1)) @ inverse.T))
     strain = np.abs(stretch - 1).max(axis=1, initial=0)
-    score = np.ptp(stretch, axis=1) + np.abs(cells[index] / n_cells - 1) + strain / 2
+    score = 4 * np.ptp(stretch, axis=1) + np.abs(cells[index] / n_cells - 1) + strain / 2
     fits = strain <= limit
     return index[fits], np.round(score[fits], 6)
 

@@ -18,7 +18,7 @@ OUT = Path(__file__).parent / "results" / "experiments"
 RUNS = Path("runs/experiments")
 HIGH = ("high/MoS2", "high/WSe2", "high/BN", "high/GaSe", "high/InSe", "high/P")
 SMALL = {"features": 48, "layers": 4, "near_cutoff": 4.5, "dropout": 0.1}
-BUDGET = {"steps": 1200, "rate": 2e-3, "warmup": 200, "decay": 0.6, "check": 500, "save": 100}
+BUDGET = {"steps": 500, "rate": 2e-3, "warmup": 100, "decay": 0.6, "check": 250, "save": 100}
 
 ABLATIONS = {
     "all": {},
@@ -55,11 +55,11 @@ def experiments() -> dict[str, dict]:
     }
     out["held out: all but InSe"] = {"shares": {k: 1.0 for k in HIGH if k != "high/InSe"}, "model": SMALL}
     for pairs in (10, 40, 130, 400):
-        few = {"shares": {"high/InSe": 1.0}, "fraction": pairs / 400, "model": SMALL, "steps": 400}
+        few = {"shares": {"high/InSe": 1.0}, "fraction": pairs / 400, "model": SMALL, "steps": 200, "warmup": 40}
         out[f"scratch: {pairs} pairs of InSe"] = few
         out[f"fine-tuned: {pairs} pairs of InSe"] = few | {"init": "held out: all but InSe", "rate": 5e-4}
     for name in HIGH:
-        out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": BUDGET["steps"] // len(HIGH)}
+        out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": 200, "warmup": 40}
     return out
 
 
