@@ -6,7 +6,7 @@ import difflib
 import re
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -125,6 +125,7 @@ def library() -> dict[str, Host]:
     return {name: _library_host(name) for name in _LIBRARY}
 
 
+@cache
 def _library_host(name: str) -> Host:
     axes, basis = _LIBRARY[name]
     cell = np.diag([0.0, 0.0, VACUUM_LENGTH])
@@ -251,8 +252,11 @@ def read_structure(path: str | Path) -> Atoms:
     return atoms
 
 
-def check_structure(atoms: Atoms) -> None:
+def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:
     """Refuse what no method could use.
+
+    Returns:
+        The structure in its matching frame: see :func:`layer_frame`.
 
     Raises:
         StructureError: No atoms, an atom that is no element, no cell, not finite, or two atoms in one place.
@@ -280,6 +284,7 @@ def check_structure(atoms: Atoms) -> None:
         raise StructureError(
             f"atoms {a} and {b} overlap ({np.linalg.norm(vector[k]):.3f} Å apart): remove the duplicate"
         )
+    return frame, positions, axis
 
 
 def completed_cell(cell: Array, positions: Array, pbc: Array | None = None) -> Array:
@@ -329,7 +334,7 @@ def vacuum_axis(cell: Array, positions: Array) -> int | None:
     Raises:
         StructureError: There is vacuum along more than one axis (a wire or a molecule).
     """
-    fractions = np.linalg.solve(cell.T, positions.T).T
+    fractions = positions @ np.linalg.inv(cell)
     gaps = [widest_gap(cell, fractions, axis)[0] for axis in range(3)]
     axes = [axis for axis in range(3) if gaps[axis] >= VACUUM_GAP]
     if len(axes) <= 1:
@@ -360,7 +365,7 @@ def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tupl
     axis = vacuum_axis(cell, positions)
     if axis is None:
         return cell, positions, None
-    fractions = np.linalg.solve(cell.T, positions.T).T
+    fractions = positions @ np.linalg.inv(cell)
     _, emptiest = widest_gap(cell, fractions, axis)
     images = np.floor(fractions[:, axis] - emptiest)
     images -= np.round(np.median(images))
@@ -375,10 +380,9 @@ def _reduced(atoms: Atoms, name: str, source: str) -> Host:
     import spglib  # noqa: PLC0415
 
     try:
-        check_structure(atoms)
+        frame, positions, axis = check_structure(atoms)
     except StructureError as error:
         raise HostError(f"host {name!r}: {error}") from error
-    frame, positions, axis = layer_frame(atoms.cell.array, atoms.positions, atoms.pbc)
     if axis is not None:
         positions = positions - frame[2] / VACUUM_LENGTH * (positions @ frame[2] / VACUUM_LENGTH).min()
     scaled = np.linalg.solve(frame.T, positions.T).T

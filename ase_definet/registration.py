@@ -147,22 +147,22 @@ def find_shifts(host: Host, mapping: Mapping, placed: Placement) -> list[Array]:
     count = uniform_filter(np.bincount(bins, minlength=int(size.prod())).reshape(size).astype(float), 3, mode="wrap")
     occupied, first = np.unique(bins, return_index=True)
     count = count.ravel()[occupied]
+    order = np.argsort(-count, kind="stable")
+    starts = votes[first[order[count[order] >= _MINORITY * count.max(initial=0)]]]
     out: list[Array] = []
-    for k in np.argsort(-count, kind="stable"):
-        if count[k] < _MINORITY * count.max() or len(out) == _CANDIDATES:
-            break
-        shift = votes[first[k]]
-        # a bin on the flank of a peak that is known already leads to that peak
-        if _near(out, shift, lattice):
-            continue
+    while len(starts) and len(out) < _CANDIDATES:
+        shift, starts = starts[0], starts[1:]
         for _ in range(_ROUNDS):
             delta = lattice.wrap(votes - shift)
             move = np.median(delta[np.linalg.norm(delta, axis=1) < _REFINE], axis=0)
             shift = shift + move
             if np.abs(move).max() < _CONVERGED:
                 break
-        if not _near(out, shift, lattice):
-            out.append(shift)
+        if out and np.linalg.norm(lattice.wrap(np.array(out) - shift), axis=1).min() < _REFINE:
+            continue
+        out.append(shift)
+        # a bin on the flank of a peak that is known already leads to that peak
+        starts = starts[np.linalg.norm(lattice.wrap(starts - shift), axis=1) >= _REFINE]
     return out
 
 
@@ -253,8 +253,3 @@ def _sample(placed: Placement) -> Placement:
         return placed
     chosen = np.random.default_rng(0).choice(n, _SAMPLE, replace=False)
     return Placement(placed.positions[chosen], placed.numbers[chosen], placed.cell, placed.pbc)
-
-
-def _near(shifts: list[Array], shift: Array, lattice: _Lattice) -> bool:
-    """Return whether a shift is one of those known, but for a lattice vector."""
-    return bool(shifts) and bool(np.linalg.norm(lattice.wrap(np.array(shifts) - shift), axis=1).min() < _REFINE)

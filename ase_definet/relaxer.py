@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,6 +59,9 @@ KEPT_LATTICES = 4
 BATCH_SITES = 20_000
 """Sites in one pass of :meth:`DefiNetRelaxer.relax_many`, at most, unless one structure has more."""
 
+CACHED_SITES = 2_000
+"""Sites in one pass on a CPU, at most, where one structure has fewer: more leave its cache."""
+
 
 @dataclass(frozen=True, eq=False)
 class RelaxResult:
@@ -108,13 +112,18 @@ class RelaxFailure:
     error: Exception
 
 
-def _alike(items: list[_Prepared]) -> list[list[int]]:
-    """Group what can pass the network together: the same lattice, or graphs."""
+def _alike(items: list[_Prepared], most_sites: float) -> list[list[int]]:
+    """Group what can pass the network together: the same lattice, or graphs, and not more sites than wanted."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, item in enumerate(items):
         key = ("graph",) if item.graph is not None else _lattice_key(item.site_map)
         groups.setdefault(key, []).append(i)
-    return list(groups.values())
+    out = []
+    for group in groups.values():
+        largest = max(len(items[i].site_map.kinds) for i in group)
+        step = max(1, int(min(most_sites // largest, len(group))))
+        out += [group[start : start + step] for start in range(0, len(group), step)]
+    return out
 
 
 def _lattice_key(site_map: SiteMap) -> tuple[object, ...]:
@@ -332,7 +341,7 @@ class DefiNetRelaxer:
     @torch.inference_mode()
     def _run(self, items: list[_Prepared]) -> list[RelaxResult]:
         out: dict[int, RelaxResult] = {}
-        for part in _alike(items):
+        for part in _alike(items, math.inf if self.device.type == "cuda" else CACHED_SITES):
             began = time.perf_counter()
             moved, errors = self._predict([items[i] for i in part])
             seconds = (time.perf_counter() - began) / len(part)

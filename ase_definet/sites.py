@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.host import Host, as_atoms, check_structure, get_host, layer_frame, library
+from ase_definet.host import Host, as_atoms, check_structure, get_host, library
 from ase_definet.registration import (
     GATE,
     SPECIES_PENALTY,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
+_Framed: TypeAlias = tuple[Array, Array, int | None]
 
 MIN_MARGIN = 0.5
 """An atom is ambiguous where its second-nearest site, or the gate, is not this much further than its own, in Å."""
@@ -213,21 +214,23 @@ def match_sites(
         Yang et al., npj Comput. Mater. 11, 229 (2025), the markers of the defect-explicit graph.
     """
     atoms = as_atoms(atoms)
-    check_structure(atoms)
+    framed = check_structure(atoms)
     automatic = isinstance(host, str) and host.lower() == "auto"
-    site_map = _match_library(atoms, max_strain) if automatic else _match(atoms, get_host(host), max_strain)
+    site_map = (
+        _match_library(atoms, framed, max_strain) if automatic else _match(atoms, framed, get_host(host), max_strain)
+    )
     if markers is None and substitutions is None:
         return site_map
     return _override(site_map, markers, substitutions)
 
 
-def _match_library(atoms: Atoms, max_strain: float) -> SiteMap:
+def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
     """Match to every library host that shares an element; keep the one with the fewest defects."""
     found: list[SiteMap] = []
     for host in library().values():
         if np.isin(atoms.numbers, host.numbers).any():
             try:
-                found.append(_match(atoms, host, max_strain))
+                found.append(_match(atoms, framed, host, max_strain))
             except (HostError, MatchError):
                 continue
     if not found:
@@ -238,8 +241,8 @@ def _match_library(atoms: Atoms, max_strain: float) -> SiteMap:
     return min(found, key=lambda site_map: (site_map.density, site_map.cost))
 
 
-def _match(atoms: Atoms, host: Host, max_strain: float) -> SiteMap:
-    frame, positions, axis = layer_frame(atoms.cell.array, atoms.positions, atoms.pbc)
+def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> SiteMap:
+    frame, positions, axis = framed
     if host.layered != (axis is not None):
         found = "has no vacuum along any axis" if host.layered else f"has vacuum along axis {axis}"
         expected = "two-dimensional" if host.layered else "three-dimensional"
