@@ -13,7 +13,7 @@ from ase_definet.model.near import NearTable
 
 MOST_DENSE = 300
 """Primitive cells up to which the transform is a plain matrix product; beyond, it is a fast Fourier transform."""
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 2 * 2**20
 """Kernels held at a time for the waves of a large supercell."""
 _AXES = (0, 2, 1)
 """Axes of the fast transform; it keeps half of the last, which for a layer should not be the one of length one."""
@@ -134,10 +134,10 @@ class LatticeGeometry:
         spectrum = torch.fft.rfftn(grid, dim=_AXES)
         half = spectrum.shape
         spectrum = spectrum.reshape(len(self._waves), -1)
-        parts = []
+        parts, values = [], filters(self)
         for part in self._chunks(field):
-            k_re, k_im = self._kernel(filters, part)
-            real, imaginary = self._multiply(k_re, k_im, spectrum[part].real, spectrum[part].imag, field)
+            kernels = self._kernel_by_pairs(values, part)
+            real, imaginary = self._multiply_by_pairs(*kernels, spectrum[part].real, spectrum[part].imag, field)
             parts.append(torch.complex(real.reshape(len(real), -1), imaginary.reshape(len(real), -1)))
         out: Tensor = torch.fft.irfftn(
             torch.cat(parts).view(half), s=[self._shape[axis] for axis in _AXES], dim=_AXES
@@ -159,26 +159,52 @@ class LatticeGeometry:
         real, imaginary = out.view(2, width, waves, 4, n, batch).permute(0, 2, 4, 5, 3, 1).unbind(0)
         return real, imaginary
 
+    def _multiply_by_pairs(
+        self, k_re: Tensor, k_im: Tensor, re: Tensor, im: Tensor, field: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do the same with the kernels as they are made: for few structures, sorting those would take longer."""
+        n, waves = self.n_sub, len(re)
+        re, im = (x.reshape(waves, n, *field.shape[1:]) for x in (re, im))
+        real = re.new_zeros(n, waves, *field.shape[1:])
+        imaginary = torch.zeros_like(real)
+        for source in range(n):
+            for component in range(4):
+                kernel_re, kernel_im = (k[:, source, :, None, :, component] for k in (k_re, k_im))
+                x_re, x_im = (x[:, source, :, None, component] for x in (re, im))
+                real.addcmul_(kernel_re, x_re).addcmul_(kernel_im, x_im, value=-1)
+                imaginary.addcmul_(kernel_re, x_im).addcmul_(kernel_im, x_re)
+        return real.transpose(0, 1), imaginary.transpose(0, 1)
+
     def _kernel(self, filters: Filters, part: slice) -> tuple[Tensor, Tensor]:
         """Return the real and imaginary kernels of some waves, shape ``(F * n_waves, 4 n_sub, 4 n_sub)``."""
         whole = self._frozen is not None and part == slice(None)
         if whole and self._frozen is not None and id(filters) in self._frozen:
             return self._frozen[id(filters)]
-        values = filters(self)
+        n = self.n_sub
+        re, im = (
+            part.permute(5, 2, 3, 0, 4, 1).reshape(-1, 4 * n, 4 * n)
+            for part in self._kernel_by_pairs(filters(self), part)
+        )
+        if whole and self._frozen is not None:
+            self._frozen[id(filters)] = re, im
+        return re, im
+
+    def _kernel_by_pairs(self, values: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Return the real and imaginary kernels of some waves, shape ``(n_sub, n_sub, n_waves, 4, 4, F)``.
+
+        The first axes are target and source sublattice, then come target and source component.
+        """
         width, n = values.shape[-1], self.n_sub
         blocks = torch.cat([self._edge_blocks(values).flatten(1), values.new_zeros(1, 16 * width)])
         waves = self._waves[part]
         shift = torch.cat([self._edges[2].double(), torch.zeros(1, 3, dtype=torch.float64)]).to(values.device)
         angle = 2 * math.pi * (waves @ shift[self._padded].transpose(1, 2))  # (pairs, waves, k)
         stacked = blocks[self._padded]
-        parts = []
-        for trigonometric in (angle.cos(), angle.sin()):
-            kernel = (trigonometric.to(values.dtype) @ stacked).view(n, n, len(waves), 4, 4, width)
-            parts.append(kernel.permute(5, 2, 3, 0, 4, 1).reshape(width * len(waves), 4 * n, 4 * n))
-        out = (parts[0], parts[1])
-        if whole and self._frozen is not None:
-            self._frozen[id(filters)] = out
-        return out
+        re, im = (
+            (trigonometric.to(values.dtype) @ stacked).view(n, n, len(waves), 4, 4, width)
+            for trigonometric in (angle.cos(), angle.sin())
+        )
+        return re, im
 
     def _edge_blocks(self, filters: Tensor) -> Tensor:
         """Return the kernel of every edge of a cell, shape ``(n_edges, 4, 4, F)``: target, then source component."""
