@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -82,14 +80,14 @@ def pairs_between(
     within, fractions = (np.where(periodic, f % 1.0, f) for f in (targets @ inverse, sources @ inverse))
     within = within @ cell
     margin = np.where(periodic, radius * np.linalg.norm(inverse, axis=0), 0.0)
-    reach = np.ceil(margin).astype(int)
-    images, owners = [], []
-    for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
-        moved = fractions + shift
-        close = (~periodic | ((moved >= -margin) & (moved <= 1 + margin))).all(axis=1)
-        images.append(moved[close] @ cell)
-        owners.append(np.flatnonzero(close))
-    points, owner = np.concatenate(images), np.concatenate(owners)
+    owner = np.arange(len(fractions))
+    for axis in np.flatnonzero(periodic):
+        reach = int(np.ceil(margin[axis]))
+        moved = fractions[:, axis, None] + np.arange(-reach, reach + 1)
+        row, image = np.nonzero((moved >= -margin[axis]) & (moved <= 1 + margin[axis]))
+        owner, fractions = owner[row], fractions[row]
+        fractions[:, axis] = moved[row, image]
+    points = fractions @ cell
     found = cKDTree(within).sparse_distance_matrix(cKDTree(points), radius, output_type="ndarray")
     target = found["i"].astype(np.int64)
     return target, owner[found["j"]], points[found["j"]] - within[target]

@@ -9,28 +9,29 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from ase import Atoms
-from ase.build import make_supercell
 
-from ase_definet import DefiNetRelaxer
+from ase_definet import DefiNetRelaxer, RelaxResult
 from ase_definet.convert import to_graph
 from ase_definet.graph import DefectGraph
-from ase_definet.host import get_host
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.sites import match_sites
+from benchmarks.cells import mos2
+from benchmarks.training import KINDS
 from benchmarks.transcription import Transcription
 
 MILLI = 1e3
+BLOCK = 64
 ALONE = """
 import re, sys
-from benchmarks.__main__ import mos2
+from benchmarks.cells import mos2
 from ase_definet import DefiNetRelaxer
 relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
 result = relaxer.predict(mos2(int(sys.argv[1])))
@@ -38,18 +39,6 @@ result = relaxer.predict(mos2(int(sys.argv[1])))
 peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())  # ru_maxrss would be the parent's
 print(result.timings["match"], result.timings["forward"], int(peak[1]) / 1024)
 """
-
-
-def mos2(n: int, seed: int = 0) -> Atoms:
-    """Return an n x n cell of MoS2 with one defect site in sixty: S vacancies and W on Mo."""
-    host = get_host("MoS2")
-    unit = Atoms(host.numbers, host.positions, cell=host.cell, pbc=(True, True, False))
-    atoms = make_supercell(unit, np.diag([n, n, 1]))
-    rng = np.random.default_rng(seed)
-    sulphur, molybdenum = np.flatnonzero(atoms.numbers == 16), np.flatnonzero(atoms.numbers == 42)  # noqa: PLR2004
-    atoms.numbers[rng.choice(molybdenum, max(1, len(atoms) // 180), replace=False)] = 74
-    del atoms[rng.choice(sulphur, max(2, len(atoms) // 90), replace=False)]
-    return atoms
 
 
 def median_ms(work: Callable[[], object], repeats: int) -> float:
@@ -138,6 +127,58 @@ def growth(sizes: list[int]) -> list[dict]:
     return rows
 
 
+def training(batch: int) -> list[dict]:
+    """Take training steps, each kind in a process of its own: time and peak memory."""
+    rows = []
+    for kind in KINDS:
+        command = [sys.executable, "-m", "benchmarks.training", kind, str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"training, {kind}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            continue
+        rows.append(json.loads(done.stdout))
+    return rows
+
+
+def screening(count: int) -> dict:
+    """Screen candidates from a file, as a user would, on all cores; then the share of each stage, on some of them."""
+    from ase.io import write  # noqa: PLC0415
+
+    from ase_definet.screening import relax_block, structures_of  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidates.extxyz"
+        for start in range(0, count, BLOCK):
+            write(path, [mos2(8, seed) for seed in range(start, min(start + BLOCK, count))], append=True)
+        command = ["ase-definet", "screen", str(path), "--host", "MoS2", "-o", f"{folder}/out"]
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds = time.perf_counter() - began
+
+        began = time.perf_counter()
+        names, structures = zip(*islice(structures_of([path]), min(count, 5 * BLOCK)), strict=True)
+        stages = {"read": time.perf_counter() - began}
+    settings = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}
+    relax_block(names[:BLOCK], list(structures[:BLOCK]), 0, settings)
+    began = time.perf_counter()
+    for start in range(0, len(names), BLOCK):
+        part = slice(start, start + BLOCK)
+        relax_block(names[part], list(structures[part]), start, settings)
+    whole = time.perf_counter() - began
+    records = [
+        r for r in DefiNetRelaxer(host="MoS2", device="cpu").relax_many(structures) if isinstance(r, RelaxResult)
+    ]
+    stages |= {stage: sum(r.timings[stage] for r in records) for stage in ("match", "graph", "forward")}
+    stages["write"] = whole - stages["match"] - stages["graph"] - stages["forward"]
+    total = sum(stages.values())
+    return {
+        "structures": count,
+        "seconds": seconds,
+        "structures_per_s": count / seconds,
+        "shares": {stage: part / total for stage, part in stages.items()},
+    }
+
+
 def chgnet(count: int, fmax: float = 0.05) -> list[dict]:
     """Relax the same cells with CHGNet at fixed cell, the way one would without a trained network."""
     from ase.optimize import FIRE, LBFGS  # noqa: PLC0415
@@ -195,6 +236,15 @@ def show(result: dict) -> None:
     print("\ndefault weights, one structure: sites, matching s, network s, peak memory MB")
     for row in result["growth"]:
         print(f"  {row['sites']:7d}  {row['match_s']:7.2f}  {row['forward_s']:7.2f}  {row['peak_MB']:7.0f}")
+    print("\none training step on 192-site cells: network, structures, ms, peak memory MB")
+    for row in result["training"]:
+        print(f"  {row['kind']:18s}  {row['batch']:2d}  {row['ms']:7.0f}  {row['peak_MB']:7.0f}")
+    row = result["screening"]
+    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in row["shares"].items())
+    print(
+        f"\nscreening {row['structures']} cells of 192 sites from a file, start-up included: {row['seconds']:.0f} s, "
+        f"{row['structures_per_s']:.0f} structures/s ({shares})"
+    )
     if "chgnet" in result:
         print(
             "\nCHGNet relaxations of the same 192-site cells to 0.05 eV/Å: optimizer, steps, s, times slower than one pass"
@@ -214,12 +264,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
     repeats = 3 if options.quick else 7
-    sizes = [8, 16, 32] if options.quick else [8, 16, 32, 64, 128]
+    sizes = [8, 16, 32] if options.quick else [8, 16, 32, 64, 128, 184]
     result = {
         "machine": machine(),
         "paper_size": paper_size(repeats),
         "default": default_weights(repeats),
         "growth": growth(sizes),
+        "training": training(2),
+        "screening": screening(500 if options.quick else 10_000),
     }
     if options.compare:
         result["chgnet"] = chgnet(1 if options.quick else 3)

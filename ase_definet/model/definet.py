@@ -7,12 +7,13 @@ checkpoints. Vectors are stored as ``(n_sites, 3, F)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ase_definet.errors import StructureError
 from ase_definet.graph import VACANCY, DefectGraph
@@ -25,14 +26,14 @@ ENVELOPE_EXPONENT = 5
 LENGTH_FLOOR = 1e-8
 """Added under the root of a squared vector length."""
 
-CHUNK_BYTES = 64 * 2**20
-"""Largest message tensor of one chunk of edges, with gradients."""
-
 BLOCK_BYTES = 2 * 2**20
-"""Largest message tensor of one block of sites, without: about what a core's cache holds."""
+"""Largest message tensor of one block of sites: about what a core's cache holds."""
+
+TRAINING_BLOCK_BYTES = 64 * 2**20
+"""The same where gradients are wanted, whose sums cost a pass over all sites a block."""
 
 _NEGLIGIBLE = 7
-"""A Gaussian this many widths away is left out where no gradient is wanted: it is below 1e-10."""
+"""A Gaussian this many widths away is left out: it is below 1e-10."""
 
 
 class DefiNet(nn.Module):
@@ -78,7 +79,7 @@ class DefiNet(nn.Module):
         global_vectors = scalars.new_zeros(graph.n_structures, 3, scalars.shape[1])
         displacement: Tensor = scalars.new_zeros(len(scalars), 3)
         for scalar_node, vector_node, messages, update, move in self._layers():
-            reach = edges.after(displacement) if torch.is_grad_enabled() else edges.blocked_after(displacement)
+            reach = edges.after(displacement)
             scalars = scalars + scalar_node.mlp_node(torch.cat([scalars, crowd.spread(global_scalars)], dim=1))
             vectors = vectors + vector_node.mlp_node(vectors + crowd.spread(global_vectors))
             scalars, vectors = messages(reach, self.defect_emb.embeddings.weight, graph.kinds, scalars, vectors)
@@ -115,40 +116,36 @@ class DefiNet(nn.Module):
 
 @dataclass(frozen=True)
 class _Reach:
-    """Edges at one arrangement of the sites, in chunks of bounded memory."""
-
-    source: Tensor
-    target: Tensor
-    direction: Tensor
-    """Unit vectors from the source's image to the target."""
-    radial: Tensor
-
-    def chunks(self, width: int) -> Iterator[_Reach]:
-        """Split such that ``width`` numbers per edge stay within :data:`CHUNK_BYTES`."""
-        size = max(1, CHUNK_BYTES // (width * self.direction.element_size()))
-        parts = (torch.split(t, size) for t in (self.source, self.target, self.direction, self.radial))
-        for source, target, direction, radial in zip(*parts, strict=True):
-            yield _Reach(source, target, direction, radial)
-
-
-@dataclass(frozen=True)
-class _BlockedReach:
-    """The same, site by site: neighbours padded to the same number, the padding pointing at a row of zeros."""
+    """Neighbours of every site, padded to the same number, the padding pointing at a row of zeros."""
 
     source: Tensor
     """Shape ``(n_sites, k)``; ``n_sites`` for padding."""
     direction: Tensor
-    """Shape ``(n_sites, 3, k)``; zero for padding."""
+    """Unit vectors from the neighbours' images to the site, shape ``(n_sites, 3, k)``; zero for padding."""
     radial: Tensor
     """Shape ``(n_sites, k, n_radial)``, without the functions that nothing reaches."""
 
-    def blocks(self, width: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Yield sites, their neighbours, directions and radial functions, ``width`` numbers a pair in cache."""
-        n, k = self.source.shape
-        size = max(1, BLOCK_BYTES // (width * k * self.direction.element_size()))
-        for start in range(0, n, size):
-            part = slice(start, start + size)
-            yield part, self.source[part], self.direction[part], self.radial[part]
+    def by_blocks(self, width: int, work: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
+        """Do work on a block of sites at a time and join what it returns.
+
+        A block has ``width`` numbers a pair within :data:`BLOCK_BYTES`. Where gradients are wanted, blocks are larger
+        and keep nothing: they are worked out once more on the way back.
+
+        Args:
+            width: Largest number of values a pair of sites needs at a time.
+            work: Takes sources, directions, radial functions and ``rows`` of the block.
+            rows: What else there is of every site.
+        """
+        k = self.source.shape[1]
+        learning = torch.is_grad_enabled()
+        most = TRAINING_BLOCK_BYTES if learning else BLOCK_BYTES
+        size = max(1, most // (width * k * self.direction.element_size()))
+        parts = zip(*(torch.split(t, size) for t in (self.source, self.direction, self.radial, *rows)), strict=True)
+        done = [
+            checkpoint(work, *part, use_reentrant=False, preserve_rng_state=False) if learning else work(*part)
+            for part in parts
+        ]
+        return tuple(torch.cat(column) for column in zip(*done, strict=True))
 
 
 class _Edges:
@@ -159,30 +156,21 @@ class _Edges:
         self.span = graph.edge_vectors().to(dtype)
         self.range = config.radial_range
         self.centres = torch.linspace(0, 1, config.radial, dtype=dtype, device=self.span.device)
-        self.padded: tuple[Tensor, Tensor, Tensor] | None = None
+        table = NearTable.of(self.source, self.target, self.span, len(graph.kinds), math.inf)
+        present = table.weight > 0
+        self.padded = torch.where(present, table.source, len(graph.kinds)), table.vector, present
 
     def after(self, displacement: Tensor) -> _Reach:
-        """Return the edges once every site has moved by its displacement."""
-        span = self.span + displacement[self.source] - displacement[self.target]
-        distance = span.norm(dim=1, keepdim=True)
-        return _Reach(self.source, self.target, -span / distance, self._radial(distance))
-
-    def blocked_after(self, displacement: Tensor) -> _BlockedReach:
-        """Return the same in blocks of sites, for inference."""
-        n = len(displacement)
-        if self.padded is None:
-            table = NearTable.of(self.source, self.target, self.span, n, math.inf)
-            present = table.weight > 0
-            self.padded = torch.where(present, table.source, n), table.vector, present
+        """Return the neighbours once every site has moved by its displacement."""
         source, vector, present = self.padded
         moved = torch.cat([displacement, displacement.new_zeros(1, 3)])
         span = vector + moved[source] - displacement[:, None]
         distance = span.norm(dim=2, keepdim=True)
         direction = (-span / distance * present[..., None]).transpose(1, 2).contiguous()
         spacing = self.range / max(len(self.centres) - 1, 1)
-        furthest = float((distance * present[..., None]).max()) if present.any() else 0.0
+        furthest = float((distance * present[..., None]).detach().max()) if present.any() else 0.0
         used = min(len(self.centres), math.ceil(furthest / spacing) + _NEGLIGIBLE + 1)
-        return _BlockedReach(source, direction, self._radial(distance, used))
+        return _Reach(source, direction, self._radial(distance, used))
 
     def _radial(self, distance: Tensor, used: int | None = None) -> Tensor:
         """Return Gaussians of the distance times an envelope that ends at ``radial_range``, the first ones only."""
@@ -278,33 +266,8 @@ class _MessagePassing(nn.Module):
         self.vec_activation = _VectorActivation(width)
 
     def forward(
-        self, reach: _Reach | _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if isinstance(reach, _BlockedReach):
-            heard, heard_vectors = self._hear_in_blocks(reach, defects, kinds, scalars, vectors)
-        else:
-            heard, heard_vectors = self._hear(reach, defects, kinds, scalars, vectors)
-        heard_vectors = self.vec_activation(heard_vectors / math.sqrt(scalars.shape[1]))
-        return (scalars + heard) / math.sqrt(2), vectors + heard_vectors
-
-    def _hear(
         self, reach: _Reach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        sent, gate = self.x_proj(scalars), self.defect_proj(defects)[kinds]
-        heard, heard_vectors = torch.zeros_like(scalars), torch.zeros_like(vectors)
-        for part in reach.chunks(3 * scalars.shape[1]):
-            source, target = part.source, part.target
-            message = self.edge_proj(part.radial) * sent[source] * (gate[source] + gate[target]) / math.sqrt(3)
-            p, q, s = message.chunk(3, dim=1)
-            heard.index_add_(0, target, s)
-            pointing = p[:, None] * vectors[source] + q[:, None] * part.direction[:, :, None]
-            heard_vectors.index_add_(0, target, pointing)
-        return heard, heard_vectors
-
-    def _hear_in_blocks(
-        self, reach: _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Do the same on padded neighbours, a block of sites at a time, with what stays in cache written in place."""
         n, width = scalars.shape
         weight, bias = _first_columns(self.edge_proj, reach.radial)
         table = _gated(self.x_proj(scalars) / math.sqrt(3), self.defect_proj(defects), kinds)
@@ -316,17 +279,21 @@ class _MessagePassing(nn.Module):
         )
         moving = bool(vectors.any())  # in the first layer no vector points anywhere yet, and p has nothing to scale
         sources = torch.cat([vectors.reshape(n, -1), vectors.new_zeros(1, 3 * width)])
-        heard, heard_vectors = torch.empty_like(scalars), torch.empty_like(vectors)
-        for part, source, direction, radial in reach.blocks(3 * width):
+
+        def hear(source: Tensor, direction: Tensor, radial: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
             size, k = source.shape
-            rows = (kinds[part][:, None] * (n + 1) + source).reshape(-1)
-            spread = radial.reshape(size * k, -1)
-            torch.sum(_sent(s, spread, rows).view(size, k, width), 1, out=heard[part])
-            torch.bmm(direction, _sent(q, spread, rows).view(size, k, width), out=heard_vectors[part])
+            rows, spread = (kind[:, None] * (n + 1) + source).reshape(-1), radial.reshape(size * k, -1)
+            heard = _sent(s, spread, rows).view(size, k, width).sum(1)
+            heard_vectors = torch.bmm(direction, _sent(q, spread, rows).view(size, k, width))
             if moving:
                 pointing = sources.index_select(0, source.reshape(-1)).view(size, k, 3, width)
-                heard_vectors[part] += pointing.mul_(_sent(p, spread, rows).view(size, k, 1, width)).sum(1)
-        return heard, heard_vectors
+                pointing = _times(pointing, _sent(p, spread, rows).view(size, k, 1, width))
+                heard_vectors = heard_vectors + pointing.sum(1)
+            return heard, heard_vectors
+
+        heard, heard_vectors = reach.by_blocks(3 * width, hear, kinds)
+        heard_vectors = self.vec_activation(heard_vectors / math.sqrt(width))
+        return (scalars + heard) / math.sqrt(2), vectors + heard_vectors
 
 
 class _SelfUpdate(nn.Module):
@@ -357,41 +324,31 @@ class _CoordinateUpdate(nn.Module):
         self.edge_proj = nn.Linear(radial, width)
         self.coord_mlp = _mlp(width, width, 1)
 
-    def forward(
-        self, reach: _Reach | _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
-    ) -> Tensor:
-        if isinstance(reach, _BlockedReach):
-            return self._push_in_blocks(reach, defects, kinds, scalars, vectors)
-        sent, gate = self.x_proj(scalars), self.defect_proj(defects)[kinds]
-        pushed: Tensor = self.lin_vec2coord(vectors).squeeze(2)
-        for part in reach.chunks(scalars.shape[1]):
-            source, target = part.source, part.target
-            pair = sent[source] * self.edge_proj(part.radial) * (gate[source] + gate[target])
-            pushed = pushed.index_add(0, target, self.coord_mlp(pair) * part.direction)
-        return pushed / 2
-
-    def _push_in_blocks(
-        self, reach: _BlockedReach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor
-    ) -> Tensor:
-        """Do the same on padded neighbours, a block of sites at a time."""
+    def forward(self, reach: _Reach, defects: Tensor, kinds: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         n, width = scalars.shape
         weight, bias = _first_columns(self.edge_proj, reach.radial)
         table = _gated(self.x_proj(scalars), self.defect_proj(defects), kinds)
-        pushed: Tensor = self.lin_vec2coord(vectors).squeeze(2).clone()
-        for part, source, direction, radial in reach.blocks(2 * width):
+
+        def push(source: Tensor, direction: Tensor, radial: Tensor, kind: Tensor) -> tuple[Tensor]:
             size, k = source.shape
-            rows = (kinds[part][:, None] * (n + 1) + source).reshape(-1)
-            pair = torch.addmm(bias, radial.reshape(size * k, -1), weight)
-            pair.mul_(table.index_select(0, rows))
-            push = self.coord_mlp(pair).view(size, k, 1)
-            pushed[part] += torch.bmm(direction, push).squeeze(2)
-        return pushed / 2
+            rows = (kind[:, None] * (n + 1) + source).reshape(-1)
+            pair = _sent((table, weight, bias), radial.reshape(size * k, -1), rows)
+            return (torch.bmm(direction, self.coord_mlp(pair).view(size, k, 1)).squeeze(2),)
+
+        (pushed,) = reach.by_blocks(2 * width, push, kinds)
+        moved: Tensor = self.lin_vec2coord(vectors).squeeze(2)
+        return (moved + pushed) / 2
+
+
+def _times(own: Tensor, factor: Tensor) -> Tensor:
+    """Multiply, in place where no gradient is wanted: the working set then stays in cache."""
+    return own * factor if torch.is_grad_enabled() else own.mul_(factor)
 
 
 def _sent(third: tuple[Tensor, Tensor, Tensor], radial: Tensor, rows: Tensor) -> Tensor:
     """Filter rows of a table of :func:`_gated`: one third of the messages of some pairs, shape ``(n_pairs, F)``."""
     table, columns, constant = third
-    return torch.addmm(constant, radial, columns).mul_(table.index_select(0, rows))
+    return _times(torch.addmm(constant, radial, columns), table.index_select(0, rows))
 
 
 def _first_columns(projection: nn.Linear, radial: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,4 @@
+import copy
 import runpy
 from pathlib import Path
 
@@ -122,11 +123,26 @@ def test_a_tiled_cell_gives_tiled_displacements(model):
     close(model(graph_of(tiled)), model(graph_of(given)).repeat(4, 1))
 
 
-def test_chunks_of_edges_change_nothing(model, monkeypatch):
+@pytest.mark.parametrize("learning", [True, False])
+def test_blocks_of_sites_change_nothing(model, monkeypatch, learning):
     graph = graph_of(arrays())
-    expected = model(graph)
-    monkeypatch.setattr(definet, "CHUNK_BYTES", 5000)
-    close(model(graph), expected)
+    expected, gradients = prediction_and_gradients(model, graph)
+    for name in ("BLOCK_BYTES", "TRAINING_BLOCK_BYTES"):
+        monkeypatch.setattr(definet, name, 5000)
+    if learning:
+        found, others = prediction_and_gradients(model, graph)
+        torch.testing.assert_close(others, gradients, rtol=1e-9, atol=1e-12)
+    else:
+        with torch.inference_mode():
+            found = model(graph)
+    close(found, expected)
+
+
+def prediction_and_gradients(model, graph):
+    model = copy.deepcopy(model).requires_grad_()
+    out = model(graph)
+    (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+    return out.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_empty_sites_stay_and_tell_what_is_missing(model):
