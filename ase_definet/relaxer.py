@@ -98,6 +98,17 @@ class RelaxResult:
         """Principal strains of the host onto the cell, shape ``(3,)``."""
         return self.site_map.strain
 
+    @property
+    def unrelaxed(self) -> Atoms:
+        """The structure that was given, its atoms on the host's sites: where a run without the network starts."""
+        given = self.atoms.copy()
+        given.positions -= self.displacement
+        out = displaced(given, self.site_map, np.zeros((len(self.site_map.kinds), 3)))
+        for name in [key for key in out.info if str(key).startswith("definet_")]:
+            del out.info[name]
+        out.arrays.pop("definet_uncertainty", None)
+        return out
+
 
 @dataclass(frozen=True)
 class RelaxFailure:

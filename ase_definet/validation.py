@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_definet.convert import displaced
+from ase_definet.errors import CalculatorError
+from ase_definet.host import completed_cell, vacuum_axis
 from ase_definet.metrics import minimum_image
 from ase_definet.relaxer import RelaxResult
 from ase_definet.stepping import MAX_STEPS, Relaxation, relax_with
@@ -25,6 +26,10 @@ Array: TypeAlias = NDArray[Any]
 SAME_MINIMUM = 0.1
 """Two relaxed structures whose atoms are all closer than this are the same minimum, in Å."""
 
+_SCALES = (0.99, 1.0, 1.01)
+_FARTHEST = 0.04  # the parabola is not to be trusted further
+_ROUGH = 0.05  # eV/Å
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -36,6 +41,7 @@ class Comparison:
         distance: Largest distance of an atom between the two final structures, in Å.
         prediction_error: Mean absolute component of predicted minus relaxed from the prediction, in Å.
         unrelaxed_error: The same of the host's sites and the structure relaxed from them, in Å.
+        scale: What the lattice vectors were multiplied with beforehand.
     """
 
     unrelaxed: Relaxation
@@ -43,6 +49,7 @@ class Comparison:
     distance: float
     prediction_error: float
     unrelaxed_error: float
+    scale: float = 1.0
 
     @property
     def same_minimum(self) -> bool:
@@ -66,14 +73,8 @@ class Comparison:
             "steps_saved": self.saved,
             "prediction_error": self.prediction_error,
             "unrelaxed_error": self.unrelaxed_error,
+            "scale": self.scale,
         }
-
-
-def on_sites(result: RelaxResult) -> Atoms:
-    """Return the structure that was given, with its atoms on the sites of its host."""
-    given = result.atoms.copy()
-    given.positions -= result.displacement
-    return displaced(given, result.site_map, np.zeros((len(result.site_map.kinds), 3)))
 
 
 def compare_starts(
@@ -82,6 +83,7 @@ def compare_starts(
     optimizer: str = "BFGS",
     fmax: float = 0.05,
     max_steps: int = MAX_STEPS,
+    scale: float = 1.0,
 ) -> Comparison:
     """Relax a structure from the host's sites and from its prediction, with the same settings.
 
@@ -91,6 +93,8 @@ def compare_starts(
         optimizer: One of :data:`~ase_definet.stepping.OPTIMIZERS`.
         fmax: Largest force of a converged structure, in eV/Å.
         max_steps: Evaluations of the forces, at most, each time.
+        scale: What the lattice vectors are multiplied with beforehand, those along a layer only, and the atoms with
+            them: see :func:`fit_scale`.
 
     Returns:
         Both relaxations and what came of them.
@@ -98,16 +102,67 @@ def compare_starts(
     Raises:
         CalculatorError: The optimizer is not known, or the calculator cannot be made.
     """
-    sites = on_sites(result)
-    runs = [relax_with(start, make_calculator(), optimizer, fmax, max_steps) for start in (sites, result.atoms)]
+    sites, moved = (scaled(start, scale) for start in (result.unrelaxed, result.atoms))
+    runs = [relax_with(start, make_calculator(), optimizer, fmax, max_steps) for start in (sites, moved)]
     unrelaxed, predicted = runs
     return Comparison(
         unrelaxed=unrelaxed,
         predicted=predicted,
         distance=float(np.linalg.norm(_difference(unrelaxed.atoms, predicted.atoms), axis=1).max()),
-        prediction_error=float(np.abs(_difference(result.atoms, predicted.atoms)).mean()),
+        prediction_error=float(np.abs(_difference(moved, predicted.atoms)).mean()),
         unrelaxed_error=float(np.abs(_difference(sites, unrelaxed.atoms)).mean()),
+        scale=scale,
     )
+
+
+def fit_scale(result: RelaxResult, make_calculator: Callable[[], Any], max_steps: int = 15) -> float:
+    """Return by how much a calculator's lattice constant differs from that of the cell, as a factor.
+
+    The pristine supercell, its atoms relaxed with a few steps, is calculated at three scales; a parabola through
+    the energies gives the best one. For a layer only the vectors along it are scaled.
+
+    Args:
+        result: A prediction, whose host and supercell are taken.
+        make_calculator: Returns a new calculator.
+        max_steps: Evaluations of the forces at each scale, at most.
+
+    Raises:
+        CalculatorError: The calculator failed, or its best lattice constant is not within a few per cent.
+    """
+    site_map = result.site_map
+    pristine = result.unrelaxed[[0] * len(site_map.kinds)]
+    pristine.set_constraint()
+    pristine.positions, pristine.numbers = site_map.positions, site_map.host_numbers
+    energies = []
+    for scale in _SCALES:
+        run = relax_with(scaled(pristine, scale), make_calculator(), fmax=_ROUGH, max_steps=max_steps)
+        if run.error or not len(run.energies):
+            raise CalculatorError(f"the pristine host could not be calculated at scale {scale}: {run.error}")
+        energies.append(float(run.energies.min()))
+    curvature, slope, _ = np.polyfit(_SCALES, energies, 2)
+    best = float(-slope / (2 * curvature)) if curvature > 0 else np.inf
+    if not abs(best - 1) < _FARTHEST:
+        raise CalculatorError(
+            f"this calculator's lattice constant of {site_map.host.name} is not within {_FARTHEST:.0%} of the "
+            "cell's: relax the host with it and build the cell anew"
+        )
+    return best
+
+
+def scaled(atoms: Atoms, scale: float) -> Atoms:
+    """Return a copy with its lattice vectors multiplied, those along a layer only, and the atoms with them."""
+    out = atoms.copy()
+    if scale == 1:
+        return out
+    factors = np.full(3, scale)
+    layer = vacuum_axis(completed_cell(out.cell.array, out.positions, out.pbc), out.positions)
+    if layer is not None:
+        factors[layer] = 1.0
+    constraints = out.constraints
+    out.set_constraint()
+    out.set_cell(out.cell.array * factors[:, None], scale_atoms=True)
+    out.set_constraint(constraints)
+    return out
 
 
 def _difference(one: Atoms, other: Atoms) -> Array:

@@ -97,6 +97,7 @@ def write_vasp_inputs(
     large_cell: bool = False,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
+    predicted: bool = True,
     overwrite: bool = False,
 ) -> InputSetReport:
     """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt, and POTCAR where pymatgen knows a library.
@@ -122,6 +123,7 @@ def write_vasp_inputs(
         notes: Lines to add to README.txt.
         provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,
             ``defects``, ``version``. Default is what the relaxer left in ``atoms.info``, its warnings included.
+        predicted: Whether README.txt calls the structure a prediction, or the control run from the host's sites.
         overwrite: Whether files in the way may be replaced.
 
     Returns:
@@ -197,6 +199,7 @@ def write_vasp_inputs(
         notes=notes,
         provenance=provenance or {},
         warnings=warnings,
+        predicted=predicted,
     )
     _publish(files, target, overwrite=overwrite)
     return InputSetReport(target, tuple(files), dict(written), overridden, tuple(warnings))
@@ -333,9 +336,14 @@ def _readme(
     notes: Sequence[str],
     provenance: Mapping[str, str],
     warnings: Sequence[str],
+    predicted: bool,
 ) -> str:
     """Return the text of README.txt."""
-    lines = ["Geometry predicted by DefiNet in one forward pass; VASP is to finish it."]
+    lines = [
+        "Geometry predicted by DefiNet in one forward pass; VASP is to finish it."
+        if predicted
+        else "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's."
+    ]
     lines += [f"  {name}: {provenance[key]}" for key, name in _PROVENANCE.items() if key in provenance]
     lines += [f"  {key}: {value}" for key, value in provenance.items() if key not in _PROVENANCE]
     lines.append(f"Profile {profile}." + (" Overridden:" if overridden else ""))
@@ -344,9 +352,13 @@ def _readme(
     if "POTCAR" not in files:
         lines.append("  Not included (licence): build it from your library as POTCAR.spec lists it.")
     worse = "write the set again with profile robust" if profile == "few-steps" else "distrust the prediction"
+    if predicted:
+        lines += [
+            f"Check after step 1: if the largest force exceeds {FORCE_LIMIT} eV/Å, {worse}:",
+            "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
+        ]
     lines += [
-        f"Check after step 1: if the largest force exceeds {FORCE_LIMIT} eV/Å, {worse}:",
-        "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
+        "Count the ionic steps: ase-definet count-steps PREDICTION CONTROL",
         "If NSW steps do not suffice: cp CONTCAR POSCAR and run again.",
     ]
     if ORDER_FILE in files:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,72 @@ host_option = click.option(
     metavar="HOST",
     help="Pristine host: a library name (see 'ase-definet hosts'), a structure file, or 'auto'.",
 )
+
+
+def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of an input set; it gets them as ``input_set``, arguments of ``write_vasp_inputs``.
+
+    What does not parse is bad usage. MAGMOM and the like follow the atoms of one structure, so that is left to it.
+    """
+
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, profile: str, incar: tuple[str, ...], magnetic: str, kpoints: str, dipole: bool, **rest: Any
+    ) -> Any:
+        from ase_definet.errors import InputSetError  # noqa: PLC0415
+        from ase_definet.incar import parse_incar_overrides  # noqa: PLC0415
+
+        chosen: dict[str, Any] = {"profile": profile, "magnetic": magnetic, "dipole": dipole}
+        try:
+            chosen |= {"kpoints": _kpoints(kpoints)} | ({"incar": parse_incar_overrides(incar)} if incar else {})
+        except InputSetError as error:
+            raise BadUsage(error_text(error)) from error
+        return command(*args, input_set=chosen, **rest)
+
+    for option in reversed(
+        [
+            click.option(
+                "--profile",
+                type=click.Choice(PROFILES),
+                default="few-steps",
+                show_default=True,
+                help="Of the VASP input set.",
+            ),
+            click.option(
+                "--incar", multiple=True, metavar="KEY=VALUE", help="Override an INCAR tag; may be repeated."
+            ),
+            click.option(
+                "--magnetic",
+                type=click.Choice(["high-spin", "parity", "none"]),
+                default="high-spin",
+                show_default=True,
+                help="Spin that VASP starts from.",
+            ),
+            click.option(
+                "--kpoints",
+                default="1x1x1",
+                show_default=True,
+                metavar="GRID",
+                help="Γ-centred grid (2x2x1), or the largest spacing in 1/Å (0.25).",
+            ),
+            click.option("--dipole", is_flag=True, help="Dipole correction across a neutral, asymmetric layer."),
+        ]
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _kpoints(text: str) -> tuple[int, int, int] | float:
+    """Return a grid or a spacing of k-points."""
+    try:
+        if "x" not in text:
+            return float(text)
+        a, b, c = (int(part) for part in text.split("x"))
+    except ValueError as error:
+        raise BadUsage(
+            f"--kpoints: expected a grid such as 2x2x1 or a spacing such as 0.25, found {text!r}"
+        ) from error
+    return a, b, c
 
 
 class BadUsage(click.ClickException):

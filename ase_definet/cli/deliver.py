@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from ase_definet.relaxer import RelaxResult
+    from ase_definet.vasp import InputSetReport
 
 
-def deliver(job: Job, result: RelaxResult, profile: str, *, overwrite: bool) -> dict[str, Any]:
+def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
     """Write the structure and the input set, both or neither; return the report's record.
 
     Raises:
@@ -51,7 +52,9 @@ def deliver(job: Job, result: RelaxResult, profile: str, *, overwrite: bool) -> 
         }
     with _staged(job.output, result.atoms, output_format(job)):
         if job.vasp is not None:
-            record["vasp"] = _write_input_set(job.vasp, result, profile, overwrite=overwrite)
+            record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
+        if job.control is not None:
+            record["control"] = _write_control(job.control, result, input_set, overwrite=overwrite)
     return record
 
 
@@ -90,14 +93,15 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
         yield
 
 
-def _write_input_set(directory: Path, result: RelaxResult, profile: str, *, overwrite: bool) -> dict[str, Any]:
+def _write_input_set(
+    directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool
+) -> dict[str, Any]:
     from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
 
     info = result.atoms.info
     written = write_vasp_inputs(
         result.atoms,
         directory,
-        profile,  # type: ignore[arg-type]
         notes=result.warnings,
         provenance={
             "model": result.model,
@@ -106,5 +110,27 @@ def _write_input_set(directory: Path, result: RelaxResult, profile: str, *, over
             "version": info["definet_version"],
         },
         overwrite=overwrite,
+        **input_set,
     )
-    return {"directory": str(directory), "files": list(written.files), "warnings": list(written.warnings)}
+    return _set_record(written)
+
+
+def _write_control(
+    directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool
+) -> dict[str, Any]:
+    from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
+
+    provenance = {"host": f"{result.site_map.host.name} {result.site_map.supercell_name}"}
+    written = write_vasp_inputs(
+        result.unrelaxed, directory, provenance=provenance, overwrite=overwrite, predicted=False, **input_set
+    )
+    return _set_record(written)
+
+
+def _set_record(written: InputSetReport) -> dict[str, Any]:
+    return {
+        "directory": str(written.directory),
+        "files": list(written.files),
+        "overridden": {tag: list(values) for tag, values in written.overridden.items()},
+        "warnings": list(written.warnings),
+    }

@@ -10,6 +10,8 @@ from ase_definet.cli.common import BadUsage, check_folder, file_format
 from ase_definet.errors import StructureError
 
 COMPRESSED = frozenset({".gz", ".bz2", ".xz"})
+CONTROL = "_unrelaxed"
+"""Added to the folder of an input set for that of the control run."""
 INPUT_SET = ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec", "README.txt")
 
 
@@ -21,11 +23,13 @@ class Job:
         source: The input file.
         output: The relaxed structure.
         vasp: Folder of the input set, if one was asked for.
+        control: Folder of the same for the unrelaxed structure, if one was asked for.
     """
 
     source: Path
     output: Path
     vasp: Path | None
+    control: Path | None = None
 
 
 def plan_jobs(
@@ -35,6 +39,7 @@ def plan_jobs(
     vasp: Path | None,
     report: Path | None,
     *,
+    control: bool = False,
     overwrite: bool,
 ) -> list[Job]:
     """Work out where every result goes; refuse what cannot be meant.
@@ -47,11 +52,14 @@ def plan_jobs(
         raise BadUsage(f"-o names one output, but {len(files)} files were given: use --output-dir")
     if output is not None and output_dir is not None:
         raise BadUsage("expected -o or --output-dir, found both: leave one out")
+    if control and vasp is None:
+        raise BadUsage("--from-unrelaxed writes a second input set: say where the first goes with --vasp FOLDER")
     jobs = []
     for file in files:
         target = output or (output_dir or file.parent) / _relaxed_name(file)
         folder = None if vasp is None else (vasp if len(files) == 1 else vasp / _stem(file).stem)
-        jobs.append(Job(file, target, folder))
+        beside = folder.with_name(f"{folder.name}{CONTROL}") if folder is not None and control else None
+        jobs.append(Job(file, target, folder, beside))
     targets = list(_targets(jobs, report))
     _refuse_clashes(jobs, targets)
     if output is not None and output.suffix != _stem(files[0]).suffix:
@@ -94,9 +102,9 @@ def _targets(jobs: list[Job], report: Path | None) -> Iterator[tuple[Path, str]]
     """Yield every file that will be written, and what it is."""
     for job in jobs:
         yield job.output, f"the output of {job.source}"
-        if job.vasp is not None:
-            for name in INPUT_SET:
-                yield job.vasp / name, f"the input set of {job.source}"
+        for folder in (job.vasp, job.control):
+            for name in INPUT_SET if folder is not None else ():
+                yield Path(folder or ".") / name, f"the input set of {job.source}"
     if report is not None:
         yield report, "the report"
 

@@ -14,13 +14,13 @@ import click
 from ase_definet.cli.common import (
     FILE,
     FOLDER,
-    PROFILES,
     BadUsage,
     checked_host,
     counts,
     error_text,
     host_line,
     host_option,
+    input_set_options,
     overwrite_option,
 )
 from ase_definet.cli.deliver import deliver, write_report
@@ -46,8 +46,11 @@ if TYPE_CHECKING:
     "--vasp", type=FOLDER, help="Also write a VASP input set to this folder (several FILEs: a folder in it each)."
 )
 @click.option(
-    "--profile", type=click.Choice(PROFILES), default="few-steps", show_default=True, help="Of the input set."
+    "--from-unrelaxed",
+    is_flag=True,
+    help="Also write the control run, from the host's sites, to FOLDER_unrelaxed beside that of --vasp.",
 )
+@input_set_options
 @click.option("--report", type=FILE, help="Write what was found and done as JSON.")
 @click.option("--keep-positions", is_flag=True, help="Predict from the given positions, not the host's ideal sites.")
 @click.option("--strict", is_flag=True, help="Fail where a result is not to be trusted, instead of warning.")
@@ -62,20 +65,21 @@ def relax_command(
     model: str,
     device: str,
     vasp: Path | None,
-    profile: str,
+    from_unrelaxed: bool,  # noqa: FBT001
     report: Path | None,
     keep_positions: bool,  # noqa: FBT001
     strict: bool,  # noqa: FBT001
     overwrite: bool,  # noqa: FBT001
     verbose: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
+    input_set: dict[str, Any],
 ) -> None:
     """Relax defect structures in one pass of the network.
 
     The default output is STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. Of a file with
     several structures the last one is relaxed. A FILE that fails does not stop the others; the exit code is then 1.
     """
-    jobs = plan_jobs(files, output, output_dir, vasp, report, overwrite=overwrite)
+    jobs = plan_jobs(files, output, output_dir, vasp, report, control=from_unrelaxed, overwrite=overwrite)
     resolved = checked_host(host)
     from ase_definet.relaxer import DefiNetRelaxer, RelaxResult  # noqa: PLC0415
 
@@ -88,7 +92,7 @@ def relax_command(
     records = []
     with _progress(len(jobs), quiet=quiet) as advance:
         for job, item in zip(jobs, relaxer.relax_many(_read(jobs)), strict=True):
-            record = _settle(job, item, profile, overwrite=overwrite)
+            record = _settle(job, item, input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
             records.append(record)
@@ -114,14 +118,16 @@ def _read(jobs: list[Job]) -> Iterator[Atoms | Exception]:
             yield error
 
 
-def _settle(job: Job, item: RelaxResult | RelaxFailure, profile: str, *, overwrite: bool) -> dict[str, Any]:
+def _settle(
+    job: Job, item: RelaxResult | RelaxFailure, input_set: dict[str, Any], *, overwrite: bool
+) -> dict[str, Any]:
     """Write the results of one structure, or say why there are none; one bad structure must not cost the others."""
     from ase_definet.relaxer import RelaxFailure  # noqa: PLC0415
 
     if isinstance(item, RelaxFailure):
         return _failure(job, item.error)
     try:
-        return deliver(job, item, profile, overwrite=overwrite)
+        return deliver(job, item, input_set, overwrite=overwrite)
     except Exception as error:  # noqa: BLE001 - as above
         return _failure(job, error)
 
@@ -153,7 +159,13 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
     rows.append(("wrote", str(job.output)))
     if "vasp" in record:
         rows.append(("wrote", f"{job.vasp}: {', '.join(record['vasp']['files'])}"))
+        rows += [
+            ("override", f"{tag} = {after} (profile: {before if before is not None else 'not set'})")
+            for tag, (before, after) in record["vasp"]["overridden"].items()
+        ]
         rows += [("warning", text) for text in record["vasp"]["warnings"]]
+    if "control" in record:
+        rows.append(("wrote", f"{job.control}: the control run, from the host's sites"))
     if several:
         click.echo(str(job.source))
     for name, text in rows:

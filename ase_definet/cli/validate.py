@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,14 @@ _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 @click.option("--fmax", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True, help="In eV/Å.")
 @click.option("--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Each time, at most.")
 @click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the calculator (JSON); may be repeated."
+)
+@click.option(
+    "--fit-lattice",
+    is_flag=True,
+    help="Fit the calculator's lattice constant of the host first (three scales), and scale the cell to it.",
+)
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @overwrite_option
 def validate_command(
@@ -46,6 +55,8 @@ def validate_command(
     fmax: float,
     max_steps: int,
     model: str,
+    settings: tuple[str, ...],
+    fit_lattice: bool,  # noqa: FBT001
     out: Path | None,
     overwrite: bool,  # noqa: FBT001
 ) -> None:
@@ -53,43 +64,100 @@ def validate_command(
 
     An ionic step is one evaluation of the forces. A calculator that does not converge is a result, not an error.
     """
-    if out is not None and out.exists() and not overwrite:
-        raise BadUsage(f"{out} exists; choose another name or give --overwrite")
-    if out is not None:
-        check_folder(out.parent)
-    from ase_definet.calculators import get_calculator  # noqa: PLC0415
-
-    try:
-        get_calculator(calculator)
-    except CalculatorError as error:
-        raise BadUsage(error_text(error)) from error
+    _check_output(out, overwrite=overwrite)
+    chosen = _settings(settings)
+    make = _maker(calculator, chosen)
     resolved = checked_host(host)
     from ase_definet.relaxer import DefiNetRelaxer  # noqa: PLC0415
     from ase_definet.validation import compare_starts  # noqa: PLC0415
 
     relaxer = DefiNetRelaxer(model, host=resolved)
     head = {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}
+    head |= {"settings": chosen} if chosen else {}
+    fitted = _Fitted(make) if fit_lattice else None
     records: list[dict[str, Any]] = []
-    failed = 0
     for file in files:
         result = _predicted(relaxer, file)
         if isinstance(result, str):
-            failed += 1
             records.append({"file": str(file), "error": result})
             continue
-        comparison = compare_starts(result, lambda: get_calculator(calculator), optimizer, fmax, max_steps)
+        try:
+            scale = 1.0 if fitted is None else fitted(result)
+        except CalculatorError as error:
+            click.echo(f"Error: {error_text(error, file)}", err=True)
+            records.append({"file": str(file), "error": error_text(error)})
+            continue
         click.echo(f"{file}: {counts(result.site_map.defect_counts)}, {len(result.atoms)} atoms, {calculator}")
+        if fitted is not None:
+            click.echo(f"  the lattice constant of {calculator} is {scale - 1:+.2%} off; the cell was scaled to it")
+        comparison = compare_starts(result, make, optimizer, fmax, max_steps, scale)
         for line in table_lines(comparison):
             click.echo(f"  {line}")
-        records.append({"file": str(file), "warnings": list(result.warnings)} | comparison.summary())
-        failed += not (comparison.unrelaxed.steps or comparison.predicted.steps)
-        if out is not None:  # a long calculation must not lose the ones before it
-            _write(out, head, records)
+        record = {"file": str(file), "warnings": list(result.warnings)} | comparison.summary()
+        if not (comparison.unrelaxed.steps or comparison.predicted.steps):
+            record["error"] = comparison.unrelaxed.error
+        records.append(record)
+        _write(out, head, records)  # a long calculation must not lose the ones before it
+    _write(out, head, records)
     if out is not None:
-        _write(out, head, records)
         click.echo(f"wrote {out}")
+    failed = sum("error" in record for record in records)
     if failed:
         raise click.ClickException(f"{failed} of {len(files)} structures could not be used")
+
+
+class _Fitted:
+    """The scale of every supercell, each fitted once."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.known: dict[tuple[object, ...], float] = {}
+
+    def __call__(self, result: RelaxResult) -> float:
+        from ase_definet.validation import fit_scale  # noqa: PLC0415
+
+        key = (result.site_map.supercell.tobytes(), result.site_map.cell.round(4).tobytes())
+        if key not in self.known:
+            self.known[key] = fit_scale(result, self.make)
+        return self.known[key]
+
+
+def _check_output(out: Path | None, *, overwrite: bool) -> None:
+    if out is None:
+        return
+    if out.exists() and not overwrite:
+        raise BadUsage(f"{out} exists; choose another name or give --overwrite")
+    check_folder(out.parent)
+
+
+def _maker(calculator: str, settings: dict[str, Any]) -> Callable[[], Any]:
+    """Return what makes the calculator, tried once."""
+    from ase_definet.calculators import get_calculator  # noqa: PLC0415
+
+    def make() -> Any:
+        return get_calculator(calculator, **settings)
+
+    try:
+        make()
+    except CalculatorError as error:
+        raise BadUsage(error_text(error)) from error
+    except Exception as error:  # calculators raise anything about a setting they do not know
+        raise BadUsage(f"--set: {calculator} refuses {settings}: {error}") from error
+    return make
+
+
+def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """Parse KEY=VALUE with JSON values; what is no JSON is text."""
+    out = {}
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not (separator and key.isidentifier()):
+            raise BadUsage(f"--set: expected KEY=VALUE, found {text!r}")
+        try:
+            out[key] = json.loads(value)
+        except json.JSONDecodeError:
+            out[key] = value
+    return out
 
 
 def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
@@ -139,5 +207,6 @@ def saved_text(share: float) -> str:
     return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"
 
 
-def _write(out: Path, head: dict[str, Any], records: list[dict[str, Any]]) -> None:
-    out.write_text(json.dumps(head | {"structures": records}, indent=1) + "\n")
+def _write(out: Path | None, head: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    if out is not None:
+        out.write_text(json.dumps(head | {"structures": records}, indent=1) + "\n")

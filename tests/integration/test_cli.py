@@ -17,6 +17,7 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 from ase.io.formats import filetype
 from click.testing import CliRunner, Result
+from pymatgen.io.vasp.inputs import Kpoints
 from safetensors.torch import save_file
 
 from ase_definet.cli import cli
@@ -226,6 +227,33 @@ def test_input_set_holds_the_relaxed_structure_and_its_provenance():
     assert "V_S x2, W_Mo x1" in readme
 
 
+def test_the_control_run_starts_from_the_sites_and_has_the_same_settings():
+    atoms = mos2_with_defects()
+    atoms = atoms[np.argsort(atoms.numbers, kind="stable")]
+    guessed = atoms.copy()
+    guessed.rattle(0.05, seed=3)
+    write("a.vasp", guessed)
+    options = ("--incar", "NSW=40", "--magnetic", "none", "--kpoints", "2x2x1")
+    output = ok("relax", "a.vasp", *RELAX, "--vasp", "run", "--from-unrelaxed", *options)
+    assert "override  NSW = 40 (profile: 30)" in output
+    assert "run_unrelaxed" in output
+    for name in ("INCAR", "KPOINTS", "POTCAR.spec"):
+        assert Path("run", name).read_text() == Path("run_unrelaxed", name).read_text()
+    assert "NSW = 40" in Path("run/INCAR").read_text()
+    assert "ISPIN = 1" in Path("run/INCAR").read_text()
+    assert Kpoints.from_file("run/KPOINTS").kpts == [(2, 2, 1)]
+    moved = read("run_unrelaxed/POSCAR").positions - atoms.positions
+    assert np.abs(moved - moved.mean(axis=0)).max() < ROUNDED
+    assert np.abs(read("run/POSCAR").positions - atoms.positions).max() > MOVED
+    assert "Control run" in Path("run_unrelaxed/README.txt").read_text()
+    assert "Control run" not in Path("run/README.txt").read_text()
+    Path("run3_unrelaxed").mkdir()
+    Path("run3_unrelaxed/INCAR").touch()
+    assert "run3_unrelaxed/INCAR exists" in refused(
+        2, "relax", "a.vasp", *RELAX, "-o", "c.vasp", "--vasp", "run3", "--from-unrelaxed"
+    )
+
+
 def test_structure_and_input_set_both_or_neither():
     atoms = mos2_with_defects()
     atoms.set_cell(atoms.cell.array[[1, 0, 2]])
@@ -323,6 +351,10 @@ def test_host_that_is_not_commensurate():
         (["relax", "POSCAR", *RELAX, "--profile", "fast"], "few-steps"),
         (["relax", "POSCAR", "b", *RELAX, "-o", "c.vasp"], "--output-dir"),
         (["relax", "POSCAR", *RELAX, "-o", "c.vasp", "--output-dir", "d"], "found both"),
+        (["relax", "POSCAR", *RELAX, "--from-unrelaxed"], "--vasp FOLDER"),
+        (["relax", "POSCAR", *RELAX, "--vasp", "r", "--kpoints", "2x2"], "2x2x1"),
+        (["relax", "POSCAR", *RELAX, "--vasp", "r", "--incar", "NSW"], "NSW=60"),
+        (["vasp", "POSCAR", "-o", "r", "--kpoints", "dense"], "spacing such as 0.25"),
         (["relax", "POSCAR", *RELAX, "-o", "c.nonsense"], "c.nonsense: ASE knows no format"),
         (["relax", "POSCAR", *RELAX, "-o", "c.gz"], "c.gz: ASE knows no format"),
         (["relax", "POSCAR", *RELAX, "-o", "POSCAR/c.vasp"], "is a file, expected a folder"),

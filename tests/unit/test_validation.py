@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ase.build import bulk, make_supercell
+from ase.build import bulk, make_supercell, mx2
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
@@ -20,7 +20,7 @@ from ase_definet.cli import cli
 from ase_definet.errors import CalculatorError, DefiNetWarning
 from ase_definet.relaxer import DefiNetRelaxer
 from ase_definet.stepping import OPTIMIZERS, relax_with
-from ase_definet.validation import compare_starts, on_sites
+from ase_definet.validation import compare_starts, fit_scale, scaled
 
 FMAX = 0.02
 
@@ -101,17 +101,17 @@ def test_constrained_atoms_stay_and_do_not_count(copper):
     assert run.steps == 1
 
 
-def test_on_sites_is_the_host(copper, result):
+def test_unrelaxed_is_the_host(copper, result):
     perfect = make_supercell(bulk("Cu", "fcc", a=3.61), 3 * np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]))
     del perfect[10]
-    difference = on_sites(result).positions - perfect.positions
+    difference = result.unrelaxed.positions - perfect.positions
     assert np.abs(difference - difference.mean(axis=0)).max() < 1e-6
     assert np.abs(result.displacement).max() > 1e-3
-    assert on_sites(result).get_chemical_formula() == copper.get_chemical_formula()
+    assert result.unrelaxed.get_chemical_formula() == copper.get_chemical_formula()
 
 
 def test_a_perfect_prediction_saves_all_but_one_step(result):
-    sites = on_sites(result)
+    sites = result.unrelaxed
     minimum = relax_with(sites, EMT(), "BFGS", FMAX).atoms
     perfect = replace(result, atoms=minimum, displacement=minimum.positions - sites.positions)
     comparison = compare_starts(perfect, EMT, "BFGS", FMAX)
@@ -134,7 +134,7 @@ def test_what_did_not_converge_saves_nothing(result):
 
 
 def test_another_minimum_is_noticed(result):
-    sites = on_sites(result)
+    sites = result.unrelaxed
     hopped = sites.copy()
     hopped.positions[0] += [1.2, 0.3, 0.0]
     moved = replace(result, atoms=hopped, displacement=hopped.positions - sites.positions)
@@ -151,6 +151,67 @@ class Frozen(Calculator):
     def calculate(self, atoms=None, properties=(), system_changes=()):
         super().calculate(atoms, properties, system_changes)
         self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
+
+
+def test_the_lattice_constant_of_the_calculator_is_found(result):
+    # EMT's copper has a = 3.590 Å (a scan with many points); the cell was built with 3.61
+    a = np.linspace(3.57, 3.61, 9)
+    energies = []
+    for value in a:
+        copper = bulk("Cu", "fcc", a=value)
+        copper.calc = EMT()
+        energies.append(copper.get_potential_energy())
+    curvature, slope, _ = np.polyfit(a, energies, 2)
+    assert fit_scale(result, EMT) == pytest.approx(-slope / (2 * curvature) / 3.61, abs=2e-4)
+
+
+def test_both_starts_are_scaled(result):
+    comparison = compare_starts(result, EMT, "BFGS", FMAX, scale=0.995)
+    assert comparison.summary()["scale"] == 0.995
+    for run in (comparison.unrelaxed, comparison.predicted):
+        assert run.atoms.cell.lengths() == pytest.approx(result.atoms.cell.lengths() * 0.995)
+    assert comparison.same_minimum
+
+
+def test_only_the_layer_is_scaled_and_constraints_stay():
+    atoms = mx2("MoS2", size=(3, 3, 1), vacuum=9)
+    atoms.set_constraint(FixAtoms([0]))
+    out = scaled(atoms, 1.01)
+    assert out.cell.lengths() == pytest.approx(atoms.cell.lengths() * [1.01, 1.01, 1])
+    assert out.positions[:, 2] == pytest.approx(atoms.positions[:, 2])
+    assert out.get_scaled_positions() == pytest.approx(atoms.get_scaled_positions())
+    assert out.constraints[0].index.tolist() == [0]
+    assert len(atoms.constraints) == 1
+
+
+@pytest.mark.parametrize(
+    ("calculator", "reason"), [("broken", "could not be calculated"), ("Frozen", "not within 4%")]
+)
+def test_a_lattice_constant_that_cannot_be_fitted_says_so(result, calculator, reason):
+    class Broken(EMT):
+        def calculate(self, *args, **kwargs):
+            del args, kwargs
+            raise RuntimeError("no convergence")
+
+    with pytest.raises(CalculatorError, match=reason):
+        fit_scale(result, Frozen if calculator == "Frozen" else Broken)
+
+
+def test_the_command_fits_and_takes_settings(tmp_path, copper):
+    write(tmp_path / "c.vasp", copper)
+    write(tmp_path / "host.vasp", bulk("Cu", "fcc", a=3.61))
+    given = ["validate", str(tmp_path / "c.vasp"), "--host", str(tmp_path / "host.vasp"), "--calculator", "emt"]
+    out = CliRunner().invoke(
+        cli, [*given, "--fit-lattice", "--set", "asap_cutoff=true", "--json", str(tmp_path / "o")]
+    )
+    assert out.exit_code == 0, out.output
+    assert "lattice constant of emt is -0." in out.output
+    written = json.loads((tmp_path / "o").read_text())
+    assert written["settings"] == {"asap_cutoff": True}
+    assert 0.98 < written["structures"][0]["scale"] < 1
+    refused = CliRunner().invoke(cli, [*given, "--set", "asap_cutoff"])
+    assert refused.exit_code == 2
+    assert "--set: expected KEY=VALUE" in refused.output
 
 
 def test_refinement_steps_follow_the_prediction(copper, result):
