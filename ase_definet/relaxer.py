@@ -99,6 +99,13 @@ class RelaxResult:
         return self.site_map.strain
 
     @property
+    def structure(self) -> Any:
+        """The relaxed structure as a pymatgen Structure, its sites in the caller's order, in Å."""
+        from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
+
+        return AseAtomsAdaptor.get_structure(self.atoms)
+
+    @property
     def unrelaxed(self) -> Atoms:
         """The structure that was given, its atoms on the host's sites: where a run without the network starts."""
         given = self.atoms.copy()
@@ -238,7 +245,7 @@ class DefiNetRelaxer:
         result = self.predict(atoms, host)
         for text in result.warnings:
             warnings.warn(text, DefiNetWarning, stacklevel=2)
-        return _like(atoms, result.atoms)
+        return like(atoms, result.atoms)
 
     def predict(self, atoms: object, host: object = None, **match_options: Any) -> RelaxResult:
         """Relax one structure and say how: see :class:`RelaxResult`.
@@ -527,7 +534,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _like(given: Structure_, relaxed: Atoms) -> Structure_:
+def like(given: Structure_, relaxed: Atoms) -> Structure_:
     """Return the relaxed atoms as the type that was given."""
     out: Any = relaxed
     if hasattr(given, "lattice"):

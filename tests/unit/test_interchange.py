@@ -1,0 +1,99 @@
+"""Defects of other packages: what their objects become, and what they become in their own installed versions."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pymatgen.core import PeriodicSite, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+from pymatgen.io.vasp.inputs import Incar
+
+from ase_definet.errors import DefiNetWarning, StructureError
+from ase_definet.host import as_atoms, charge_of
+from ase_definet.interchange import from_doped
+from ase_definet.vasp import write_vasp_inputs
+from tests.conftest import pristine
+
+ROUNDED = 1e-6
+
+
+@pytest.fixture(scope="module")
+def host() -> Structure:
+    return AseAtomsAdaptor.get_structure(pristine("MoS2", 5))
+
+
+@pytest.fixture(scope="module")
+def vacancy(host) -> Structure:
+    out = host.copy()
+    out.remove_sites([next(k for k, site in enumerate(out) if site.specie.symbol == "S")])
+    return out
+
+
+def test_a_charged_entry_keeps_its_charge_to_the_input_set(host, vacancy, relaxer, tmp_path):
+    entry = SimpleNamespace(defect_supercell=vacancy, bulk_supercell=host, charge_state=-1, name="v_S_-1")
+    found = from_doped(entry)
+    assert (found.charge, found.name) == (-1, "v_S_-1")
+    assert vacancy._charge is None
+    with pytest.warns(DefiNetWarning, match="net charge -1"):
+        relaxed = relaxer.relax(found.structure, found.host)
+    assert [site.specie for site in relaxed] == [site.specie for site in vacancy]
+    assert charge_of(as_atoms(relaxed)) == -1
+    write_vasp_inputs(relaxed, tmp_path / "run")
+    neutral = 25 * 12 + 49 * 6  # Mo_pv and S
+    assert Incar.from_file(tmp_path / "run" / "INCAR")["NELECT"] == neutral + 1
+
+
+def test_entries_of_pymatgen_without_supercell_fields(host, vacancy):
+    entry = SimpleNamespace(
+        defect=SimpleNamespace(structure=host),
+        sc_entry=SimpleNamespace(structure=vacancy),
+        bulk_entry=None,
+        charge_state=0,
+        name="",
+    )
+    found = from_doped(entry)
+    assert found.host is host
+    assert found.structure == vacancy
+    assert found.name == "SimpleNamespace"
+
+
+@pytest.mark.parametrize("wrong", ["MoS2", {"v_S": 1}, SimpleNamespace(charge_state=0)])
+def test_anything_else_is_refused(wrong):
+    with pytest.raises(StructureError, match="defect_entries"):
+        from_doped(wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_doped_as_installed(host, relaxer):
+    generation = pytest.importorskip("doped.generation")
+    generator = generation.DefectsGenerator(
+        host, generate_supercell=False, interstitial_gen_kwargs=False, extrinsic={"Mo": ["W"]}, processes=1
+    )
+    seen = {}
+    for name in ("v_S_-1", "v_Mo_0", "W_Mo_0"):
+        found = from_doped(generator.defect_entries[name])
+        result = relaxer.predict(found.structure, found.host)
+        seen[name] = (result.site_map.defect_counts, found.charge)
+        relaxed = relaxer.relax(found.structure, found.host)
+        assert isinstance(relaxed, Structure)
+        assert relaxed.charge == found.charge
+        for k, site in enumerate(relaxed):
+            assert site.specie == found.structure[k].specie
+            assert site.distance(found.structure[k]) == pytest.approx(
+                np.linalg.norm(result.displacement[k]), abs=ROUNDED
+            )
+    assert seen == {"v_S_-1": ({"V_S": 1}, -1), "v_Mo_0": ({"V_Mo": 1}, 0), "W_Mo_0": ({"W_Mo": 1}, 0)}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_defects_of_pymatgen_as_installed(relaxer):
+    core = pytest.importorskip("pymatgen.analysis.defects.core")
+    cell = AseAtomsAdaptor.get_structure(pristine("MoS2", 1))
+    sulphur = next(site for site in cell if site.specie.symbol == "S")
+    defect = core.Substitution(cell, PeriodicSite("Se", sulphur.frac_coords, cell.lattice), sulphur)
+    supercell = defect.get_supercell_structure(sc_mat=np.diag([6, 6, 1]))
+    entry = SimpleNamespace(defect=defect, defect_supercell=supercell, charge_state=0, name=defect.name)
+    found = from_doped(entry)
+    result = relaxer.predict(found.structure, found.host)
+    assert result.site_map.defect_counts == {"Se_S": 1}
+    assert len(result.site_map.kinds) == 108
