@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -21,7 +23,8 @@ def _emt(**settings: Any) -> Any:
 def _chgnet(**settings: Any) -> Any:
     from chgnet.model.dynamics import CHGNetCalculator  # noqa: PLC0415
 
-    return CHGNetCalculator(**settings)
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself every time
+        return CHGNetCalculator(**settings)
 
 
 def _gpaw(**settings: Any) -> Any:
