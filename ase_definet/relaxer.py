@@ -77,6 +77,9 @@ class RelaxResult:
         model: Name, version and hash of the weights.
         uncertainty: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
             None where the weights have no such estimate.
+        outside: In which respects the structure lies outside the training data, in a word each: ``host``,
+            ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``pristine``; ``training`` where
+            nothing is known about it.
     """
 
     atoms: Atoms
@@ -87,6 +90,7 @@ class RelaxResult:
     timings: Mapping[str, float]
     model: str
     uncertainty: Array | None = None
+    outside: tuple[str, ...] = ()
 
     @property
     def markers(self) -> Array:
@@ -162,6 +166,7 @@ class _Prepared:
     site_map: SiteMap
     graph: DefectGraph | None
     warnings: tuple[str, ...]
+    outside: tuple[str, ...]
     timings: dict[str, float]
 
 
@@ -350,11 +355,13 @@ class DefiNetRelaxer:
         ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork)
         quick = ideal and LatticeGeometry.suits(torch.as_tensor(site_map.supercell))
         graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start)
-        reasons = site_map.warnings + tuple(self._reservations(given, site_map))
+        reservations = tuple(self._reservations(given, site_map))
+        reasons = site_map.warnings + tuple(text for _, text in reservations)
         if self.strict and reasons:
             raise StrictError("; ".join(reasons))
         timings = {"match": matched - began, "graph": time.perf_counter() - matched}
-        return _Prepared(given, site_map, graph, reasons, timings)
+        outside = tuple(word for word, _ in reservations)
+        return _Prepared(given, site_map, graph, reasons, outside, timings)
 
     @torch.inference_mode()
     def _run(self, items: list[_Prepared]) -> list[RelaxResult]:
@@ -432,6 +439,7 @@ class DefiNetRelaxer:
             timings=item.timings | {"forward": seconds},
             model=self.model,
             uncertainty=uncertainty,
+            outside=item.outside,
         )
 
     def _refined(self, atoms: Atoms) -> Atoms:
@@ -447,40 +455,49 @@ class DefiNetRelaxer:
         run.atoms.info["definet_refined"] = f"{run.steps} steps of {name}"
         return run.atoms
 
-    def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[str]:
-        """Name every way in which a structure lies outside the data the weights were trained on."""
+    def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[tuple[str, str]]:
+        """Yield every way in which a structure lies outside the training data: a word, and a sentence."""
         charge = charge_of(atoms)
         if abs(charge) > 1e-6:  # noqa: PLR2004 - rounding of summed atomic charges
-            yield f"net charge {charge:+g}: the model was trained on neutral cells and ignores it"
+            yield "charge", f"net charge {charge:+g}: the model was trained on neutral cells and ignores it"
         training = self.card.get("training")
         if not isinstance(training, Mapping):
-            yield f"model {self.model} has no record of its training data: nothing is known about its reach"
+            yield (
+                "training",
+                f"model {self.model} has no record of its training data: nothing is known about its reach",
+            )
             return
         elements = set(training["elements"])
         found = [e for e in dict.fromkeys(atoms.get_chemical_symbols()) if e not in elements]
         if found:
-            yield f"elements never seen in training: {', '.join(found)}"
+            yield "species", f"elements never seen in training: {', '.join(found)}"
         hosts = training["hosts"]
         name, strain, offset = known_host(site_map.host)
         strain += site_map.max_strain
         if name not in hosts:
             known = ", ".join(hosts)
-            yield f"host {site_map.host.name} was not in the training data ({known}): do not trust this result"
+            yield (
+                "host",
+                f"host {site_map.host.name} was not in the training data ({known}): do not trust this result",
+            )
             return
         seen = hosts[name]
         new = [defect for defect in site_map.defect_counts if defect not in seen["defects"]]
         if new:
-            yield f"defects never seen in {name}: {', '.join(new)}"
+            yield "defects", f"defects never seen in {name}: {', '.join(new)}"
         low, high = seen["density"]
         # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
         if not site_map.defects:
-            yield "no defects found: the structure is the pristine host"
+            yield "pristine", "no defects found: the structure is the pristine host"
         elif not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
-            yield f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}"
+            yield (
+                "density",
+                f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}",
+            )
         if abs(strain) > SEEN_STRAIN:
-            yield f"the cell is strained by {strain:+.1%} against the {name} of the training data"
+            yield "strain", f"the cell is strained by {strain:+.1%} against the {name} of the training data"
         if offset > SEEN_OFFSET:
-            yield f"the host's sites lie {offset:.2f} Å (rms) from those of the {name} in the training data"
+            yield "sites", f"the host's sites lie {offset:.2f} Å (rms) from those of the {name} in the training data"
 
 
 @lru_cache(maxsize=32)

@@ -18,16 +18,8 @@ from ase.data.colors import jmol_colors
 from ase.io import iread
 
 from ase_definet.errors import OutputExistsError, ScreeningError
-from ase_definet.screening import FAILURES, STRUCTURES, TABLE
+from ase_definet.screening import FAILURES, NUMBERS, STRUCTURES, TABLE
 
-NUMBERS = frozenset(
-    (
-        *("index", "sites", "density", "multiplicity", "largest_displacement", "mean_displacement"),
-        *("mean_displacement_near", "largest_uncertainty", "mean_uncertainty", "mean_uncertainty_near"),
-        *("strain", "seconds"),
-    )
-)
-"""Columns of the table that hold numbers."""
 MOST_ROWS = 20_000
 MOST_PICTURES = 300
 

@@ -41,11 +41,20 @@ BLOCK = 64
 NEAR = 3.0
 """Atoms closer than this to a defect site are near it, in Å."""
 STRUCTURES, TABLE, FAILURES = "structures.extxyz", "table.csv", "failures.csv"
+PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
     *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_uncertainty"),
-    *("mean_uncertainty", "mean_uncertainty_near", "strain", "warnings", "seconds"),
+    *("mean_uncertainty", "mean_uncertainty_near", "strain", "outside", "warnings", "seconds"),
 )
+NUMBERS = frozenset(
+    (
+        *("index", "sites", "density", "multiplicity", "largest_displacement", "mean_displacement"),
+        *("mean_displacement_near", "largest_uncertainty", "mean_uncertainty", "mean_uncertainty_near"),
+        *("strain", "seconds"),
+    )
+)
+"""Those of them that hold numbers."""
 _FAILURE_COLUMNS = ("index", "name", "reason")
 _AHEAD = 3
 """Blocks a worker has waiting."""
@@ -185,6 +194,7 @@ def _row(index: int, name: str, given: Atoms, result: RelaxResult) -> dict[str, 
         "mean_displacement": round(float(length.mean()), 5),
         "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
         "strain": round(site_map.max_strain, 6),
+        "outside": " ".join(result.outside),
         "warnings": "; ".join(result.warnings),
         "seconds": round(sum(result.timings.values()), 5),
     }
@@ -327,6 +337,41 @@ def screen(
             results.add(finished)
             progress(results.progress)
     return results.progress
+
+
+def write_parquet(folder: Path) -> Path:
+    """Write the table of some results as Parquet too, ``table.parquet`` beside ``table.csv``, block by block.
+
+    Args:
+        folder: Results of a screen.
+
+    Returns:
+        The file.
+
+    Raises:
+        ScreeningError: pyarrow is not installed, or there is no table.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.csv  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
+    source, target = folder / TABLE, folder / PARQUET
+    if not source.exists():
+        raise ScreeningError(f"{source}: no such file; expected a folder that `ase-definet screen` wrote")
+    types = {name: pa.float64() if name in NUMBERS else pa.string() for name in COLUMNS}
+    schema = pa.schema(list(types.items()))
+    convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    fresh = target.with_name(f".{target.name}.new")
+    with (
+        pa.csv.open_csv(source, convert_options=convert) as reader,
+        pa.parquet.ParquetWriter(fresh, schema) as writer,
+    ):
+        for batch in reader:
+            writer.write_batch(batch)
+    fresh.replace(target)
+    return target
 
 
 def _tasks(stream: Iterator[Named], first: int, settings: dict[str, Any], block: int) -> Iterator[tuple[Any, ...]]:

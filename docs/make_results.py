@@ -97,16 +97,22 @@ def experiment_section(done: dict[str, dict]) -> list[str]:
     lines: list[str] = []
     for title, kind in (("Ablations", "ablation: "), ("Data efficiency", "data: ")):
         rows = [(name.removeprefix(kind), row) for name, row in done.items() if name.startswith(kind)]
-        if kind == "data: " and "ablation: all" in done:
-            rows.append(("100%", done["ablation: all"]))
         if rows:
             rows.sort(key=lambda pair: pair[0] != "all" if kind == "ablation: " else int(pair[0].rstrip("%")))
-            lines += [f"### {title}", "", head, rule]
+            lines += [f"### {title} ({rows[0][1]['config']['steps']:,} steps)", "", head, rule]
             lines += [f"| {name} | {high_row(row['validation'])} |" for name, row in rows] + [""]
     alone = {name.removeprefix("alone: "): row for name, row in done.items() if name.startswith("alone: ")}
     if alone and "ablation: all" in done:
         merged = {name: row["validation"][name] for name, row in alone.items()}
-        lines += ["### One network for all hosts, or one each (same total number of steps)", "", head, rule]
+        steps = next(iter(alone.values()))["config"]["steps"], done["ablation: all"]["config"]["steps"]
+        lines += [
+            "### One network for all hosts, or one each",
+            "",
+            f"{steps[0]} steps for each host alone, {steps[1]} for all six together, {steps[1] // 6} of them on each host.",
+            "",
+            head,
+            rule,
+        ]
         lines += [
             f"| together | {high_row(done['ablation: all']['validation'])} |",
             f"| one each | {high_row(merged)} |",
@@ -114,12 +120,13 @@ def experiment_section(done: dict[str, dict]) -> list[str]:
         ]
     few = {name: row for name, row in done.items() if name.startswith(("scratch: ", "fine-tuned: "))}
     if few:
-        first = next(iter(few.values()))["validation"]["high/InSe"]
+        some = next(iter(few.values()))
+        first = some["validation"]["high/InSe"]
         lines += [
             "### Fine-tuning on a new host",
             "",
             "InSe, validation error by number of its pairs: from scratch, and from a network trained on the five other hosts",
-            f"(400 steps each; ideal sites: {first['dummy']:.4f}).",
+            f"({some['config']['steps']} steps each; ideal sites: {first['dummy']:.4f}).",
             "",
             "| pairs | from scratch | fine-tuned |",
             "| --- | --- | --- |",
@@ -202,8 +209,9 @@ def page() -> str:
         lines += [
             "## Comparisons at equal budget",
             "",
-            f"`python docs/experiments.py 2dmd.pack`: {some['config']['steps']} steps of {some['config']['batch']}, coordinate MAE",
-            "of all atoms on validation pairs. Short runs of a small network: they rank ideas, they are not the product.",
+            f"`python docs/experiments.py 2dmd.pack`: batches of {some['config']['batch']}, coordinate MAE of all atoms on validation",
+            "pairs. Short runs of a small network, one seed each: they rank ideas, they are not the product, and differences",
+            "below some 2 % are noise.",
             "",
             *experiment_section(done),
         ]

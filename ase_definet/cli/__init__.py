@@ -17,6 +17,7 @@ from ase_definet.cli.evaluate import evaluate_command
 from ase_definet.cli.inputs import vasp_command
 from ase_definet.cli.listings import hosts_command, models_command
 from ase_definet.cli.match import match_command
+from ase_definet.cli.plot import plot_command
 from ase_definet.cli.relax import relax_command
 from ase_definet.cli.report import report_command
 from ase_definet.cli.screen import screen_command
@@ -86,6 +87,7 @@ for command in (
     enumerate_command,
     screen_command,
     report_command,
+    plot_command,
     evaluate_command,
     validate_command,
     count_command,

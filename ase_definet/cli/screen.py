@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--block", type=click.IntRange(min=1), default=64, show_default=True, help="Structures recorded at a time."
 )
+@click.option("--parquet", is_flag=True, help="Write the finished table as table.parquet too.")
 @click.option("--max-strain", type=float, default=0.06, show_default=True, help="Of the host onto a cell.")
 def screen_command(
     inputs: tuple[Path, ...],
@@ -39,6 +40,7 @@ def screen_command(
     workers: int,
     scheduler: str | None,
     block: int,
+    parquet: bool,  # noqa: FBT001
     max_strain: float,
 ) -> None:
     """Relax every structure of INPUTS: files, folders, files with many structures, or - for extended XYZ from a pipe.
@@ -47,7 +49,7 @@ def screen_command(
     """
     checked_host(host)
     from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
-    from ase_definet.screening import Results, screen, structures_of  # noqa: PLC0415
+    from ase_definet.screening import Results, screen, structures_of, write_parquet  # noqa: PLC0415
 
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
     if missing:
@@ -68,6 +70,8 @@ def screen_command(
         done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
     finally:
         results.close()
+    if parquet:
+        write_parquet(output)
     click.echo(
         f"{done.done} structures in {output}: {done.done - done.failed} relaxed, {done.failed} failed"
         f"{meter.speed(done)}"

@@ -7,13 +7,15 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
-from ase.io import read
+from ase.io import read, write
 from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.errors import OutputExistsError, ScreeningError
 from ase_definet.report import write_report
+from tests.conftest import pristine
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -40,7 +42,11 @@ def results(tmp_path_factory):
     ]
     assert CliRunner().invoke(cli, base).exit_code == 0
     (folder / "odd & <b>.cif").write_text("none")
-    command = ["screen", str(folder / "in.extxyz"), str(folder / "odd & <b>.cif"), "--host", "WSe2"]
+    unseen = pristine("WSe2", 6)
+    unseen.numbers[np.flatnonzero(unseen.numbers == 74)[3]] = 24
+    write(folder / "unseen.vasp", unseen)
+    inputs = [str(folder / name) for name in ("in.extxyz", "odd & <b>.cif", "unseen.vasp")]
+    command = ["screen", *inputs, "--host", "WSe2"]
     done = CliRunner().invoke(cli, [*command, "-o", str(folder / "results"), "--device", "cpu"])
     assert done.exit_code == 0, done.output
     return folder / "results"
@@ -106,5 +112,12 @@ def test_a_browser_shows_it(results, tmp_path):
     assert 'class="chosen"' in body
     assert "odd &amp; &lt;b&gt;.cif" in done.stdout
     assert f"{len(relaxed)} relaxed, 1 failed" in done.stdout
-    assert re.search(rf'id="top"[^>]*data-atoms="{len(relaxed[0])}"[^>]*data-defects="2"', done.stdout)
+    data = embedded(page.read_text(encoding="utf-8"))
+    top = data["pictures"][str(int(data["rows"][0]["index"]))]
+    drawn = rf'id="top"[^>]*data-atoms="{len(top["symbols"])}"[^>]*data-defects="{len(top["defects"])}"'
+    assert re.search(drawn, done.stdout)
+    assert re.findall(r'class="badge" title="outside the training data: (\w+)"', done.stdout) == [
+        "species",
+        "defects",
+    ]
     assert "aria-sort" in done.stdout

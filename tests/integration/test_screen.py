@@ -243,6 +243,36 @@ def test_command(many, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_how_far_outside_the_training_data_is_a_column(tmp_path):
+    inside, unseen, dense, charged = (pristine("MoS2", 5) for _ in range(4))
+    for atoms in (inside, unseen, charged):
+        del atoms[[2, 40]]
+    unseen.numbers[np.flatnonzero(unseen.numbers == 42)[3]] = 24
+    del dense[np.flatnonzero(dense.numbers == 16)[::3].tolist()]
+    charged.info["charge"] = -1
+    write(tmp_path / "in.extxyz", [inside, unseen, dense, charged])
+    run(tmp_path / "in.extxyz", tmp_path / "out")
+    assert [row["outside"] for row in rows(tmp_path / "out" / TABLE)] == ["", "species defects", "density", "charge"]
+
+
+def test_parquet_is_the_table(many, whole, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    command = ["screen", str(many), "--host", "MoS2", "-o", str(tmp_path / "out"), "--device", "cpu", "--parquet"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    table = parquet.read_table(tmp_path / "out" / "table.parquet")
+    expected = rows(tmp_path / "out" / TABLE)
+    assert table.column_names == list(expected[0])
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        for found, row in zip(column.to_pylist(), expected, strict=True):
+            if name in screening.NUMBERS:
+                assert found == (float(row[name]) if row[name] else None)
+            else:
+                assert found == row[name]
+    assert len(table) == len(rows(whole / TABLE))
+    with pytest.raises(ScreeningError, match="ase-definet screen"):
+        screening.write_parquet(tmp_path)
+
+
 def test_empty_pipe(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     done = CliRunner().invoke(cli, ["screen", "-", "--host", "MoS2", "-o", str(tmp_path / "out")], input="")

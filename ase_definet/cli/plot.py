@@ -1,0 +1,69 @@
+"""``ase-definet plot``: one picture of one relaxation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ase_definet.cli.common import FILE, BadUsage, about, check_folder, checked_host, overwrite_option
+from ase_definet.errors import DefiNetError
+
+
+@click.command("plot")
+@click.argument("file", type=FILE)
+@click.argument("relaxed", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The picture: .png, .svg or .pdf.")
+@click.option(
+    "--host", metavar="HOST", help="Mark the defect sites too: a library name, a structure file, or 'auto'."
+)
+@click.option("--view", type=click.Choice(["top", "side"]), default="top", show_default=True)
+@click.option(
+    "--enlarged",
+    type=click.FloatRange(min=0),
+    help="What displacements are multiplied with; default fits the picture.",
+)
+@click.option("--title", default="", help="Written above.")
+@overwrite_option
+def plot_command(
+    file: Path,
+    relaxed: Path,
+    output: Path,
+    host: str | None,
+    view: str,
+    enlarged: float | None,
+    title: str,
+    overwrite: bool,  # noqa: FBT001
+) -> None:
+    """Draw FILE before and RELAXED after, with arrows for the displacements."""
+    if output.exists() and not overwrite:
+        raise BadUsage(f"{output} exists; choose another name or give --overwrite")
+    check_folder(output.parent)
+    resolved = None if host is None else checked_host(host)
+    try:
+        from ase_definet.pictures import draw_relaxation  # noqa: PLC0415
+    except ImportError as error:
+        raise BadUsage(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
+    from ase_definet.host import read_structure  # noqa: PLC0415
+    from ase_definet.sites import match_sites  # noqa: PLC0415
+
+    before = read_structure(file)
+    after = read_structure(relaxed)
+    defects = []
+    if resolved is not None:
+        with about(file):
+            defects = match_sites(before, resolved).defects
+    try:
+        path = draw_relaxation(
+            before,
+            after,
+            output,
+            defects=defects,
+            view=view,  # type: ignore[arg-type]
+            enlarged=enlarged,
+            title=title,
+            overwrite=overwrite,
+        )
+    except DefiNetError as error:
+        raise BadUsage(str(error)) from error
+    click.echo(f"wrote {path}")
