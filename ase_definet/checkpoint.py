@@ -14,7 +14,6 @@ import math
 import os
 import pickle
 import re
-import secrets
 import typing
 import warnings
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from ase_definet.cards import WEIGHTS as _WEIGHTS
 from ase_definet.errors import CheckpointError, OutputExistsError
+from ase_definet.files import replacing
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.site_network import SiteNetwork
@@ -282,16 +282,8 @@ def _write(path: Path, content: bytes, *, overwrite: bool) -> None:
         raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True")
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as fresh:
+        fresh.write_bytes(content)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetError, OutputExistsError, StructureError
+from ase_definet.files import replacing
 from ase_definet.metrics import minimum_image
 from ase_definet.sites import Defect, SiteKind
 
@@ -122,11 +123,8 @@ def draw_relaxation(
         )
     if title:
         figure.suptitle(title, fontsize=12, color=_INK, x=0.01, ha="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}.new{path.suffix}")
-    with rc_context({"svg.fonttype": "none"}):  # words stay words, to be edited
+    with replacing(path) as fresh, rc_context({"svg.fonttype": "none"}):  # words stay words, to be edited
         figure.savefig(fresh, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-    fresh.replace(path)
     return path
 
 

@@ -18,6 +18,7 @@ from ase.data.colors import jmol_colors
 from ase.io import iread
 
 from ase_definet.errors import OutputExistsError, ScreeningError
+from ase_definet.files import replacing
 from ase_definet.screening import FAILURES, NUMBERS, STRUCTURES, TABLE
 
 MOST_ROWS = 20_000
@@ -72,10 +73,8 @@ def write_report(
     about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {version('ase-definet')}"
     page = template.replace("{{title}}", html.escape(title)).replace("{{about}}", html.escape(about))
     page = page.replace("{{data}}", json.dumps(data, allow_nan=False).replace("</", "<\\/"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.new")
-    fresh.write_text(page, encoding="utf-8")
-    fresh.replace(out)
+    with replacing(out) as fresh:
+        fresh.write_text(page, encoding="utf-8")
     return out
 
 

@@ -28,6 +28,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from numpy.typing import NDArray
 
 from ase_definet.errors import ScreeningError, StructureError
+from ase_definet.files import replacing
 from ase_definet.host import read_structure
 from ase_definet.metrics import near_sites
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
@@ -363,14 +364,13 @@ def write_parquet(folder: Path) -> Path:
     types = {name: pa.float64() if name in NUMBERS else pa.string() for name in COLUMNS}
     schema = pa.schema(list(types.items()))
     convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    fresh = target.with_name(f".{target.name}.new")
     with (
+        replacing(target) as fresh,
         pa.csv.open_csv(source, convert_options=convert) as reader,
         pa.parquet.ParquetWriter(fresh, schema) as writer,
     ):
         for batch in reader:
             writer.write_batch(batch)
-    fresh.replace(target)
     return target
 
 
@@ -420,9 +420,5 @@ def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
 
 def _replace(path: Path, text: str) -> None:
     """Write a small file such that it is the old one or the new one, whatever happens."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_text(text)

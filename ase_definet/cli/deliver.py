@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.plan import Job, output_format
 from ase_definet.errors import StructureError
+from ase_definet.files import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -61,18 +61,8 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
 def write_report(path: Path, records: list[dict[str, Any]]) -> None:
     """Write what was found and done as JSON."""
     text = json.dumps(records, indent=1, allow_nan=False) + "\n"
-    with _replacing(path) as fresh:
+    with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file of the same name, which takes its place only if all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ase-definet-") as folder:
-        fresh = Path(folder) / path.name
-        yield fresh
-        fresh.replace(path)
 
 
 @contextmanager
@@ -80,7 +70,7 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
     from ase.io import write  # noqa: PLC0415
 
-    with _replacing(path) as fresh:
+    with replacing(path) as fresh:
         try:
             write(str(fresh), atoms, format=fmt)
         except OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import click
 
 from ase_definet.cli.common import BadUsage, check_folder, checked_host, overwrite_option
 from ase_definet.errors import EnumerationError
+from ase_definet.files import replacing
 
 if TYPE_CHECKING:
     from ase_definet.enumeration import Configuration, DefectSpace
@@ -119,23 +119,13 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
         return
     check_folder(output.parent)
     if output.suffix in {".extxyz", ".xyz"}:
-        fresh = output.with_name(f".{output.name}.{os.getpid()}")
-        try:
-            with fresh.open("w") as stream:
-                yield lambda configuration: _to_extxyz(stream, space, configuration)
-            fresh.replace(output)
-        finally:
-            fresh.unlink(missing_ok=True)
+        with replacing(output) as fresh, fresh.open("w") as stream:
+            yield lambda configuration: _to_extxyz(stream, space, configuration)
     elif output.suffix == ".db":
         from ase.db import connect  # noqa: PLC0415
 
-        fresh = output.with_name(f".{os.getpid()}.{output.name}")
-        try:
-            with connect(fresh) as database:
-                yield lambda configuration: _to_database(database, space, configuration)
-            fresh.replace(output)
-        finally:
-            fresh.unlink(missing_ok=True)
+        with replacing(output) as fresh, connect(fresh) as database:
+            yield lambda configuration: _to_database(database, space, configuration)
     elif output.suffix:
         raise BadUsage(f"{output}: expected a folder, *.extxyz or *.db")
     else:

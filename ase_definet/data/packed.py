@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from safetensors.numpy import save_file
 from ase_definet.data.examine import Problem, Row, examine
 from ase_definet.data.pairs import SPLITS, Reference
 from ase_definet.errors import StructureError
+from ase_definet.files import replacing
 from ase_definet.supercell import cells_of, waves_of
 
 Array: TypeAlias = NDArray[Any]
@@ -330,13 +330,8 @@ def save_groups(groups: Iterable[Group], out: Path) -> Pack:
         for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale"):
             arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(group, name))
     metadata = {"format": FORMAT, "sha256": _hash(arrays), "groups": json.dumps(heads)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with replacing(out) as fresh:
         save_file(arrays, fresh, metadata)
-        fresh.replace(out)
-    finally:
-        fresh.unlink(missing_ok=True)
     return Pack.open(out)
 
 

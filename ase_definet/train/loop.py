@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack
 from ase_definet.errors import CheckpointError, DeviceError, TrainingError
+from ase_definet.files import replacing
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.site_network import SiteNetwork
@@ -233,13 +233,8 @@ class Run:
         if self.fabric.global_rank:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / LAST
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as stream:
-            torch.save(self.state(), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(path)
+        with replacing(self.out / LAST) as fresh:
+            torch.save(self.state(), fresh)
 
     def resume(self) -> bool:
         """Go on from the last checkpoint, if there is one.
@@ -359,12 +354,10 @@ def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
     if path.exists():
         with path.open(newline="") as stream:
             kept = [old for old in csv.DictReader(stream) if int(old["step"]) < run.step]
-    fresh = path.with_suffix(".new")
-    with fresh.open("w", newline="") as stream:
+    with replacing(path) as fresh, fresh.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(dict.fromkeys([k for old in kept for k in old] + list(row))))
         writer.writeheader()
         writer.writerows([*kept, {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}])
-    fresh.replace(path)
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
     except ImportError:

@@ -234,9 +234,9 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(config, monkeypatch):
     run.save()
     run.advance()
 
-    def full(state, stream):
+    def full(state, path):
         del state
-        stream.write(b"half a checkpoint")
+        path.write_bytes(b"half a checkpoint")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
