@@ -10,13 +10,12 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import get_distances
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from ase_definet.baselines import LinearSuperposition
 from ase_definet.data import Group, Pack
 from ase_definet.errors import StructureError
 from ase_definet.host import Host, get_host, library
-from ase_definet.metrics import minimum_image, near_sites
+from ase_definet.metrics import minimum_image, near_sites, rank_correlation, reliability_bins
 from ase_definet.relaxer import SEEN_OFFSET, DefiNetRelaxer, RelaxFailure, RelaxResult, known_host
 from ase_definet.sites import SiteKind
 
@@ -206,19 +205,13 @@ def _table(scores: list[Score]) -> dict[str, Any]:
         estimate = np.concatenate(estimates)
         by_structure = [(u.mean(), s.error.mean()) for u, s in zip(estimates, scores, strict=True)]
         table["uncertainty"] = {
-            "rank_correlation": _rank(estimate, error),
-            "rank_correlation_of_structures": _rank(*np.transpose(by_structure)),
+            "rank_correlation": rank_correlation(estimate, error),
+            "rank_correlation_of_structures": rank_correlation(*np.transpose(by_structure)),
             "mean_estimate": float(estimate.mean()),
             "mean_error": float(error.mean()),
             "within_twice": float((error <= 2 * estimate).mean()),
         }
     return table
-
-
-def _rank(one: Array, other: Array) -> float:
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:  # noqa: PLR2004
-        return float("nan")
-    return float(spearmanr(one, other).statistic)
 
 
 def _mean_of(tables: list[dict[str, Any]]) -> dict[str, Any]:
@@ -243,9 +236,4 @@ def reliability(scores: list[Score], bins: int = 10) -> list[dict[str, float]]:
     """
     estimate = np.concatenate([s.uncertainty for s in scores if s.uncertainty is not None])
     error = np.concatenate([s.error for s in scores if s.uncertainty is not None])
-    parts = np.array_split(np.argsort(estimate), bins)
-    return [
-        {"estimate": float(estimate[part].mean()), "error": float(error[part].mean()), "n": len(part)}
-        for part in parts
-        if len(part)
-    ]
+    return [{"estimate": e, "error": found, "n": n} for e, found, n in reliability_bins(estimate, error, bins)]

@@ -55,3 +55,29 @@ def near_sites(positions: Array, sites: Array, cell: Array, radius: float) -> Ar
     mask = np.zeros(len(positions), dtype=bool)
     mask[pairs_between(positions, sites, cell, (True, True, True), radius)[0]] = True
     return mask
+
+
+def rank_correlation(one: Array, other: Array) -> float:
+    """Return Spearman's rank correlation, not a number where there is nothing to rank.
+
+    Args:
+        one: Shape ``(n,)``.
+        other: Shape ``(n,)``.
+    """
+    from scipy.stats import spearmanr  # noqa: PLC0415 - slow to import
+
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:  # noqa: PLR2004
+        return float("nan")
+    return float(spearmanr(one, other).statistic)
+
+
+def reliability_bins(estimate: Array, error: Array, bins: int = 10) -> list[tuple[float, float, int]]:
+    """Return mean estimate, mean error and number of values, in bins of equal numbers, smallest estimates first.
+
+    Args:
+        estimate: Expected errors, shape ``(n,)``, in Å.
+        error: What they were, shape ``(n,)``, in Å.
+        bins: How many.
+    """
+    parts = np.array_split(np.argsort(estimate), bins)
+    return [(float(estimate[p].mean()), float(error[p].mean()), len(p)) for p in parts if len(p)]

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ase_definet.errors import TrainingError
+from ase_definet.metrics import rank_correlation, reliability_bins
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train.batches import SiteBatches
 
@@ -141,12 +141,11 @@ def _report(atoms: _Atoms, estimate: Tensor) -> dict[str, Any]:
         e, g, s = error[own], guess[own], structure[own] - structure[own].min()
         size = np.bincount(s)
         means = [np.bincount(s, weights=v)[size > 0] / size[size > 0] for v in (g, e)]
-        parts = np.array_split(np.argsort(g), 10)
         out[name] = {
-            "rank_correlation": round(float(spearmanr(g, e).statistic), 3),
-            "rank_correlation_of_structures": round(float(spearmanr(*means).statistic), 3),
+            "rank_correlation": round(rank_correlation(g, e), 3),
+            "rank_correlation_of_structures": round(rank_correlation(*means), 3),
             "mean_estimate": round(float(g.mean()), 5),
             "mean_error": round(float(e.mean()), 5),
-            "reliability": [[round(float(g[p].mean()), 5), round(float(e[p].mean()), 5)] for p in parts if len(p)],
+            "reliability": [[round(a, 5), round(b, 5)] for a, b, _ in reliability_bins(g, e)],
         }
     return out
