@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,16 +15,29 @@ Maker: TypeAlias = Callable[[], Any]
 """Returns a new ASE calculator."""
 
 
+def _known(settings: dict[str, Any], known: Iterable[str], name: str) -> None:
+    """Refuse settings that a calculator would swallow without using them."""
+    wrong = sorted(set(settings) - set(known))
+    if wrong:
+        raise CalculatorError(f"{name} has no setting {', '.join(wrong)}; it has {', '.join(sorted(known))}")
+
+
 def _emt(**settings: Any) -> Any:
     from ase.calculators.emt import EMT  # noqa: PLC0415
 
+    _known(settings, EMT.default_parameters, "emt")
     return EMT(**settings)
 
 
 def _chgnet(**settings: Any) -> Any:
+    from chgnet.model import CHGNet  # noqa: PLC0415
     from chgnet.model.dynamics import CHGNetCalculator  # noqa: PLC0415
 
+    parameters = inspect.signature(CHGNetCalculator.__init__).parameters.values()
+    _known(settings, {p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.name == "model"}, "chgnet")
     with contextlib.redirect_stdout(io.StringIO()):  # it announces itself every time
+        if isinstance(settings.get("model"), str):
+            settings["model"] = CHGNet.load(model_name=settings["model"])
         return CHGNetCalculator(**settings)
 
 
@@ -70,7 +84,7 @@ def get_calculator(name: str, **settings: Any) -> Any:
         settings: Passed on to it, over defaults that suit a defect supercell at the Γ point.
 
     Raises:
-        CalculatorError: The name is not known, or its package is not installed.
+        CalculatorError: The name is not known, its package is not installed, or it has no such setting.
 
     Examples:
         >>> type(get_calculator("emt")).__name__

@@ -71,7 +71,12 @@ def read_steps(path: Path) -> IonicSteps:
         found = [path / name for name in CANDIDATES if (path / name).exists()]
         if not found:
             raise StructureError(f"{path}: expected one of {', '.join(CANDIDATES)}, found none of them")
-        path = found[0]
+        for candidate in found[:-1]:
+            try:
+                return read_steps(candidate)
+            except StructureError:  # cut off, perhaps: the next may tell more
+                continue
+        path = found[-1]
     if not path.exists():
         raise StructureError(f"{path}: no such file")
     name = path.name.upper()
@@ -139,7 +144,9 @@ def _from_vasprun(path: Path) -> IonicSteps:
             str(path), parse_dos=False, parse_eigen=False, parse_potcar_file=False, exception_on_bad_xml=False
         )
     except Exception as error:  # parsers raise anything
-        raise StructureError(f"{path}: cannot be read as vasprun.xml: {error}") from error
+        raise StructureError(
+            f"{path}: cannot be read as vasprun.xml: not one, or cut off in its first steps; give the OUTCAR"
+        ) from error
     steps = [step for step in run.ionic_steps if "forces" in step and step.get("e_0_energy") is not None]
     if not steps:
         raise StructureError(f"{path}: no complete ionic step")
@@ -176,7 +183,7 @@ def _images(path: Path, fmt: str | None) -> list[Any]:
     except (UnknownFileTypeError, OSError) as error:
         raise StructureError(f"{path}: ASE cannot read it: {error}") from error
     except Exception as error:  # a file cut off in its first step raises anything
-        raise StructureError(f"{path}: no complete ionic step ({type(error).__name__}: {error})") from error
+        raise StructureError(f"{path}: no complete ionic step, or cut off ({type(error).__name__})") from error
     return list(images)
 
 

@@ -37,6 +37,9 @@ ARROW = 2.5
 LEAST = 0.06
 """Displacements shorter than this share of the longest get no arrow."""
 
+FARTHEST = 3.0
+"""No atom moves further than this, in Å: it is another atom."""
+
 _INK, _VACANCY, _SUBSTITUTION, _MOVE = "#222222", "#0072B2", "#009E73", "#D55E00"
 _SHOWN = 0.5  # of the covalent radius
 _AXES = {"top": (0, 1, 2), "side": (0, 2, 1)}
@@ -71,7 +74,7 @@ def draw_relaxation(
         The file written.
 
     Raises:
-        StructureError: The two are not the same atoms in the same cell.
+        StructureError: The two are not the same atoms, in the same order, in the same cell.
         OutputExistsError: The file exists and ``overwrite`` is False.
         DefiNetError: The name of the file has another ending.
     """
@@ -81,6 +84,13 @@ def draw_relaxation(
         raise OutputExistsError(f"{path} exists; choose another name or allow overwriting")
     _check_alike(before, after)
     move = minimum_image(after.positions - before.positions, before.cell.array)
+    far = np.linalg.norm(move, axis=1)
+    if len(far) and far.max() > FARTHEST:
+        worst = int(far.argmax())
+        raise StructureError(
+            f"atom {worst} ({before.symbols[worst]}) is {far[worst]:.1f} Å from where it was, and "
+            f"{int((far > FARTHEST).sum())} in all are beyond {FARTHEST:g} Å: are the atoms in another order?"
+        )
     longest = float(np.linalg.norm(move, axis=1).max(initial=0.0))
     factor = enlarged if enlarged is not None else (max(1.0, ARROW / longest) if longest > 0 else 1.0)
     factor = factor if enlarged is not None else float(f"{factor:.1g}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,6 +95,11 @@ class _Lattice:
         return np.asarray(base + self.steps[np.argmin(2 * base @ self.steps.T + self.squares, axis=1)])
 
 
+@lru_cache(maxsize=512)
+def _lattice(host: Host, mapping: Mapping) -> _Lattice:
+    return _Lattice(host, mapping)
+
+
 def register(host: Host, stages: Iterable[list[Mapping]], placed: Placement) -> list[Registration]:
     """Rank mappings and rigid shifts by the cost of all atoms, best first.
 
@@ -135,7 +141,7 @@ def find_shifts(host: Host, mapping: Mapping, placed: Placement) -> list[Array]:
         mapping: How it lies in the cell.
         placed: The structure.
     """
-    lattice = _Lattice(host, mapping)
+    lattice = _lattice(host, mapping)
     same = placed.numbers[:, None] == host.numbers[None]
     if not same.any():
         same = np.ones_like(same)
@@ -172,7 +178,7 @@ def registration_cost(host: Host, mapping: Mapping, shift: Array, placed: Placem
     Every atom takes its cheapest site of the infinite host, squared distance plus the species penalty, at most
     that of the gate; two atoms may take one site, which the assignment forbids later.
     """
-    lattice = _Lattice(host, mapping)
+    lattice = _lattice(host, mapping)
     delta = (placed.positions[:, None] - lattice.basis[None] - shift).reshape(-1, 3)
     squared = (lattice.wrap(delta) ** 2).sum(axis=1).reshape(-1, len(lattice.basis))
     squared = squared + SPECIES_PENALTY * (placed.numbers[:, None] != host.numbers[None])

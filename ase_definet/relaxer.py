@@ -50,6 +50,9 @@ DILUTE = 0.01
 SEEN_OFFSET = 0.05
 """Sites of a host this close to those of the library's are called the same, in Å, root mean square."""
 
+REFINE_STEPS = 5
+"""Steps of a refinement, at most, where nothing else is asked for."""
+
 REFINED = 0.05
 """Largest force at which a refinement stops early, in eV/Å."""
 
@@ -104,10 +107,13 @@ class RelaxResult:
 
     @property
     def structure(self) -> Any:
-        """The relaxed structure as a pymatgen Structure, its sites in the caller's order, in Å."""
+        """The relaxed structure as a pymatgen Structure, sites in the caller's order, in Å; the charge stays."""
         from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
 
-        return AseAtomsAdaptor.get_structure(self.atoms)
+        structure = AseAtomsAdaptor.get_structure(self.atoms)
+        if charge := charge_of(self.atoms):
+            structure.set_charge(charge)
+        return structure
 
     @property
     def unrelaxed(self) -> Atoms:
@@ -210,7 +216,7 @@ class DefiNetRelaxer:
         strict: bool = False,
         max_strain: float = MAX_STRAIN,
         refine_with: Any = None,
-        refine_steps: int = 5,
+        refine_steps: int | None = None,
     ) -> None:
         if start not in {"ideal", "given"}:
             raise DefiNetError(f"unknown start {start!r}: expected 'ideal' or 'given'")
@@ -229,6 +235,9 @@ class DefiNetRelaxer:
         self.start: Start = start
         self.strict = strict
         self.max_strain = max_strain
+        if refine_steps is not None and refine_with is None:
+            raise DefiNetError("refine_steps without refine_with: give the ASE calculator that is to take the steps")
+        refine_steps = REFINE_STEPS if refine_steps is None else refine_steps
         if refine_steps < 1:
             raise DefiNetError(f"refine_steps must be at least 1, found {refine_steps}")
         self.refine_with, self.refine_steps = refine_with, refine_steps

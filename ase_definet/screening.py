@@ -361,7 +361,8 @@ def write_parquet(folder: Path) -> Path:
     source, target = folder / TABLE, folder / PARQUET
     if not source.exists():
         raise ScreeningError(f"{source}: no such file; expected a folder that `ase-definet screen` wrote")
-    types = {name: pa.float64() if name in NUMBERS else pa.string() for name in COLUMNS}
+    whole = dict.fromkeys(("index", "sites", "multiplicity"), pa.int64())
+    types = {name: whole.get(name, pa.float64()) if name in NUMBERS else pa.string() for name in COLUMNS}
     schema = pa.schema(list(types.items()))
     convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
     with (

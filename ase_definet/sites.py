@@ -36,6 +36,9 @@ MIN_MARGIN = 0.5
 MIN_ADVANTAGE = 0.01
 """A match is ambiguous where another registration of the whole host costs no more than this much more, in Å."""
 
+SAME_SHIFT = 1e-5
+"""A rigid shift is not refined by less, in Å."""
+
 MIN_PRISTINE = 0.5
 """A match with a smaller share of pristine sites is refused: the host is the wrong one."""
 
@@ -253,8 +256,10 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
     host_numbers, sites = supercell_sites(host, mapping)
     assigned = assign(sites + shift, host_numbers, placed)
     # the median of what was matched is a better rigid shift than the vote; assign once more with it
-    if (assigned.site >= 0).any():
-        shift = shift + np.median(assigned.offset[assigned.site >= 0], axis=0)
+    matched = assigned.site >= 0
+    better = np.median(assigned.offset[matched], axis=0) if matched.any() else np.zeros(3)
+    if np.abs(better).max() > SAME_SHIFT:
+        shift = shift + better
         assigned = assign(sites + shift, host_numbers, placed)
     chosen, offset = assigned.site, assigned.offset
     sites = sites + shift

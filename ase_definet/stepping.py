@@ -70,7 +70,7 @@ def relax_with(
     Args:
         atoms: Where to start, in Å; not changed. Its constraints hold.
         calculator: Any ASE calculator.
-        optimizer: One of :data:`OPTIMIZERS`.
+        optimizer: One of :data:`OPTIMIZERS`, in any case.
         fmax: Largest force of a converged structure, in eV/Å.
         max_steps: Evaluations of the forces, at most.
 
@@ -80,6 +80,7 @@ def relax_with(
     Raises:
         CalculatorError: The optimizer is not known.
     """
+    optimizer = optimizer.upper()
     if optimizer not in OPTIMIZERS:
         raise CalculatorError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     moving = atoms.copy()

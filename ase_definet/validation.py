@@ -102,6 +102,11 @@ def compare_starts(
     Raises:
         CalculatorError: The optimizer is not known, or the calculator cannot be made.
     """
+    if not callable(make_calculator):
+        raise CalculatorError(
+            f"expected a function that returns a new calculator, found a {type(make_calculator).__name__}: write "
+            "lambda: MyCalculator(...)"
+        )
     sites, moved = (scaled(start, scale) for start in (result.unrelaxed, result.atoms))
     runs = [relax_with(start, make_calculator(), optimizer, fmax, max_steps) for start in (sites, moved)]
     unrelaxed, predicted = runs

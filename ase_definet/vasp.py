@@ -50,10 +50,15 @@ __all__ = [
 
 PUBLISHED_VACUUM = 15.0
 """Vacuum of the published calculations, in Å; less is worth a warning."""
+GAMMA_LENGTH = 15.0
+"""A shorter cell vector asks for more than one k-point along it, in Å."""
 FORCE_LIMIT = 0.5
 """A first-step largest force above this, in eV/Å, sends IBRION = 1 astray."""
 ORDER_FILE = "site_order.json"
 """Holds the permutation of the sites, where there is one."""
+
+MOST_SPACING = 2.0
+"""A larger spacing of k-points is a mistake, in 1/Å."""
 
 _SMALL = 1e-6
 _PROVENANCE = {
@@ -150,6 +155,7 @@ def write_vasp_inputs(
     vacuum = [axis for axis, (width, _) in enumerate(gaps) if width >= VACUUM_GAP]
 
     grid, warnings = _kpoint_grid(kpoints, cell, vacuum)
+    warnings += _gamma_warnings(grid, cell, vacuum, chosen=kpoints != (1, 1, 1))
     fixed, dropped = _fixed_directions(atoms)
     warnings += dropped + _vacuum_warnings(atoms, [width for width, _ in gaps], vacuum)
     blocks = list(dict.fromkeys(np.asarray(atoms.get_chemical_symbols())[order].tolist()))
@@ -275,18 +281,31 @@ def _kpoint_grid(
 ) -> tuple[tuple[int, ...], list[str]]:
     """Return the Γ-centred grid with one k-point along each vacuum axis."""
     asked = np.asarray(kpoints)
-    if asked.ndim == 0 and asked.dtype.kind in "if" and 0 < asked < np.inf:
+    if asked.ndim == 0 and asked.dtype.kind in "if" and 0 < asked <= MOST_SPACING:
         lengths = 2 * np.pi * np.linalg.norm(np.linalg.inv(cell), axis=0)
         grid = np.maximum(1, np.ceil(lengths / asked - _SMALL)).astype(int)
         grid[vacuum] = 1
         return tuple(grid.tolist()), []
     if asked.shape != (3,) or asked.dtype.kind != "i" or (asked < 1).any():
-        raise InputSetError(f"Expected three positive integers or a spacing in 1/Å for kpoints; found {kpoints!r}.")
+        raise InputSetError(
+            f"Expected three positive integers or a spacing of at most 2 1/Å for kpoints; found {kpoints!r}."
+        )
     grid = asked.copy()
     grid[vacuum] = 1
     changed = not np.array_equal(grid, asked)
     message = f"K-points {asked.tolist()} were reduced to {grid.tolist()}: one along the vacuum is all it needs."
     return tuple(grid.tolist()), [message] if changed else []
+
+
+def _gamma_warnings(grid: tuple[int, ...], cell: np.ndarray, vacuum: list[int], *, chosen: bool) -> list[str]:
+    """Say so where Γ alone, which nobody asked for, is little for a cell."""
+    lengths = np.linalg.norm(cell, axis=1)
+    short = [a for a in range(3) if a not in vacuum and grid[a] == 1 and lengths[a] < GAMMA_LENGTH]
+    if chosen or not short:
+        return []
+    named = ", ".join(f"{'abc'[axis]} {lengths[axis]:.1f} Å" for axis in short)
+    expected = f"Γ alone is meant for cells of {GAMMA_LENGTH:g} Å or more, this one has {named}"
+    return [f"{expected}: give kpoints (--kpoints 2x2x1, or a spacing such as 0.25)."]
 
 
 def _fixed_directions(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
@@ -358,7 +377,7 @@ def _readme(
             "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
         ]
     lines += [
-        "Count the ionic steps: ase-definet count-steps PREDICTION CONTROL",
+        "Count the ionic steps: ase-definet count-steps CONTROL PREDICTION",
         "If NSW steps do not suffice: cp CONTCAR POSCAR and run again.",
     ]
     if ORDER_FILE in files:

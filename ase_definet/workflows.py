@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ase_definet.errors import DefiNetError
+from ase_definet.host import charge_of, get_host
 from ase_definet.relaxer import DefiNetRelaxer, like
 
 try:
@@ -39,22 +41,28 @@ class DefiNetRelaxMaker(Maker):
     strict: bool = False
     max_strain: float = 0.06
 
-    @job  # type: ignore[untyped-decorator]
-    def make(self, structure: Any, host: Any = None) -> dict[str, Any]:
-        """Relax one structure.
+    def make(self, structure: Any, host: Any) -> Any:
+        """Make the job that relaxes one structure.
 
         Args:
-            structure: A pymatgen Structure; jobflow cannot send an Atoms.
-            host: Its host: a library name, a Structure, a file that the worker can read, or ``"auto"``.
+            structure: A pymatgen Structure, an Atoms, or what another job will return.
+            host: Its host: a library name, a Structure, an Atoms, a file that the worker can read, or ``"auto"``.
 
         Returns:
-            ``structure``, relaxed, a pymatgen Structure in the order given; ``displacement``, shape
-            ``(n_atoms, 3)``, and ``uncertainty``, shape ``(n_atoms,)``, in Å; ``host``, ``supercell``, ``defects``,
-            ``warnings`` and ``model``.
+            A job. Its output is a dict: ``structure``, relaxed, a pymatgen Structure in the order given;
+            ``displacement``, shape ``(n_atoms, 3)``, and ``uncertainty``, shape ``(n_atoms,)``, in Å; ``host``,
+            ``supercell``, ``defects``, ``outside``, ``warnings`` and ``model``.
 
         Raises:
-            DefiNetError: The structure cannot be relaxed.
+            HostError: The host is a name or a file that is neither in the library nor here.
         """
+        if isinstance(host, str) and host.lower() != "auto" and not Path(host).is_absolute():
+            get_host(host)
+        return self.run(_sendable(structure), _sendable(host))
+
+    @job  # type: ignore[untyped-decorator]
+    def run(self, structure: Any, host: Any) -> dict[str, Any]:
+        """Relax one structure, on the worker; see :meth:`make`."""
         relaxer = DefiNetRelaxer(
             self.model, host=host, device=self.device, strict=self.strict, max_strain=self.max_strain
         )
@@ -66,6 +74,19 @@ class DefiNetRelaxMaker(Maker):
             "host": result.site_map.host.name,
             "supercell": result.site_map.supercell_name,
             "defects": dict(result.site_map.defect_counts),
+            "outside": list(result.outside),
             "warnings": list(result.warnings),
             "model": result.model,
         }
+
+
+def _sendable(structure: Any) -> Any:
+    """Return what jobflow can send: a Structure for an Atoms, all else as it is."""
+    if hasattr(structure, "get_positions"):
+        from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
+
+        sent = AseAtomsAdaptor.get_structure(structure)
+        if charge := charge_of(structure):
+            sent.set_charge(charge)
+        return sent
+    return structure

@@ -41,7 +41,7 @@ def count_command(paths: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT0
         click.echo(json.dumps({"runs": records, "warnings": problems, "errors": failed}, indent=1))
     else:
         for run in runs:
-            for line in _lines(run):
+            for line in _lines(run, " (control)" if run is runs[0] and len(runs) > 1 else ""):
                 click.echo(line)
             saved = _saved(runs[0], run) if run is not runs[0] else None
             if saved is not None:
@@ -74,9 +74,9 @@ def _record(run: IonicSteps) -> dict[str, Any]:
     }
 
 
-def _lines(run: IonicSteps) -> list[str]:
+def _lines(run: IonicSteps, role: str) -> list[str]:
     state = {True: "converged", False: "not converged", None: "convergence not known"}[run.converged]
-    lines = [str(run.path), f"  steps     {run.steps}, {state}{f', {run.formula}' if run.formula else ''}"]
+    lines = [f"{run.path}{role}", f"  steps     {run.steps}, {state}{f', {run.formula}' if run.formula else ''}"]
     if len(run.fmax):
         shown = [f"{value:.3f}" for value in run.fmax]
         if len(shown) > _SHOWN:

@@ -24,7 +24,7 @@ from ase_definet.cli.common import (
     overwrite_option,
 )
 from ase_definet.cli.deliver import deliver, write_report
-from ase_definet.cli.plan import Job, plan_jobs
+from ase_definet.cli.plan import CONTROL, Job, plan_jobs
 from ase_definet.errors import CheckpointError, DeviceError, StructureError
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def relax_command(
     The default output is STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. Of a file with
     several structures the last one is relaxed. A FILE that fails does not stop the others; the exit code is then 1.
     """
+    if vasp is None:
+        _refuse_input_set_options()
     jobs = plan_jobs(files, output, output_dir, vasp, report, control=from_unrelaxed, overwrite=overwrite)
     resolved = checked_host(host)
     from ase_definet.relaxer import DefiNetRelaxer, RelaxResult  # noqa: PLC0415
@@ -106,6 +108,16 @@ def relax_command(
         )
     if failed:
         raise SystemExit(1)
+
+
+def _refuse_input_set_options() -> None:
+    """Refuse options of an input set where none is asked for."""
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    names = ("profile", "incar", "magnetic", "kpoints", "dipole")
+    useless = [name for name in names if context.get_parameter_source(name) is given]
+    if useless:
+        raise BadUsage(f"--{useless[0]} is for an input set: say where it goes with --vasp FOLDER")
 
 
 def _read(jobs: list[Job]) -> Iterator[Atoms | Exception]:
@@ -164,6 +176,9 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
             for tag, (before, after) in record["vasp"]["overridden"].items()
         ]
         rows += [("warning", text) for text in record["vasp"]["warnings"]]
+    older = None if job.vasp is None or job.control is not None else job.vasp.with_name(f"{job.vasp.name}{CONTROL}")
+    if older is not None and older.exists():
+        rows.append(("warning", f"{older} is the control of an earlier run: it may have other settings"))
     if "control" in record:
         rows.append(("wrote", f"{job.control}: the control run, from the host's sites"))
     if several:

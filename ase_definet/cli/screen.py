@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def screen_command(
     """
     checked_host(host)
     from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
-    from ase_definet.screening import Results, screen, structures_of, write_parquet  # noqa: PLC0415
+    from ase_definet.screening import FAILURES, Results, screen, structures_of, write_parquet  # noqa: PLC0415
 
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
     if missing:
@@ -70,12 +71,26 @@ def screen_command(
         done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
     finally:
         results.close()
+    if not done.done:
+        raise click.ClickException(
+            f"no structures in {', '.join(map(str, inputs))}: is the enumeration before it empty?"
+        )
     if parquet:
         write_parquet(output)
     click.echo(
         f"{done.done} structures in {output}: {done.done - done.failed} relaxed, {done.failed} failed"
         f"{meter.speed(done)}"
     )
+    if done.failed:
+        click.echo(f"reasons in {output / FAILURES}, the first: {_first_reason(output / FAILURES)}", err=True)
+    if done.failed == done.done:
+        raise click.ClickException("none could be relaxed")
+
+
+def _first_reason(path: Path) -> str:
+    with path.open(newline="", encoding="utf-8") as stream:
+        row = next(csv.DictReader(stream))
+    return f"{row['name']}: {row['reason']}"
 
 
 def _from_pipe() -> Iterator[Named]:

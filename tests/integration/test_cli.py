@@ -352,6 +352,7 @@ def test_host_that_is_not_commensurate():
         (["relax", "POSCAR", "b", *RELAX, "-o", "c.vasp"], "--output-dir"),
         (["relax", "POSCAR", *RELAX, "-o", "c.vasp", "--output-dir", "d"], "found both"),
         (["relax", "POSCAR", *RELAX, "--from-unrelaxed"], "--vasp FOLDER"),
+        (["relax", "POSCAR", *RELAX, "--kpoints", "2x2x1"], "--vasp FOLDER"),
         (["relax", "POSCAR", *RELAX, "--vasp", "r", "--kpoints", "2x2"], "2x2x1"),
         (["relax", "POSCAR", *RELAX, "--vasp", "r", "--incar", "NSW"], "NSW=60"),
         (["vasp", "POSCAR", "-o", "r", "--kpoints", "dense"], "spacing such as 0.25"),

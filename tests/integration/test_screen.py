@@ -266,6 +266,7 @@ def test_parquet_is_the_table(many, whole, tmp_path):
         for found, row in zip(column.to_pylist(), expected, strict=True):
             if name in screening.NUMBERS:
                 assert found == (float(row[name]) if row[name] else None)
+                assert isinstance(found, int) == (name in {"index", "sites"})
             else:
                 assert found == row[name]
     assert len(table) == len(rows(whole / TABLE))
@@ -273,7 +274,18 @@ def test_parquet_is_the_table(many, whole, tmp_path):
         screening.write_parquet(tmp_path)
 
 
+def test_nothing_relaxed_is_no_success(tmp_path):
+    write(tmp_path / "a.vasp", pristine("BN", 5))
+    done = CliRunner().invoke(
+        cli, ["screen", str(tmp_path / "a.vasp"), "--host", "MoS2", "-o", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 1
+    assert "a.vasp: " in done.output
+    assert "failures.csv" in done.output
+
+
 def test_empty_pipe(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     done = CliRunner().invoke(cli, ["screen", "-", "--host", "MoS2", "-o", str(tmp_path / "out")], input="")
-    assert "0 relaxed" in done.output
+    assert done.exit_code == 1
+    assert "no structures" in done.output

@@ -38,6 +38,7 @@ def test_a_charged_entry_keeps_its_charge_to_the_input_set(host, vacancy, relaxe
         relaxed = relaxer.relax(found.structure, found.host)
     assert [site.specie for site in relaxed] == [site.specie for site in vacancy]
     assert charge_of(as_atoms(relaxed)) == -1
+    assert relaxer.predict(found.structure, found.host).structure._charge == -1
     write_vasp_inputs(relaxed, tmp_path / "run")
     neutral = 25 * 12 + 49 * 6  # Mo_pv and S
     assert Incar.from_file(tmp_path / "run" / "INCAR")["NELECT"] == neutral + 1

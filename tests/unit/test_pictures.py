@@ -69,6 +69,11 @@ def test_what_cannot_be_drawn(pair, tmp_path):
     atoms, result = pair
     with pytest.raises(StructureError, match="same atoms"):
         draw_relaxation(atoms, result.atoms[1:], tmp_path / "a.png")
+    swapped = result.atoms.copy()
+    sulphur = np.flatnonzero(atoms.numbers == 16)[[0, 20]]
+    swapped.positions[sulphur] = swapped.positions[sulphur[::-1]]
+    with pytest.raises(StructureError, match="another order"):
+        draw_relaxation(atoms, swapped, tmp_path / "a.png")
     stretched = atoms.copy()
     stretched.set_cell(atoms.cell * 1.01)
     with pytest.raises(StructureError, match="one cell"):

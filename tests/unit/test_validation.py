@@ -127,6 +127,11 @@ def test_a_perfect_prediction_saves_all_but_one_step(result):
     assert comparison.unrelaxed_error == pytest.approx(expected)
 
 
+def test_a_calculator_instead_of_its_maker_is_refused(result):
+    with pytest.raises(CalculatorError, match="lambda"):
+        compare_starts(result, EMT())
+
+
 def test_what_did_not_converge_saves_nothing(result):
     comparison = compare_starts(result, EMT, "BFGS", FMAX, max_steps=2)
     assert comparison.saved is None
@@ -209,9 +214,10 @@ def test_the_command_fits_and_takes_settings(tmp_path, copper):
     written = json.loads((tmp_path / "o").read_text())
     assert written["settings"] == {"asap_cutoff": True}
     assert 0.98 < written["structures"][0]["scale"] < 1
-    refused = CliRunner().invoke(cli, [*given, "--set", "asap_cutoff"])
-    assert refused.exit_code == 2
-    assert "--set: expected KEY=VALUE" in refused.output
+    for wrong, advice in (("asap_cutoff", "--set: expected KEY=VALUE"), ("fmax=0.01", "it has asap_cutoff")):
+        refused = CliRunner().invoke(cli, [*given, "--set", wrong])
+        assert refused.exit_code == 2
+        assert advice in refused.output
 
 
 def test_refinement_steps_follow_the_prediction(copper, result):

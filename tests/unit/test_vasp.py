@@ -136,7 +136,7 @@ def test_constraints_become_selective_dynamics(tmp_path):
     atoms.set_constraint(
         [FixAtoms([0]), FixScaled([1], (True, False, False)), FixCartesian([2], (False, False, True))]
     )
-    report = write_vasp_inputs(atoms, tmp_path)
+    report = write_vasp_inputs(atoms, tmp_path, kpoints=(2, 2, 1))
     free = np.array(Poscar.from_file(tmp_path / "POSCAR").selective_dynamics)
     assert free.tolist() == [[False] * 3, [False, True, True], [True, True, False], [True] * 3]
     assert report.warnings == ()
@@ -148,7 +148,7 @@ def test_cartesian_constraint_follows_the_cell_or_is_named(tmp_path):
     write_vasp_inputs(atoms, tmp_path / "y")
     assert list(Poscar.from_file(tmp_path / "y" / "POSCAR").selective_dynamics[0]) == [True, False, True]
     atoms.set_constraint([FixCartesian([0], (True, False, False)), FixBondLengths([[0, 1]])])
-    report = write_vasp_inputs(atoms, tmp_path / "x")
+    report = write_vasp_inputs(atoms, tmp_path / "x", kpoints=(2, 2, 1))
     assert Poscar.from_file(tmp_path / "x" / "POSCAR").selective_dynamics is None
     assert ["FixCartesian" in text or "FixBondLengths" in text for text in report.warnings] == [True, True]
 
@@ -271,6 +271,14 @@ def test_gap_is_perpendicular_in_a_skewed_cell(tmp_path):
     atoms.set_cell([[5, 0, 0], [0, 5.2, 0], [10, 0, 7.0]])  # c is 12.2 Å long, its layers 7 Å apart
     write_vasp_inputs(atoms, tmp_path, kpoints=(1, 1, 2))
     assert tuple(Kpoints.from_file(tmp_path / "KPOINTS").kpts[0]) == (1, 1, 2)
+
+
+def test_gamma_alone_is_warned_about_in_small_cells_only(tmp_path):
+    small = write_vasp_inputs(slab(), tmp_path / "small")
+    assert any("Γ alone" in text and "a 5.0 Å, b 5.2 Å" in text for text in small.warnings)
+    chosen = write_vasp_inputs(slab(), tmp_path / "chosen", kpoints=(2, 2, 1))
+    large = write_vasp_inputs(slab().repeat((4, 4, 1)), tmp_path / "large")
+    assert not any("Γ alone" in text for text in chosen.warnings + large.warnings)
 
 
 @pytest.mark.parametrize("bad", [0, -0.2, float("nan"), (1, 1), (1, 1, 0), (1.5, 1, 1), "Gamma"])

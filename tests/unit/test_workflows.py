@@ -7,7 +7,7 @@ import pytest
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.vasp.inputs import Poscar
 
-from ase_definet.errors import DefiNetError
+from ase_definet.errors import HostError
 from tests.conftest import mos2_with_defects
 
 jobflow = pytest.importorskip("jobflow")
@@ -63,9 +63,21 @@ def test_what_a_job_returns(structure, relaxer, tmp_path):
     np.testing.assert_allclose(output["uncertainty"], result.uncertainty, atol=ROUNDED)
 
 
-def test_a_structure_that_cannot_be_relaxed_fails_its_job(structure):
-    with pytest.raises(DefiNetError, match="no host"):
-        DefiNetRelaxMaker(device="cpu").make.original(DefiNetRelaxMaker(device="cpu"), structure)
+def test_an_atoms_is_taken_too(tmp_path):
+    atoms = mos2_with_defects()
+    atoms.info["charge"] = 1
+    job = DefiNetRelaxMaker(device="cpu").make(atoms, host="MoS2")
+    output = run(job, tmp_path)[job.uuid][1].output
+    assert len(output["structure"]) == len(atoms)
+    assert output["structure"].charge == 1
+    assert output["outside"] == ["charge"]
+
+
+def test_a_wrong_host_is_noticed_before_anything_is_sent(structure):
+    with pytest.raises(HostError, match="MoS3"):
+        DefiNetRelaxMaker(device="cpu").make(structure, host="MoS3")
+    with pytest.raises(TypeError, match="host"):
+        DefiNetRelaxMaker(device="cpu").make(structure)
 
 
 def test_ahead_of_atomate2(structure, relaxer, tmp_path, monkeypatch):
