@@ -1,0 +1,39 @@
+"""Score bundled weights on training and on validation pairs: how much of the error is a lack of data.
+
+Run as ``python docs/gap.py PACK``; writes docs/results/gap.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ase_definet.train.config import make_config
+from ase_definet.train.loop import Run
+
+PAIRS = 100
+OUT = Path(__file__).parent / "results" / "gap.json"
+
+
+@torch.no_grad()
+def main() -> None:
+    """Score and write."""
+    run = Run(make_config({"data": sys.argv[1], "out": "runs/gap", "init": "default"}))
+    table = {}
+    for group, batches in zip(run.groups, run.batches, strict=True):
+        row = table.setdefault(group.subset, {})
+        for split in ("train", "val"):
+            chosen = np.random.default_rng(1).permutation(group.indices(split))[:PAIRS]
+            errors = []
+            for start in range(0, len(chosen), 20):
+                numbers, kinds, target, real = batches.batch(chosen[start : start + 20])
+                off = (batches.predict(run.average, numbers, kinds)[-1] - target).abs().mean(-1) * real
+                errors += (off.sum(0) / real.sum(0)).tolist()
+            row[split] = float(np.mean(errors))
+    OUT.write_text(json.dumps({"pairs": PAIRS, "weights": "default", "subsets": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
