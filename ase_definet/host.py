@@ -318,10 +318,18 @@ def widest_gap(cell: Array, scaled: Array, axis: int) -> tuple[float, float]:
         scaled: Fractional positions, shape ``(n_atoms, 3)``.
         axis: Which cell vector the layers are stacked along.
     """
-    levels = np.sort(scaled[:, axis] % 1.0)
-    widths = np.diff(levels, append=levels[0] + 1.0)
-    height = 1.0 / np.linalg.norm(np.linalg.inv(cell)[:, axis])
-    return float(widths.max() * height), float(levels[widths.argmax()] + widths.max() / 2)
+    width, centre = _emptiest(scaled[:, axis])
+    return float(width / np.linalg.norm(np.linalg.inv(cell)[:, axis])), centre
+
+
+def _emptiest(fractions: Array) -> tuple[float, float]:
+    """Return width and centre of the largest gap between fractions, around the circle."""
+    levels = np.sort(fractions % 1.0)
+    widths = np.empty_like(levels)
+    np.subtract(levels[1:], levels[:-1], out=widths[:-1])
+    widths[-1] = levels[0] + 1.0 - levels[-1]
+    first = int(widths.argmax())
+    return float(widths[first]), float(levels[first] + widths[first] / 2)
 
 
 def vacuum_axis(cell: Array, positions: Array) -> int | None:
@@ -334,8 +342,9 @@ def vacuum_axis(cell: Array, positions: Array) -> int | None:
     Raises:
         StructureError: There is vacuum along more than one axis (a wire or a molecule).
     """
-    fractions = positions @ np.linalg.inv(cell)
-    gaps = [widest_gap(cell, fractions, axis)[0] for axis in range(3)]
+    inverse = np.linalg.inv(cell)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    gaps = [_emptiest(column)[0] * height for column, height in zip((positions @ inverse).T, heights, strict=True)]
     axes = [axis for axis in range(3) if gaps[axis] >= VACUUM_GAP]
     if len(axes) <= 1:
         return axes[0] if axes else None
