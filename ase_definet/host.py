@@ -225,6 +225,16 @@ def as_atoms(structure: object) -> Atoms:
     )
 
 
+def as_structure(atoms: Atoms) -> Any:
+    """Return a pymatgen Structure from an Atoms, its charge with it: the inverse of :func:`as_atoms`."""
+    from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
+
+    structure = AseAtomsAdaptor.get_structure(atoms)
+    if charge := charge_of(atoms):
+        structure.set_charge(charge)
+    return structure
+
+
 def read_structure(path: str | Path) -> Atoms:
     """Read one structure from any file that ASE reads.
 

@@ -28,7 +28,7 @@ from ase_definet.errors import (
     StructureError,
 )
 from ase_definet.graph import DefectGraph, batch_graphs
-from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, charge_of, get_host, library
+from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, as_structure, charge_of, get_host, library
 from ase_definet.model import predict
 from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.model.site_network import SiteNetwork
@@ -108,12 +108,7 @@ class RelaxResult:
     @property
     def structure(self) -> Any:
         """The relaxed structure as a pymatgen Structure, sites in the caller's order, in Å; the charge stays."""
-        from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
-
-        structure = AseAtomsAdaptor.get_structure(self.atoms)
-        if charge := charge_of(self.atoms):
-            structure.set_charge(charge)
-        return structure
+        return as_structure(self.atoms)
 
     @property
     def unrelaxed(self) -> Atoms:

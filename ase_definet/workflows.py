@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ase_definet.errors import DefiNetError
-from ase_definet.host import charge_of, get_host
+from ase_definet.host import as_structure, get_host
 from ase_definet.relaxer import DefiNetRelaxer, like
 
 try:
@@ -82,11 +82,4 @@ class DefiNetRelaxMaker(Maker):
 
 def _sendable(structure: Any) -> Any:
     """Return what jobflow can send: a Structure for an Atoms, all else as it is."""
-    if hasattr(structure, "get_positions"):
-        from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
-
-        sent = AseAtomsAdaptor.get_structure(structure)
-        if charge := charge_of(structure):
-            sent.set_charge(charge)
-        return sent
-    return structure
+    return as_structure(structure) if hasattr(structure, "get_positions") else structure

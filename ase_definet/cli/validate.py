@@ -21,6 +21,7 @@ from ase_definet.cli.common import (
     overwrite_option,
 )
 from ase_definet.errors import CalculatorError, DefiNetError
+from ase_definet.files import replacing
 
 if TYPE_CHECKING:
     from ase_definet.relaxer import DefiNetRelaxer, RelaxResult
@@ -209,4 +210,5 @@ def saved_text(share: float) -> str:
 
 def _write(out: Path | None, head: dict[str, Any], records: list[dict[str, Any]]) -> None:
     if out is not None:
-        out.write_text(json.dumps(head | {"structures": records}, indent=1) + "\n")
+        with replacing(out) as fresh:
+            fresh.write_text(json.dumps(head | {"structures": records}, indent=1) + "\n")
