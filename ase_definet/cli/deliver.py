@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from ase_definet.relaxer import RelaxResult
-    from ase_definet.vasp import InputSetReport
 
 
 def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         if job.vasp is not None:
             record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
         if job.control is not None:
-            record["control"] = _write_control(job.control, result, input_set, overwrite=overwrite)
+            record["control"] = _write_input_set(job.control, result, input_set, overwrite=overwrite, predicted=False)
     return record
 
 
@@ -84,40 +83,28 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
 
 
 def _write_input_set(
-    directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool
+    directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool, predicted: bool = True
 ) -> dict[str, Any]:
+    """Write the input set of the prediction, or that of the control run from the host's sites."""
     from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
 
     info = result.atoms.info
-    written = write_vasp_inputs(
-        result.atoms,
-        directory,
-        notes=result.warnings,
-        provenance={
+    provenance = {"host": f"{result.site_map.host.name} {result.site_map.supercell_name}"}
+    if predicted:
+        provenance |= {
             "model": result.model,
-            "host": f"{result.site_map.host.name} {result.site_map.supercell_name}",
             "defects": info["definet_defects"],
             "version": info["definet_version"],
-        },
+        }
+    written = write_vasp_inputs(
+        result.atoms if predicted else result.unrelaxed,
+        directory,
+        notes=result.warnings if predicted else (),
+        provenance=provenance,
+        predicted=predicted,
         overwrite=overwrite,
         **input_set,
     )
-    return _set_record(written)
-
-
-def _write_control(
-    directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool
-) -> dict[str, Any]:
-    from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
-
-    provenance = {"host": f"{result.site_map.host.name} {result.site_map.supercell_name}"}
-    written = write_vasp_inputs(
-        result.unrelaxed, directory, provenance=provenance, overwrite=overwrite, predicted=False, **input_set
-    )
-    return _set_record(written)
-
-
-def _set_record(written: InputSetReport) -> dict[str, Any]:
     return {
         "directory": str(written.directory),
         "files": list(written.files),
