@@ -28,6 +28,7 @@ class SiteNetworkConfig:
         site_gates: Whether what is on a site gates the messages it sends and hears.
         zero_mean: Whether the mean displacement over real atoms is taken off.
         error_hidden: Width of the estimate of each atom's error, fitted after training; 0 for none.
+        starts: Whether atoms may start elsewhere than on the host's sites, as training with ``corrupt`` wants it.
     """
 
     cutoff: float = 7.0
@@ -48,6 +49,7 @@ class SiteNetworkConfig:
     site_gates: bool = True
     zero_mean: bool = True
     error_hidden: int = 0
+    starts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

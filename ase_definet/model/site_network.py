@@ -43,6 +43,7 @@ class SiteNetwork(nn.Module):
         between = config.layers - 1 if config.near_cutoff > 0 else 0
         self.near = nn.ModuleList(NearMessages(config) for _ in range(between))
         self.norm = nn.LayerNorm(width)
+        self.start_in = nn.Parameter(torch.randn(width)) if config.starts else None
         self.gate = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.read_out = nn.Linear(width, 1, bias=False)
         nn.init.normal_(self.read_out.weight, std=0.1 / math.sqrt(width))
@@ -66,9 +67,25 @@ class SiteNetwork(nn.Module):
         """
         return self.stages(geometry, numbers, host_numbers, kinds)[-1]
 
-    def stages(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> list[Tensor]:
-        """Return the displacements guessed between layers and last the prediction; see :meth:`forward`."""
-        return self._run(geometry, numbers, host_numbers, kinds)[0]
+    def stages(
+        self,
+        geometry: Geometry,
+        numbers: Tensor,
+        host_numbers: Tensor,
+        kinds: Tensor,
+        start: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Return the displacements guessed between layers and last the prediction; see :meth:`forward`.
+
+        Args:
+            geometry: Arrangement of the sites.
+            numbers: Atomic number on each site.
+            host_numbers: Atomic number of the host there.
+            kinds: Marker of each site.
+            start: Displacements at which the atoms are to begin, zero on empty sites, shape ``(n_sites, batch, 3)``,
+                in Å; the network must have been built with ``starts``. On the host's sites by default.
+        """
+        return self._run(geometry, numbers, host_numbers, kinds, start)[0]
 
     def estimate(
         self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
@@ -100,7 +117,12 @@ class SiteNetwork(nn.Module):
         return logarithm.clamp(-12, 2).exp()
 
     def _run(
-        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+        self,
+        geometry: Geometry,
+        numbers: Tensor,
+        host_numbers: Tensor,
+        kinds: Tensor,
+        start: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Return the stages and the scalars of the last layer, normalised."""
         host = self.host_element(host_numbers)[:, None].expand(-1, numbers.shape[1], -1)
@@ -109,18 +131,25 @@ class SiteNetwork(nn.Module):
         site = self.start(torch.cat([self.element(numbers), host, self.kind(kinds)], dim=-1))
         scalars = site
         vectors = site.new_zeros(*site.shape[:2], 3, site.shape[2])
+        if start is not None:
+            if self.start_in is None:
+                raise RuntimeError("this network was built without `starts`: its atoms begin on the host's sites")
+            vectors = start[..., None] * self.start_in
         real = (numbers > 0).to(site.dtype)[..., None]
         guesses = []
         for number, layer in enumerate(self.layers):
             if number and self.near:
                 near: Any = self.near[number - 1]
-                guesses.append(near.guess(scalars, vectors) * real)
+                guess = near.guess(scalars, vectors)
+                guesses.append((guess if start is None else guess + start) * real)
                 place = guesses[-1] if self.config.near_moves else torch.zeros_like(guesses[-1])
                 scalars, vectors = near(geometry.near(self.config.near_cutoff), place, scalars, vectors)
             scalars, vectors = layer(geometry, site, scalars, vectors)
         hidden = self.norm(scalars)
         gate = self.gate(hidden)
         displacement = self.read_out(gate[:, :, None] * vectors).squeeze(-1)
+        if start is not None:
+            displacement = displacement + start
         if self.config.zero_mean:
             mean = geometry.total(displacement * real) / geometry.total(real).clamp_min(1)
             displacement = displacement - geometry.spread(mean)

@@ -63,12 +63,19 @@ class SiteBatches:
         mean = (target_ * real[..., None]).sum(0) / real.sum(0)[:, None]
         return numbers, kinds, (target_ - mean) * real[..., None], real
 
-    def predict(self, net: nn.Module, numbers: Tensor, kinds: Tensor) -> list[Tensor]:
-        """Run a network; return the guesses between its layers, if it has any, and last its prediction."""
+    def predict(self, net: nn.Module, numbers: Tensor, kinds: Tensor, start: Tensor | None = None) -> list[Tensor]:
+        """Run a network; return the guesses between its layers, if it has any, and last its prediction.
+
+        Args:
+            net: The network.
+            numbers: Atomic number on each site, shape ``(n_sites, batch)``.
+            kinds: Marker of each site, shape ``(n_sites, batch)``.
+            start: Displacements at which the atoms begin, shape ``(n_sites, batch, 3)``, in Å.
+        """
         if self.lattice is not None:
             if not isinstance(net, SiteNetwork):
                 raise TypeError(f"expected a SiteNetwork, found {type(net).__name__}")
-            return net.stages(self.lattice, numbers, self.host_numbers, kinds)
+            return net.stages(self.lattice, numbers, self.host_numbers, kinds, start)
         n, batch = numbers.shape
         one = self._template
         offset = (torch.arange(batch) * n)[:, None]

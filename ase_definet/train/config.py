@@ -42,6 +42,10 @@ class TrainConfig:
         clip: Largest norm of the gradient.
         ema: Decay of the moving average of the weights, which is what is validated and exported.
         auxiliary: Weight of the loss of the guesses between layers.
+        corrupt: Share of the training structures whose atoms start somewhere between the host's sites and their
+            relaxed places, with noise, instead of on the sites (Godwin et al., ICLR 2022, "Noisy Nodes"); makes the
+            network one with ``starts``.
+        noise: Mean standard deviation of that noise, drawn evenly between zero and twice this, in Å.
         seed: Of initial weights, data order and dropout.
         check: Steps between validations.
         save: Steps between checkpoints.
@@ -74,6 +78,8 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.999
     auxiliary: float = 0.0
+    corrupt: float = 0.0
+    noise: float = 0.15
     seed: int = 0
     check: int = 500
     save: int = 250
@@ -98,9 +104,9 @@ class TrainConfig:
             raise TrainingError(f"{', '.join(wrong)} must be at least 1")
         if self.batch < self.devices * self.nodes:
             raise TrainingError(f"a batch of {self.batch} cannot be shared by {self.devices * self.nodes} devices")
-        not_negative = ("rate", "clip", "factor", "weight_decay", "auxiliary", "warmup", "patience", "decay", "ema")
-        for name in not_negative:
-            value, most = getattr(self, name), 1 if name in {"decay", "ema"} else math.inf
+        shares = ("decay", "ema", "corrupt")
+        for name in ("rate", "clip", "factor", "weight_decay", "auxiliary", "noise", "warmup", "patience", *shares):
+            value, most = getattr(self, name), 1 if name in shares else math.inf
             if not 0 <= value <= most:
                 raise TrainingError(f"{name} must be between 0 and {most:g}, found {value}")
         if not 0 < self.fraction <= 1:

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -67,6 +68,20 @@ def loss_of(predicted: Tensor, target: Tensor, real: Tensor) -> Tensor:
     return (length.sum(0) / real.sum(0)).mean()
 
 
+def corrupted(target: Tensor, real: Tensor, config: TrainConfig) -> Tensor:
+    """Return displacements at which the atoms of a batch begin: zero for some structures, for others on their way.
+
+    Args:
+        target: Relaxed displacements, shape ``(n_sites, batch, 3)``, in Å.
+        real: Which sites have an atom, as 0 or 1, shape ``(n_sites, batch)``.
+        config: How many, and how much noise.
+    """
+    chosen, way, width = torch.rand(3, 1, target.shape[1], 1, device=target.device)
+    noise = 2 * config.noise * width * torch.randn_like(target)
+    start: Tensor = (way * target + noise) * (chosen < config.corrupt) * real[..., None]
+    return start
+
+
 class _Stages(nn.Module):
     """What Fabric wraps: a network fed by batches."""
 
@@ -74,8 +89,8 @@ class _Stages(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batches: SiteBatches, numbers: Tensor, kinds: Tensor) -> list[Tensor]:
-        return batches.predict(self.network, numbers, kinds)
+    def forward(self, batches: SiteBatches, numbers: Tensor, kinds: Tensor, start: Tensor | None) -> list[Tensor]:
+        return batches.predict(self.network, numbers, kinds, start)
 
 
 class Run:
@@ -94,6 +109,8 @@ class Run:
         initial = load_checkpoint(resolve_model(config.init)) if config.init else None
         if initial is not None:
             config = with_model(config, _with_dropout(initial.config, config.model))
+        if config.corrupt:
+            config = with_model(config, _with_starts(config.model))
         self.config = config
         self.initial_card = None if initial is None else initial.card
         self.pack = Pack.open(config.data)
@@ -103,7 +120,7 @@ class Run:
         network = build_network(config.model)
         average = build_network(config.model)
         if initial is not None:
-            weights = initial.model.state_dict()
+            weights = network.state_dict() | initial.model.state_dict()
             network.load_state_dict({name: weights[name] for name in network.state_dict()})
         average.load_state_dict(network.state_dict())
         self.network = network
@@ -155,11 +172,12 @@ class Run:
         which = self._next_group()
         chosen = self._next_pairs(which)[rank::world]
         batches = self.batches[which]
-        # dropout depends on the counters only, so that a resumed run repeats it
+        # dropout and noise depend on the counters only, so that a resumed run repeats it
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * world + rank)
         self.network.train()
         numbers, kinds, target, real = batches.batch(chosen)
-        *guesses, predicted = self.stages(batches, numbers, kinds)
+        start = corrupted(target, real, self.config) if self.config.corrupt else None
+        *guesses, predicted = self.stages(batches, numbers, kinds, start)
         loss = total = loss_of(predicted, target, real)
         if guesses and self.config.auxiliary:
             early = torch.stack([loss_of(guess, target, real) for guess in guesses]).mean()
@@ -411,11 +429,15 @@ def _fraction(pairs: Array, config: TrainConfig) -> Array:
 
 def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:
     """Take over the sizes of given weights, but the dropout of the run; the estimate of the error is fitted anew."""
-    from dataclasses import replace  # noqa: PLC0415
-
     if not isinstance(given, SiteNetworkConfig):
         if isinstance(wanted, SiteNetworkConfig) and wanted.dropout:
             raise CheckpointError("dropout is not known to the published network; set it to 0")
         return given  # type: ignore[no-any-return]
     dropout = wanted.dropout if isinstance(wanted, SiteNetworkConfig) else 0.0
     return replace(given, dropout=dropout, error_hidden=0)
+
+
+def _with_starts(model: ModelConfig) -> ModelConfig:
+    if not isinstance(model, SiteNetworkConfig):
+        raise TrainingError("corrupt is not known to the published network; set it to 0")
+    return replace(model, starts=True)

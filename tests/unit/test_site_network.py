@@ -258,6 +258,34 @@ def test_there_is_a_guess_between_any_two_layers(network):
         assert (guess[given["numbers"] == 0] == 0).all()
 
 
+def stages_of(network, positions, start=None):
+    """Run four by four cells of MoS2 with defects, its edges from these positions."""
+    given = arrays()
+    graph = build_graph(**given | positions, cutoff=CONFIG.cutoff, dtype=torch.float64)
+    zeros = torch.zeros(len(graph.pos), dtype=torch.long)
+    geometry = EdgeGeometry(graph.edge_index, graph.edge_vectors(), graph.host_numbers, zeros, 1)
+    with torch.no_grad():
+        return network.stages(geometry, graph.numbers[:, None], graph.host_numbers, graph.kinds[:, None], start)[-1]
+
+
+def test_atoms_may_start_off_the_sites():
+    """The start turns with the structure, no start is a start on the sites, and a network must be made for it."""
+    torch.manual_seed(0)
+    network = SiteNetwork(replace(NEAR, starts=True)).double().eval()
+    given, real = arrays(), torch.tensor(arrays()["numbers"] > 0).double()[:, None, None]
+    start = 0.2 * torch.randn(len(real), 1, 3, dtype=torch.float64) * real
+    before = stages_of(network, {}, start)
+    turn = rotation(3)
+    turned = {"positions": given["positions"] @ turn.T, "cell": given["cell"] @ turn.T}
+    matrix = torch.tensor(turn)
+    assert (stages_of(network, turned, start @ matrix.T) - before @ matrix.T).abs().max() < EXACT
+    assert torch.equal(stages_of(network, {}), stages_of(network, {}, torch.zeros_like(start)))
+    assert (before - stages_of(network, {}) - start).abs().max() > 0.01  # more than the start added on
+    assert before.sum(0).abs().max() < EXACT
+    with pytest.raises(RuntimeError, match="built without `starts`"):
+        stages_of(SiteNetwork(NEAR).double(), {}, start)
+
+
 @pytest.mark.parametrize("config", [CONFIG, NEAR], ids=["ideal", "near"])
 def test_dropout_is_for_training_only(config):
     """And leaves directions alone: in training too the answer turns with the structure."""

@@ -22,7 +22,7 @@ from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.train import uncertainty
 from ase_definet.train.card import build_card, export_weights
 from ase_definet.train.config import TrainConfig
-from ase_definet.train.loop import LAST, Run, train
+from ase_definet.train.loop import LAST, Run, corrupted, train
 from tests.conftest import DEVICES, REPO, pristine
 from tests.pairs import pack_of, radial_pairs
 
@@ -150,6 +150,47 @@ def test_the_loss_of_early_guesses_counts(config):
     assert errors[1] < 0.7 * errors[0]
 
 
+def test_corrupted_starts():
+    """Some structures begin on the sites, the others between them and the relaxed places, give or take noise."""
+    torch.manual_seed(0)
+    target = torch.tensor([1.0, -2.0, 0.5]).expand(5, 4000, 3).clone()
+    real = torch.ones(5, 4000)
+    real[2] = target[2] = 0
+    config = TrainConfig(data="-", out="-", corrupt=0.3, noise=0.0)
+    start = corrupted(target, real, config)
+    moved = start.abs().sum((0, 2)) > 0
+    assert float(moved.float().mean()) == pytest.approx(0.3, abs=0.03)
+    way = start[0, moved] / target[0, moved]
+    assert torch.allclose(way[:, 0], way[:, 2], atol=1e-6)  # one share of the way for all of a structure
+    assert way.min() >= 0
+    assert way.max() <= 1
+    assert way.mean() == pytest.approx(0.5, abs=0.03)
+    noise = corrupted(torch.zeros_like(target), real, replace(config, corrupt=1.0, noise=0.2))
+    assert noise[2].abs().max() == 0
+    widths = noise[[0, 1, 3, 4]].std((0, 2))
+    assert widths.mean() == pytest.approx(0.2, abs=0.01)
+    assert widths.max() < 1.0
+
+
+def test_corrupted_starts_help_it_back(config):
+    """Trained with them, the network takes noise off; its predictions from the sites are as good as before."""
+    run = train(replace(config, corrupt=0.5, noise=0.1, steps=150))
+    assert run.config.model.starts
+    assert run.table[NAME]["mae"] < 0.5 * run.table[NAME]["dummy"]
+    batches = run.batches[0]
+    numbers, kinds, target, real = batches.batch(run.groups[0].indices("val"))
+    torch.manual_seed(1)
+    noise = 0.1 * torch.randn_like(target) * real[..., None]
+    with torch.no_grad():
+        back = batches.predict(run.average, numbers, kinds, target + noise)[-1]
+    assert (back - target).norm() < 0.7 * noise.norm()
+
+
+def test_the_published_network_has_no_other_starts(config):
+    with pytest.raises(TrainingError, match="corrupt is not known to the published network"):
+        Run(replace(config, model=DEFINET, corrupt=0.5))
+
+
 def test_progress_hears_of_every_step(config):
     heard = []
     train(config, lambda run, loss: heard.append((run.step, loss)))
@@ -181,10 +222,12 @@ def test_the_validation_table_is_the_mean_over_structures(config):
 # killed and resumed
 
 
-@pytest.mark.parametrize("model", [MODEL, DEFINET], ids=["site", "definet"])
-def test_a_killed_run_goes_on_exactly(config, tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "corrupt"), [(MODEL, 0.0), (MODEL, 0.5), (DEFINET, 0.0)], ids=["site", "corrupted", "definet"]
+)
+def test_a_killed_run_goes_on_exactly(config, tmp_path, model, corrupt):
     """With dropout, messages at guessed distances, and an epoch that ends between checkpoints."""
-    config = replace(config, model=model, schedule="plateau", patience=0, factor=0.5)
+    config = replace(config, model=model, corrupt=corrupt, schedule="plateau", patience=0, factor=0.5)
     whole = train(replace(config, out=str(tmp_path / "whole")))
     train_until(config, 37)
     train_until(config, 44)
@@ -516,6 +559,10 @@ def test_fine_tuning_starts_from_given_weights(config, several, tmp_path, monkey
     second = train(wanted)
     assert second.table["low/MoS2"]["mae"] < before["mae"]
     assert train(wanted).step == second.step  # and can be resumed
+    corrupt = Run(replace(wanted, out=str(tmp_path / "third"), corrupt=0.5))  # atoms may start off the sites now
+    assert corrupt.config.model == replace(MODEL, dropout=0.3, starts=True)
+    assert corrupt.validate()["low/MoS2"] == before
+    corrupt.advance()
 
 
 def test_fine_tuning_the_published_network(config, tmp_path):
