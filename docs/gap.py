@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from ase_definet.train.config import make_config
-from ase_definet.train.loop import Run
+from ase_definet.train.loop import Run, summed_errors
 
 PAIRS = 100
+BATCH = 20
 OUT = Path(__file__).parent / "results" / "gap.json"
 
 
@@ -26,12 +27,8 @@ def main() -> None:
         row = table.setdefault(group.subset, {})
         for split in ("train", "val"):
             chosen = np.random.default_rng(1).permutation(group.indices(split))[:PAIRS]
-            errors = []
-            for start in range(0, len(chosen), 20):
-                numbers, kinds, target, real = batches.batch(chosen[start : start + 20])
-                off = (batches.predict(run.average, numbers, kinds)[-1] - target).abs().mean(-1) * real
-                errors += (off.sum(0) / real.sum(0)).tolist()
-            row[split] = float(np.mean(errors))
+            parts = [summed_errors(run.average, batches, chosen[k : k + BATCH]) for k in range(0, len(chosen), BATCH)]
+            row[split] = float(sum(part[0] for part in parts)) / len(chosen)
     OUT.write_text(json.dumps({"pairs": PAIRS, "weights": "default", "subsets": table}, indent=1) + "\n")
 
 

@@ -219,3 +219,8 @@ def match_record(site_map: SiteMap) -> dict[str, Any]:
             for defect in site_map.defects
         ],
     }
+
+
+def saved_text(share: float) -> str:
+    """Say a share of ionic steps that was saved, or lost."""
+    return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"

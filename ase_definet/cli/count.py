@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import error_text
-from ase_definet.cli.validate import saved_text
+from ase_definet.cli.common import error_text, saved_text
 from ase_definet.errors import DefiNetError
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from ase_definet.cli.common import (
     error_text,
     host_option,
     overwrite_option,
+    saved_text,
 )
 from ase_definet.errors import CalculatorError, DefiNetError
 from ase_definet.files import replacing
@@ -201,11 +202,6 @@ def table_lines(comparison: Comparison) -> list[str]:
         f"{comparison.prediction_error:.4f} Å"
     )
     return lines
-
-
-def saved_text(share: float) -> str:
-    """Say a share of ionic steps that was saved, or lost."""
-    return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"
 
 
 def _write(out: Path | None, head: dict[str, Any], records: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from ase_definet.data.pairs import Reference
+from ase_definet.data.pairs import SPLITS, Reference
 from ase_definet.errors import DefiNetError, StructureError
 from ase_definet.host import completed_cell
 from ase_definet.metrics import minimum_image
@@ -101,6 +101,8 @@ def examine(reference: Reference) -> Row | Problem:
 
 
 def _examine(reference: Reference) -> Row:
+    if reference.split not in SPLITS:
+        raise StructureError(f"split must be one of {', '.join(SPLITS)}, found {reference.split}")
     unrelaxed, relaxed = reference.load()
     site_map = match_sites(unrelaxed, reference.host)
     distance = np.linalg.norm(site_map.offsets, axis=1)

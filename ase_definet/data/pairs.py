@@ -253,8 +253,6 @@ def _split(found: Iterable[Reference], fractions: tuple[float, float, float], se
     """Assign splits where the source gives none: a fixed shuffle in each subset, exact shares."""
     open_: dict[str, list[Reference]] = {}
     for reference in found:
-        if reference.split and reference.split not in SPLITS:
-            raise StructureError(f"{reference.id}: split must be one of {', '.join(SPLITS)}, found {reference.split}")
         if reference.split:
             yield reference
         else:

@@ -218,7 +218,7 @@ class Run:
             chosen = np.random.default_rng(0).permutation(group.indices("val"))[:limit]
             mine = chosen[self.fabric.global_rank :: self.fabric.world_size]
             for start in range(0, len(mine), _VALIDATION_BATCH):
-                part = _errors(self.average, batches, mine[start : start + _VALIDATION_BATCH])
+                part = summed_errors(self.average, batches, mine[start : start + _VALIDATION_BATCH])
                 sums[group.subset] = sums.get(group.subset, 0) + part
         table = {}
         for name in sorted({group.subset for group in self.groups}):
@@ -385,7 +385,7 @@ def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
             board.add_scalar(key, value, run.step)
 
 
-def _errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Tensor:
+def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Tensor:
     """Return sums over structures: MAE, A3, both of the ideal sites, structures, structures with atoms near."""
     numbers, kinds, target, real = batches.batch(chosen)
     predicted = batches.predict(network, numbers, kinds)[-1]

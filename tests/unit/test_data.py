@@ -382,7 +382,6 @@ def frames_of(*infos) -> list[Atoms]:
         ([{"id": 1, "stage": "unrelaxed"}, {"id": 2, "stage": "half"}], "structure 2: expected"),
         ([{"id": 7, "stage": "relaxed"}], "7 has a relaxed structure and no unrelaxed one"),
         ([{"id": 7, "stage": "unrelaxed"}, {"id": 7, "stage": "unrelaxed"}], "structure 2: a second unrelaxed"),
-        ([{"id": 7, "stage": "unrelaxed", "split": "validation"}], "7: split must be one of train, val, test"),
     ],
 )
 def test_frames_that_make_no_pairs(tmp_path, infos, message):
@@ -506,6 +505,7 @@ def bad_pairs(tmp_path: Path) -> dict[str, tuple[Reference, str]]:
         "missing": ({"unrelaxed": missing}, "missing.cif: cannot be read"),
         "host": ({"host": "MoS3"}, "unknown host 'MoS3'"),
         "other host": ({"host": "GaSe"}, "GaSe"),
+        "split": ({"split": "validation"}, "split must be one of train, val, test, found validation"),
     }
     return {key: (replace(good, id=key, **change), text) for key, (change, text) in changes.items()}
 
