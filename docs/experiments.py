@@ -34,6 +34,14 @@ ABLATIONS = {
     "two layers instead of four": {"layers": 2},
 }
 
+NOISY = {"corrupt": 0.5, "noise": 0.15}
+BY_HEART = {
+    "dropout 0.1": {},
+    "dropout 0.1, half of the structures start on their way": NOISY,
+    "dropout 0.25": {"dropout": 0.25},
+    "dropout 0.25, half of the structures start on their way": {"dropout": 0.25} | NOISY,
+}
+
 
 def experiments() -> dict[str, dict]:
     """Return options of every run by name; ``score`` names subsets to score besides those trained on."""
@@ -64,6 +72,10 @@ def experiments() -> dict[str, dict]:
         out[f"fine-tuned: {pairs} pairs of InSe"] = few | {"init": "held out: all but InSe", "rate": 5e-4}
     for name in HIGH:
         out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": 200, "warmup": 40}
+    for name, changes in BY_HEART.items():  # long enough for 405 pairs of one host to be learned by heart
+        alone = {"shares": {"high/P": 1.0}, "steps": 1500}
+        own = {key: value for key, value in changes.items() if key in NOISY}
+        out[f"by heart: {name}"] = alone | own | {"model": SMALL | {k: changes[k] for k in changes.keys() - own}}
     return out
 
 

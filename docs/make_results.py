@@ -84,8 +84,8 @@ def gap_section(gap: dict) -> list[str]:
 def dft_section() -> list[str]:
     """Return the ionic steps counted with other codes, a table row for each structure and run."""
     lines = [
-        "| calculator | structure | cell scaled by | steps: sites | steps: predicted | saved | energy above the end: sites | predicted, eV | MAE to the end: sites | predicted, Å |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| calculator | weights | structure | cell scaled by | steps: sites | steps: predicted | saved | energy above the end: sites | predicted, eV | MAE to the end: sites | predicted, Å |",
+        "| --- " * 11 + "|",
     ]
     for path in sorted((RESULTS / "dft").glob("*.json")):
         content = json.loads(path.read_text())
@@ -100,6 +100,7 @@ def dft_section() -> list[str]:
             scale = row.get("scale", 1.0)
             cells = [
                 content["calculator"],
+                content["model"].split(" (")[0],
                 row["file"].removeprefix("examples/"),
                 f"{scale - 1:+.2%}" if scale != 1 else "-",
             ]
@@ -147,6 +148,23 @@ def experiment_section(done: dict[str, dict]) -> list[str]:
         lines += [
             f"| together | {high_row(done['ablation: all']['validation'])} |",
             f"| one each | {high_row(merged)} |",
+            "",
+        ]
+    hard = {name.removeprefix("by heart: "): row for name, row in done.items() if name.startswith("by heart: ")}
+    if hard:
+        some = next(iter(hard.values()))
+        lines += [
+            f"### Learning by heart, and what keeps from it ({some['config']['steps']:,} steps)",
+            "",
+            "Black phosphorus alone, 405 pairs, seen sixty times each. On their way: atoms start between the host's sites and",
+            "their relaxed places, with noise (`corrupt`, `noise`).",
+            "",
+            "| | black P | A3 |",
+            "| --- | --- | --- |",
+            *(
+                f"| {name} | {row['validation']['high/P']['mae']:.4f} | {row['validation']['high/P']['a3']:.4f} |"
+                for name, row in sorted(hard.items())
+            ),
             "",
         ]
     few = {name: row for name, row in done.items() if name.startswith(("scratch: ", "fine-tuned: "))}
