@@ -15,6 +15,7 @@ import torch
 from ase_definet.checkpoint import load_checkpoint
 from ase_definet.convert import build_lattice
 from ase_definet.data import Group, Pack, Row, pack_rows, save_groups
+from ase_definet.train.card import LABELLED
 
 BATCH = 16
 
@@ -62,7 +63,7 @@ def labelled(group: Group, n: int, paths: list[str], rng: np.random.Generator) -
     for k in range(n):
         yield Row(
             id=f"labelled-{k}",
-            subset=f"labelled/{group.host}",
+            subset=LABELLED + group.host,
             split="train",
             host=group.host,
             unit_numbers=group.unit_numbers,

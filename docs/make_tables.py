@@ -39,8 +39,12 @@ def table() -> str:
 
 
 def steps(card: dict) -> int:
-    """Return the steps of a run and of the one it began with."""
-    return card["training"]["steps"] + (card["training"].get("init", {}).get("steps") or 0)
+    """Return the steps of a run and of those it began with."""
+    total, run = 0, card["training"]
+    while run:
+        total += run.get("steps") or 0
+        run = run.get("init")
+    return total
 
 
 def console() -> str:

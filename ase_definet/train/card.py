@@ -15,6 +15,9 @@ from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train.loop import Run
 from ase_definet.train.uncertainty import FOLDS, fit_uncertainty
 
+LABELLED = "labelled/"
+"""Start of the names of subsets that other networks have labelled, see docs/distill.py: they are no DFT data."""
+
 LIMITS = (
     "Fixed cells, hosts and kinds of defects as in the training data. A symmetry of structure and host that DFT "
     "would break is kept: no deterministic equivariant network can choose."
@@ -34,7 +37,11 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
     """
     hosts: dict[str, dict[str, Any]] = {}
     elements: set[str] = set()
+    labelled: dict[str, int] = {}
     for group, train in zip(run.groups, run.train_pairs, strict=True):
+        if group.subset.startswith(LABELLED):
+            labelled[group.host] = labelled.get(group.host, 0) + len(train)
+            continue
         host = group.host
         numbers = group.numbers[train]
         base = np.broadcast_to(group.host_numbers, numbers.shape)
@@ -70,6 +77,7 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
             "data_sha256": run.pack.sha256,
             "config": run.config.plain(),
         }
+        | ({"labelled_by_networks": labelled} if labelled else {})
         | _lineage(run.initial_card),
         "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
         "units": "Å: mae over all atoms, a3 within 3 Å of a defect, dummy: the ideal sites as the prediction",
@@ -83,7 +91,8 @@ def _lineage(card: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     earlier = card.get("training") or {}
     begun = {"name": card.get("name"), "version": card.get("version")}
-    return {"init": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")}}
+    before = {"init": earlier["init"]} if "init" in earlier else {}
+    return {"init": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")} | before}
 
 
 def export_weights(run: Run, path: Path, name: str, version: str) -> Path:

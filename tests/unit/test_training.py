@@ -20,7 +20,7 @@ from ase_definet.data import Pack
 from ase_definet.errors import CheckpointError, DeviceError, StructureError, TrainingError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.train import uncertainty
-from ase_definet.train.card import build_card, export_weights
+from ase_definet.train.card import LABELLED, build_card, export_weights
 from ase_definet.train.config import TrainConfig
 from ase_definet.train.loop import LAST, Run, corrupted, train
 from tests.conftest import DEVICES, REPO, pristine
@@ -524,6 +524,27 @@ def test_cards_tell_hosts_and_sizes_apart(config, several):
     assert host["training_pairs"] == 27
     assert host["density"] == pytest.approx([1 / 48, 1 / 27])
     assert "several" in build_card(run, "a", "1")["attribution"]
+
+
+def test_cards_count_what_networks_have_labelled_apart(config, tmp_path):
+    pack = pack_of(tmp_path / "pack", radial_pairs(), radial_pairs(7, 0, subset=f"{LABELLED}MoS2", seed=1))
+    training = build_card(Run(replace(config, data=str(pack.path))), "a", "1")["training"]
+    assert training["hosts"]["MoS2"]["training_pairs"] == 18
+    assert training["labelled_by_networks"] == {"MoS2": 7}
+    assert "labelled_by_networks" not in build_card(Run(config), "a", "1")["training"]
+
+
+def test_cards_know_the_runs_before(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(uncertainty, "_STEPS", 2)
+    config = replace(config, steps=2)
+    for k in range(3):
+        own = replace(config, out=str(tmp_path / f"run{k}"), init=str(tmp_path / f"{k - 1}.safetensors") if k else "")
+        path = export_weights(train(own), tmp_path / f"{k}.safetensors", f"run{k}", "1")
+    training = load_checkpoint(path).card["training"]
+    assert training["init"]["name"] == "run1"
+    assert training["init"]["init"]["name"] == "run0"
+    assert training["init"]["init"]["steps"] == 2
+    assert "init" not in training["init"]["init"]
 
 
 def test_the_published_network_is_exported_without_an_estimate(config, tmp_path):
