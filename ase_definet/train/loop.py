@@ -386,7 +386,16 @@ def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
 
 
 def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Tensor:
-    """Return sums over structures: MAE, A3, both of the ideal sites, structures, structures with atoms near."""
+    """Return sums over structures: MAE, A3, both of the ideal sites, structures, structures with atoms near.
+
+    Args:
+        network: What predicts.
+        batches: The group the pairs are in.
+        chosen: Their indices.
+
+    Returns:
+        Six sums, shape ``(6,)``, the first four in Å.
+    """
     numbers, kinds, target, real = batches.batch(chosen)
     predicted = batches.predict(network, numbers, kinds)[-1]
     close = batches.near(kinds, 3.0) * real
