@@ -19,9 +19,11 @@ def table() -> str:
     parts = []
     for name, card in bundled_cards().items():
         pairs = sum(host["training_pairs"] for host in card["training"]["hosts"].values())
+        labelled = sum(card["training"].get("labelled_by_networks", {}).values())
+        own = f", and {labelled:,} random structures that its predecessors labelled," if labelled else ""
         parts.append(
             f"`{name}` {card['version']}: one network for all hosts, {card['parameters']:,} parameters, trained on "
-            f"{pairs:,} pairs of 2DMD for {steps(card):,} steps of {card['training']['batch']} on two "
+            f"{pairs:,} pairs of 2DMD{own} for {steps(card):,} steps of {card['training']['batch']} on two "
             "CPU cores. "
             f"Elements: {', '.join(card['training']['elements'])}.\n"
         )
