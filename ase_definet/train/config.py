@@ -145,7 +145,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""Recipes by name: ``small`` for minutes, ``base`` the network of the bundled weights, ``paper`` the published network."""
+"""Recipes by name: ``small`` for minutes, ``base`` the bundled network, ``paper`` the published one."""
 
 
 def architecture_of(model: ModelConfig) -> str:
