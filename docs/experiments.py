@@ -35,11 +35,12 @@ ABLATIONS = {
 }
 
 NOISY = {"corrupt": 0.5, "noise": 0.15}
+STRONG = {"model": SMALL | {"dropout": 0.25}}
 BY_HEART = {
     "dropout 0.1": {},
     "dropout 0.1, half of the structures start on their way": NOISY,
-    "dropout 0.25": {"dropout": 0.25},
-    "dropout 0.25, half of the structures start on their way": {"dropout": 0.25} | NOISY,
+    "dropout 0.25": STRONG,
+    "dropout 0.25, half of the structures start on their way": STRONG | NOISY,
 }
 
 
@@ -73,9 +74,7 @@ def experiments() -> dict[str, dict]:
     for name in HIGH:
         out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": 200, "warmup": 40}
     for name, changes in BY_HEART.items():  # long enough for 405 pairs of one host to be learned by heart
-        alone = {"shares": {"high/P": 1.0}, "steps": 1500}
-        own = {key: value for key, value in changes.items() if key in NOISY}
-        out[f"by heart: {name}"] = alone | own | {"model": SMALL | {k: changes[k] for k in changes.keys() - own}}
+        out[f"by heart: {name}"] = {"shares": {"high/P": 1.0}, "steps": 1500, "model": SMALL} | changes
     return out
 
 
