@@ -1,8 +1,9 @@
 """Label new random structures with the mean of several trained networks, to train one network that is as good as all.
 
-Run as ``python docs/distill.py PACK OUT N WEIGHTS...``: for every high-density subset of PACK, N structures with the defects
-of a random training structure on random sites, and the mean of the predictions as their relaxed positions, are added to
-the groups of PACK as ``labelled/HOST`` and written to OUT. Only training pairs lend their compositions.
+Run as ``python docs/distill.py PACK OUT N [HOST=]WEIGHTS...``: for every high-density subset of PACK, N structures with the
+defects of a random training structure on random sites, and the mean of the predictions as their relaxed positions, are
+added to the groups of PACK as ``labelled/HOST`` and written to OUT. Only training pairs lend their compositions. Weights
+given as ``BN=FILE`` know one host only.
 """
 
 import sys
@@ -86,9 +87,10 @@ def main() -> None:
     groups = list(pack.groups)
     for group in pack.groups:
         if group.subset.startswith("high/"):
-            new, _ = pack_rows(labelled(group, int(n), paths, rng), Path(f"{out}.part"))
-            groups += [own.in_memory() for own in new.groups]
-            print(f"{group.subset}: {n} labelled", flush=True)
+            own = [path.split("=")[-1] for path in paths if path.split("=")[0] in {path, group.host}]
+            new, _ = pack_rows(labelled(group, int(n), own, rng), Path(f"{out}.part"))
+            groups += [part.in_memory() for part in new.groups]
+            print(f"{group.subset}: {n} labelled by {len(own)} networks", flush=True)
     save_groups(groups, Path(out))
     Path(f"{out}.part").unlink()
 

@@ -1,0 +1,140 @@
+"""Ask the data what a prediction can know: does DFT break symmetries, and do equal defects relax alike?
+
+Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Two measurements on every subset:
+
+- Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from having it too.
+- Defects without another one within ``ALONE``: how far the nearest atoms move out, its spread over the structures, and
+  which share of the variance the bundled weights explain on validation pairs.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import spglib
+import torch
+from ase.data import chemical_symbols
+
+from ase_definet.data import Group
+from ase_definet.metrics import minimum_image
+from ase_definet.train.batches import SiteBatches
+from ase_definet.train.config import make_config
+from ase_definet.train.loop import Run
+
+ALONE = 4.5
+BATCH = 32
+FEWEST = 10
+OUT = Path(__file__).parent / "results" / "limits.json"
+
+
+def operations(group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the symmetries of the pristine supercell make of its sites, and of vectors.
+
+    Returns:
+        The site that each site is moved to, shape ``(n_operations, n_sites)``, and Cartesian rotations
+        ``(n_operations, 3, 3)`` of column vectors.
+    """
+    fractions = group.sites @ np.linalg.inv(group.cell)
+    found = spglib.get_symmetry((group.cell, fractions, group.host_numbers), symprec=1e-3)
+    images = []
+    for rotation, shift in zip(found["rotations"], found["translations"], strict=True):
+        apart = (fractions @ rotation.T + shift)[:, None] - fractions[None]
+        images.append(np.abs(apart - np.round(apart)).max(-1).argmin(1))
+    turned = [group.cell.T @ rotation @ np.linalg.inv(group.cell.T) for rotation in found["rotations"]]
+    return np.array(images), np.array(turned)
+
+
+def moves(group: Group, pair: int) -> np.ndarray:
+    """Return the relaxed displacements from the host's sites, without their mean over atoms, in Å."""
+    found = (group.offsets(np.array([pair])) + group.moves(np.array([pair])))[0]
+    real = group.numbers[pair] > 0
+    return (found - found[real].mean(0)) * real[:, None]
+
+
+def broken(group: Group) -> dict:
+    """Return how far symmetric structures are from symmetric after relaxation: coordinate MAE, in Å."""
+    images, turned = operations(group)
+    tags = np.random.default_rng(0).integers(1, 2**52, (len(group.sites), 120))
+    pairs = np.concatenate([group.indices("train"), group.indices("val")])
+    apart = []
+    for pair in pairs:
+        numbers = group.numbers[pair]
+        at = np.flatnonzero(numbers != group.host_numbers)
+        same = np.flatnonzero(tags[images[:, at], numbers[at]].sum(1) == tags[at, numbers[at]].sum())
+        moved = moves(group, pair)
+        if len(same) == 1 or not np.any(moved):
+            continue
+        mean = np.zeros_like(moved)
+        for k in same:
+            mean[images[k]] += moved @ turned[k].T / len(same)
+        apart.append(float(np.abs(moved - mean)[numbers > 0].mean()))
+    return {"pairs": len(pairs), "symmetric": len(apart), "largest": max(apart, default=0.0)}
+
+
+def outward(group: Group, distances: np.ndarray, vectors: np.ndarray, pair: int, moved: np.ndarray) -> dict:
+    """Return how far the nearest atoms of lone defects move out, by kind of defect, in Å."""
+    numbers = group.numbers[pair]
+    at = np.flatnonzero(numbers != group.host_numbers)
+    out = defaultdict(list)
+    for site in at:
+        if np.any(distances[site, at[at != site]] < ALONE):
+            continue
+        shell = np.where(distances[site] > 0, distances[site], np.inf)
+        near = np.flatnonzero((shell < shell.min() + 0.15) & (numbers > 0))
+        guest = chemical_symbols[numbers[site]] if numbers[site] else "V"
+        name = f"{guest}_{chemical_symbols[group.host_numbers[site]]}"
+        along = (moved[near] * vectors[site, near]).sum(1) / distances[site, near]
+        out[name].append(float(along.mean()))
+    return out
+
+
+@torch.no_grad()
+def lone(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
+    """Return the spread of lone defects, and the share of its variance that a network explains on validation pairs."""
+    n = len(group.sites)
+    vectors = minimum_image((group.sites[None] - group.sites[:, None]).reshape(-1, 3), group.cell).reshape(n, n, 3)
+    distances = np.linalg.norm(vectors, axis=2)
+    found, true, predicted = defaultdict(list), defaultdict(list), defaultdict(list)
+    for pair in np.concatenate([group.indices("train"), group.indices("val")]):
+        for name, values in outward(group, distances, vectors, pair, moves(group, pair)).items():
+            found[name] += values
+    chosen = group.indices("val")
+    for start in range(0, len(chosen), BATCH):
+        part = chosen[start : start + BATCH]
+        numbers, kinds, target, _ = batches.batch(part)
+        guess = batches.predict(network, numbers, kinds)[-1]
+        for k, pair in enumerate(part):
+            for into, moved in ((true, target), (predicted, guess)):
+                for name, values in outward(group, distances, vectors, pair, moved[:, k].numpy()).items():
+                    into[name] += values
+    table = {}
+    for name, values in sorted(found.items()):
+        t, p = np.array(true[name]), np.array(predicted[name])
+        explained = float(1 - np.mean((t - p) ** 2) / t.var()) if len(t) >= FEWEST else None
+        low, middle, high = (float(x) for x in np.quantile(values, [0.1, 0.5, 0.9]))
+        table[name] = {
+            "n": len(values),
+            "10%": low,
+            "50%": middle,
+            "90%": high,
+            "val": len(t),
+            "explained": explained,
+        }
+    return table
+
+
+def main() -> None:
+    """Measure and write."""
+    run = Run(make_config({"data": sys.argv[1], "out": "runs/limits", "init": "default", "accelerator": "cpu"}))
+    table = {}
+    for group, batches in zip(run.groups, run.batches, strict=True):
+        row = table.setdefault(group.subset, {})
+        row["symmetry"], row["lone"] = broken(group), lone(group, batches, run.average)
+        print(group.subset, row["symmetry"], flush=True)
+    OUT.write_text(json.dumps({"weights": "default", "alone": ALONE, "subsets": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
