@@ -52,6 +52,7 @@ class Reference:
         host: Its host: a name, a file or a :class:`~ase_definet.host.Host`.
         unrelaxed: The structure, or its file.
         relaxed: The structure, or its file; None where it is not there.
+        problem: What keeps a frame of a file from being one of a pair, if anything.
     """
 
     id: str
@@ -60,13 +61,17 @@ class Reference:
     host: Any
     unrelaxed: Atoms | Path
     relaxed: Atoms | Path | None
+    problem: DefiNetError | None = None
 
     def load(self) -> tuple[Atoms, Atoms | None]:
         """Read both structures.
 
         Raises:
             StructureError: A file cannot be read, or a VASP run did not converge.
+            DefiNetError: The :attr:`problem`.
         """
+        if self.problem is not None:
+            raise self.problem
         return _load(self.unrelaxed), None if self.relaxed is None else _load(self.relaxed)
 
 
@@ -190,6 +195,20 @@ def _from_file(source: Path, host: Any) -> Iterator[Reference]:
     if source.suffix == ".traj":
         yield Reference(source.stem, source.stem, "", _required(host, source), _read(source, 0), _read(source, -1))
         return
+    good, bad = 0, []
+    for reference in _from_frames(source, host):
+        if reference.problem is None:
+            good += 1
+            yield reference
+        else:
+            bad.append(reference)
+    if bad and not good:
+        raise bad[0].problem or StructureError(f"{source}: holds no pairs")
+    yield from bad
+
+
+def _from_frames(source: Path, host: Any) -> Iterator[Reference]:
+    """Yield the pairs of the frames of a file, and the frames that are of none."""
     waiting: dict[tuple[str, str], Atoms] = {}
     number = 0
     for number, atoms in enumerate(_frames(source), start=1):
@@ -201,30 +220,40 @@ def _from_file(source: Path, host: Any) -> Iterator[Reference]:
             relaxed.positions = atoms.arrays["relaxed_positions"]
             yield _frame_pair(source, key, atoms, relaxed, host)
         elif (stage := info.get("stage")) not in {"unrelaxed", "relaxed"}:
-            raise StructureError(
+            problem = (
                 f"{source}, structure {number}: expected an array relaxed_positions, or id and stage=unrelaxed or "
                 f"stage=relaxed; found arrays {sorted(atoms.arrays)} and keys {sorted(info)}"
             )
+            yield _frame_pair(source, key, atoms, None, host, problem)
         elif pair_key not in waiting:
             waiting[pair_key] = atoms
         elif waiting[pair_key].info["stage"] == stage:
-            raise StructureError(f"{source}, structure {number}: a second {stage} structure of {key}")
+            problem = f"{source}, structure {number}: a second {stage} structure of {key}"
+            yield _frame_pair(source, key, atoms, None, host, problem)
         else:
             pair = {stage: atoms, waiting[pair_key].info["stage"]: waiting.pop(pair_key)}
             yield _frame_pair(source, key, pair["unrelaxed"], pair["relaxed"], host)
     for (_, key), atoms in waiting.items():
-        if atoms.info["stage"] == "relaxed":
-            raise StructureError(f"{source}: {key} has a relaxed structure and no unrelaxed one")
-        yield _frame_pair(source, key, atoms, None, host)
+        alone = atoms.info["stage"] == "relaxed"
+        problem = f"{source}: {key} has a relaxed structure and no unrelaxed one" if alone else ""
+        yield _frame_pair(source, key, atoms, None, host, problem)
     if not number:
         raise StructureError(f"{source}: holds no structures")
 
 
-def _frame_pair(source: Path, key: str, unrelaxed: Atoms, relaxed: Atoms | None, host: Any) -> Reference:
+def _frame_pair(
+    source: Path, key: str, unrelaxed: Atoms, relaxed: Atoms | None, host: Any, problem: str = ""
+) -> Reference:
     info = unrelaxed.info
     own = host if host is not None else info.get("host")
-    split = str(info.get("split", ""))
-    return Reference(key, str(info.get("subset", source.stem)), split, _required(own, source), unrelaxed, relaxed)
+    wrong: DefiNetError | None = StructureError(problem) if problem else None
+    try:
+        _required(own, source)
+    except HostError as error:
+        wrong = wrong or error
+    return Reference(
+        key, str(info.get("subset", source.stem)), str(info.get("split", "")), own, unrelaxed, relaxed, wrong
+    )
 
 
 def _frames(source: Path) -> Iterator[Atoms]:

@@ -379,15 +379,33 @@ def frames_of(*infos) -> list[Atoms]:
     ("infos", "message"),
     [
         ([{"id": 1}], "structure 1: expected an array relaxed_positions"),
-        ([{"id": 1, "stage": "unrelaxed"}, {"id": 2, "stage": "half"}], "structure 2: expected"),
+        ([{"id": 2, "stage": "half"}], "structure 1: expected"),
         ([{"id": 7, "stage": "relaxed"}], "7 has a relaxed structure and no unrelaxed one"),
-        ([{"id": 7, "stage": "unrelaxed"}, {"id": 7, "stage": "unrelaxed"}], "structure 2: a second unrelaxed"),
+        ([{"id": 7, "stage": "relaxed"}, {"id": 7, "stage": "relaxed"}], "structure 2: a second relaxed"),
     ],
 )
 def test_frames_that_make_no_pairs(tmp_path, infos, message):
     write(tmp_path / "a.xyz", frames_of(*infos))
     with pytest.raises(StructureError, match=message):
         list(find_pairs(tmp_path / "a.xyz", "MoS2"))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"id": 1}, "structure 2: expected an array relaxed_positions"),
+        ({"id": 7, "stage": "relaxed"}, "7 has a relaxed structure and no unrelaxed one"),
+        ({"id": 0, "stage": "unrelaxed"}, "structure 2: a second unrelaxed structure of 0"),
+        ({"id": 2, "stage": "unrelaxed", "host": None}, "no host is named there"),
+    ],
+)
+def test_a_frame_of_no_pair_costs_itself_only(tmp_path, own, message):
+    good = {"id": 0, "stage": "unrelaxed", "host": "MoS2", "split": "test"}
+    own = {"host": "MoS2", "split": "test"} | own
+    write(tmp_path / "a.xyz", frames_of(good, {k: v for k, v in own.items() if v is not None}))
+    pack, problems = pack_pairs(find_pairs(tmp_path / "a.xyz"), tmp_path / "a.pack", workers=1)
+    assert sum(len(group) for group in pack.groups) == len(problems) == 1
+    assert message in problems[0].reason
 
 
 def test_a_host_must_come_from_somewhere(tmp_path):
