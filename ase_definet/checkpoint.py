@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from ase_definet.cards import WEIGHTS as _WEIGHTS
 from ase_definet.errors import CheckpointError, OutputExistsError
 from ase_definet.files import replacing
-from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+from ase_definet.model.config import DefiNetConfig, ExpertConfig, ExpertsConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
+from ase_definet.model.experts import Experts
 from ase_definet.model.site_network import SiteNetwork
 
 FORMAT = "ase-definet"
@@ -39,10 +40,15 @@ FORMAT_VERSION = 1
 
 SUFFIX = ".safetensors"
 
-Config = SiteNetworkConfig | DefiNetConfig
+Config = SiteNetworkConfig | DefiNetConfig | ExpertsConfig
+_Single = typing.TypeVar("_Single", SiteNetworkConfig, DefiNetConfig)
 
 ARCHITECTURES: Mapping[str, tuple[type[Config], type[nn.Module]]] = MappingProxyType(
-    {"site": (SiteNetworkConfig, SiteNetwork), "definet": (DefiNetConfig, DefiNet)}
+    {
+        "site": (SiteNetworkConfig, SiteNetwork),
+        "definet": (DefiNetConfig, DefiNet),
+        "experts": (ExpertsConfig, Experts),
+    }
 )
 """Config and network of each architecture, by the name written into checkpoints."""
 
@@ -142,10 +148,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
             f"{path} holds the unknown architecture {architecture!r}, expected one of"
             f" {', '.join(ARCHITECTURES)}; a newer ase-definet may know it"
         )
-    config = _config(path, ARCHITECTURES[architecture][0], _parsed(path, metadata, "config"))
+    values = _parsed(path, metadata, "config")
+    if architecture == "experts":
+        model: nn.Module = _experts(path, values, tensors)
+    else:
+        kind: Any = ARCHITECTURES[architecture][0]
+        model = _model(path, architecture, _config(path, kind, values), tensors)
     return LoadedModel(
-        model=_model(path, architecture, config, tensors),
-        config=config,
+        model=model,
+        config=typing.cast("Any", model.config),
         architecture=architecture,
         card=_parsed(path, metadata, "card"),
         sha256=_sha256(path),
@@ -309,7 +320,7 @@ def _parsed(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any
     return value
 
 
-def _config(path: Path, kind: type[Config], values: Mapping[str, Any]) -> Config:
+def _config(path: Path, kind: type[_Single], values: Mapping[str, Any]) -> _Single:
     """Build a config; a field added after the file was written keeps its default, the behaviour of old."""
     expected = typing.get_type_hints(kind)
     if unknown := sorted(set(values) - set(expected)):
@@ -329,7 +340,9 @@ def _config(path: Path, kind: type[Config], values: Mapping[str, Any]) -> Config
     return kind(**values)
 
 
-def _model(path: Path, architecture: str, config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _model(
+    path: Path, architecture: str, config: SiteNetworkConfig | DefiNetConfig, tensors: Mapping[str, Tensor]
+) -> nn.Module:
     """Build a network around tensors that must fit it exactly."""
     network = ARCHITECTURES[architecture][1]
     if config.layers > len(tensors):
@@ -364,6 +377,55 @@ def _model(path: Path, architecture: str, config: Config, tensors: Mapping[str, 
     model = model.to(types.pop())
     model.load_state_dict(dict(tensors))
     return model.eval()
+
+
+def _experts(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Experts:
+    """Build several networks around the tensors of each."""
+    try:
+        hosts = [tuple(tuple(int(z) for z in host) for host in one["hosts"]) for one in values["experts"]]
+        sizes = {"general": values["general"]} | {f"experts.{k}": x["model"] for k, x in enumerate(values["experts"])}
+        unknown = sorted(set(values) - {"general", "experts"})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: its config does not name general and experts") from error
+    if unknown or not all(isinstance(one, dict) for one in sizes.values()):
+        raise CheckpointError(f"{path} is damaged: its config must hold settings under general and experts only")
+    models = {}
+    for name, size in sizes.items():
+        own = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+        models[name] = _model(path, "site", _config(path, SiteNetworkConfig, size), own)
+    if extra := [key for key in tensors if not key.startswith(tuple(f"{name}." for name in sizes))]:
+        raise CheckpointError(f"{path} does not fit experts: unexpected {_some(extra)}")
+    general, *others = models.values()
+    try:
+        return combine(general, dict(zip(hosts, others, strict=True)))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def combine(general: nn.Module, experts: Mapping[tuple[tuple[int, ...], ...], nn.Module]) -> Experts:
+    """Make one network of several site networks.
+
+    Args:
+        general: The one for all other hosts; of combined ones, their general one.
+        experts: The others, by the elements of the hosts they are for: ``{((31, 34), (34, 49)): network}``.
+
+    Returns:
+        The network, in evaluation mode; it has its own copies of the weights.
+
+    Raises:
+        ValueError: They have different cutoffs, only some estimate their errors, or two are for one host.
+    """
+    first = typing.cast("SiteNetwork", general.general if isinstance(general, Experts) else general)
+    own = {hosts: typing.cast("SiteNetwork", network) for hosts, network in experts.items()}
+    config = ExpertsConfig(
+        general=first.config,
+        experts=tuple(ExpertConfig(hosts=hosts, model=network.config) for hosts, network in own.items()),
+    )
+    with torch.random.fork_rng(devices=[]):
+        out = Experts(config)
+    for into, network in zip(out.networks, (first, *own.values()), strict=True):
+        into.to(next(network.parameters()).dtype).load_state_dict(network.state_dict())
+    return out.eval()
 
 
 def _some(names: list[str]) -> str:

@@ -30,6 +30,7 @@ from ase_definet.errors import (
 from ase_definet.graph import DefectGraph, batch_graphs
 from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, as_structure, charge_of, get_host, library
 from ase_definet.model import predict
+from ase_definet.model.experts import Experts
 from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.sites import SiteMap, match_sites
@@ -356,7 +357,7 @@ class DefiNetRelaxer:
         )
         matched = time.perf_counter()
         # on ideal sites the lattice is known without looking for neighbours
-        ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork)
+        ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork | Experts)
         quick = ideal and LatticeGeometry.suits(torch.as_tensor(site_map.supercell))
         graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start)
         reservations = tuple(self._reservations(given, site_map))
@@ -388,7 +389,7 @@ class DefiNetRelaxer:
         if graphs:
             moved, errors = predict(self.network, batch_graphs(graphs).to(self.device))
             return _numbers(moved), None if errors is None else _numbers(errors)
-        network = cast("SiteNetwork", self.network)
+        network = cast("SiteNetwork | Experts", self.network)
         maps = [item.site_map for item in items]
         numbers = torch.as_tensor(np.stack([m.numbers for m in maps], axis=1)).to(self.device)
         kinds = torch.as_tensor(np.stack([m.kinds for m in maps], axis=1)).to(self.device)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.model.experts import Experts
 from ase_definet.train.config import make_config
 from ase_definet.train.loop import Run, summed_errors
 
@@ -22,12 +24,14 @@ OUT = Path(__file__).parent / "results" / "gap.json"
 def main() -> None:
     """Score and write."""
     run = Run(make_config({"data": sys.argv[1], "out": "runs/gap", "init": "default"}))
+    model = load_checkpoint(resolve_model("default")).model
     table = {}
     for group, batches in zip(run.groups, run.batches, strict=True):
         row = table.setdefault(group.subset, {})
+        network = model.network_for(batches.host_numbers) if isinstance(model, Experts) else model
         for split in ("train", "val"):
             chosen = np.random.default_rng(1).permutation(group.indices(split))[:PAIRS]
-            parts = [summed_errors(run.average, batches, chosen[k : k + BATCH]) for k in range(0, len(chosen), BATCH)]
+            parts = [summed_errors(network, batches, chosen[k : k + BATCH]) for k in range(0, len(chosen), BATCH)]
             row[split] = float(sum(part[0] for part in parts)) / len(chosen)
     OUT.write_text(json.dumps({"pairs": PAIRS, "weights": "default", "subsets": table}, indent=1) + "\n")
 

@@ -17,8 +17,10 @@ import spglib
 import torch
 from ase.data import chemical_symbols
 
+from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.data import Group
 from ase_definet.metrics import minimum_image
+from ase_definet.model.experts import Experts
 from ase_definet.train.batches import SiteBatches
 from ase_definet.train.config import make_config
 from ase_definet.train.loop import Run
@@ -128,10 +130,12 @@ def lone(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
 def main() -> None:
     """Measure and write."""
     run = Run(make_config({"data": sys.argv[1], "out": "runs/limits", "init": "default", "accelerator": "cpu"}))
+    model = load_checkpoint(resolve_model("default")).model
     table = {}
     for group, batches in zip(run.groups, run.batches, strict=True):
         row = table.setdefault(group.subset, {})
-        row["symmetry"], row["lone"] = broken(group), lone(group, batches, run.average)
+        network = model.network_for(batches.host_numbers) if isinstance(model, Experts) else model
+        row["symmetry"], row["lone"] = broken(group), lone(group, batches, network)
         print(group.subset, row["symmetry"], flush=True)
     OUT.write_text(json.dumps({"weights": "default", "alone": ALONE, "subsets": table}, indent=1) + "\n")
 

@@ -23,7 +23,7 @@ from ase_definet.cli.report import report_command
 from ase_definet.cli.screen import screen_command
 from ase_definet.cli.train import export_command, train_command
 from ase_definet.cli.validate import validate_command
-from ase_definet.cli.weights import import_checkpoint_command
+from ase_definet.cli.weights import combine_command, import_checkpoint_command
 from ase_definet.errors import DefiNetWarning
 
 
@@ -95,6 +95,7 @@ for command in (
     train_command,
     export_command,
     import_checkpoint_command,
+    combine_command,
 ):
     cli.add_command(command)
 

@@ -141,6 +141,13 @@ def checked_host(host: str) -> object:
         raise BadUsage(error_text(error)) from error
 
 
+def refuse_existing(*paths: Path, overwrite: bool) -> None:
+    """Refuse to replace files that nobody said may go."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise BadUsage(f"{path} exists; choose another name or give --overwrite")
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that cannot be made or written to, before any work is done."""
     folder = folder.absolute()

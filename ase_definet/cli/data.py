@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, BadUsage, check_folder, checked_host, error_text, overwrite_option
+from ase_definet.cli.common import (
+    FILE,
+    BadUsage,
+    check_folder,
+    checked_host,
+    error_text,
+    overwrite_option,
+    refuse_existing,
+)
 from ase_definet.errors import HostError, StructureError
 
 if TYPE_CHECKING:
@@ -62,8 +70,7 @@ def pack_command(
     overwrite: bool,  # noqa: FBT001
 ) -> None:
     """Check every pair of SOURCE and write the good ones to OUT, one compact file for training and evaluation."""
-    if out.exists() and not overwrite:
-        raise BadUsage(f"{out} exists; choose another name or give --overwrite")
+    refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
     pack, problems = packed(references(source, host, fractions, seed), out, workers)
     show_problems(problems)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option
+from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option, refuse_existing
 from ase_definet.cli.data import open_or_pack
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
         targets += [plot / name for name in FILES]
     for target in targets:
         check_folder(target.parent)
-        if target.exists() and not overwrite:
-            raise BadUsage(f"{target} exists; choose another name or give --overwrite")
+        refuse_existing(target, overwrite=overwrite)
 
 
 def _only(pack: Pack, subset: tuple[str, ...]) -> Pack:

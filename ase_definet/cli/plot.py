@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import FILE, BadUsage, about, check_folder, checked_host, overwrite_option
+from ase_definet.cli.common import (
+    FILE,
+    BadUsage,
+    about,
+    check_folder,
+    checked_host,
+    overwrite_option,
+    refuse_existing,
+)
 from ase_definet.errors import DefiNetError
 
 
@@ -36,8 +44,7 @@ def plot_command(
     overwrite: bool,  # noqa: FBT001
 ) -> None:
     """Draw FILE before and RELAXED after, with arrows for the displacements."""
-    if output.exists() and not overwrite:
-        raise BadUsage(f"{output} exists; choose another name or give --overwrite")
+    refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
     resolved = None if host is None else checked_host(host)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option
+from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option, refuse_existing
 
 
 @click.command("report")
@@ -23,8 +23,7 @@ def report_command(results: Path, output: Path, pictures: int, overwrite: bool) 
     """
     if not results.is_dir():
         raise BadUsage(f"{results}: no such folder")
-    if output.exists() and not overwrite:
-        raise BadUsage(f"{output} exists; choose another name or give --overwrite")
+    refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
     from ase_definet.report import write_report  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option
+from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option, refuse_existing
 from ase_definet.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def _curve(run: Run) -> list[Path]:
 def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
     """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
     try:
+        from ase_definet.checkpoint import bundled_models  # noqa: PLC0415
         from ase_definet.train.card import export_weights  # noqa: PLC0415
         from ase_definet.train.config import make_config  # noqa: PLC0415
         from ase_definet.train.loop import Run  # noqa: PLC0415
@@ -99,15 +100,13 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
 
     if out.suffix != ".safetensors":
         raise BadUsage(f"{out}: weights end in .safetensors")
-    for path in (out, out.with_suffix(".json")):
-        if path.exists() and not overwrite:
-            raise BadUsage(f"{path} exists; choose another name or give --overwrite")
+    refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     path = run / "config.json"
     if not path.exists():
         raise BadUsage(f"{run}: holds no training run (no config.json)")
     values = json.loads(path.read_text()) | {"out": str(run)}
-    if values["init"] and not Path(values["init"]).exists():
-        values["init"] = ""  # the run holds all that is needed; its card will not say what it began with
+    if values["init"] and values["init"] not in bundled_models() and not Path(values["init"]).exists():
+        values["init"] = ""  # the run holds all that is needed
     values |= {"accelerator": "cpu", "devices": 1, "nodes": 1}
     finished = Run(make_config(values))
     if not finished.resume():

@@ -19,6 +19,7 @@ from ase_definet.cli.common import (
     error_text,
     host_option,
     overwrite_option,
+    refuse_existing,
     saved_text,
 )
 from ase_definet.errors import CalculatorError, DefiNetError
@@ -127,8 +128,7 @@ class _Fitted:
 def _check_output(out: Path | None, *, overwrite: bool) -> None:
     if out is None:
         return
-    if out.exists() and not overwrite:
-        raise BadUsage(f"{out} exists; choose another name or give --overwrite")
+    refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
 
 

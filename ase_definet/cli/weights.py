@@ -1,4 +1,4 @@
-"""``ase-definet import-checkpoint``: bring weights trained with the authors' code."""
+"""``ase-definet import-checkpoint`` and ``combine``: bring weights of the authors' code, make one file of several."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import FILE, BadUsage, check_folder, error_text, overwrite_option
-from ase_definet.errors import OutputExistsError
+from ase_definet.cli.common import FILE, check_folder, overwrite_option, refuse_existing
 
 
 @click.command("import-checkpoint")
@@ -18,13 +17,46 @@ def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:
     """Convert SOURCE, saved by the authors' code, to OUT (.safetensors). Pickled code is never run."""
     from ase_definet.checkpoint import import_authors_checkpoint, save_checkpoint  # noqa: PLC0415
 
+    refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
     loaded = import_authors_checkpoint(source)
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_checkpoint(out, loaded.model, loaded.card, overwrite=overwrite)
-    except OutputExistsError as error:
-        raise BadUsage(error_text(error)) from error
+    save_checkpoint(out, loaded.model, loaded.card, overwrite=overwrite)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     click.echo(f"wrote {out}: {loaded.architecture}, {parameters:,} parameters; use it as --model {out}")
     click.echo("Nothing is known about its training data: every result will carry that warning.")
+
+
+@click.command("combine")
+@click.argument("general", type=str)
+@click.argument("out", type=FILE)
+@click.option(
+    "--expert",
+    "experts",
+    type=(str, str),
+    multiple=True,
+    required=True,
+    metavar="HOST[,HOST...] WEIGHTS",
+    help="Hosts and the weights that are to serve them; repeatable.",
+)
+@click.option("--name", default="", help="Name of the new weights; by default that of OUT.")
+@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the new weights.")
+@overwrite_option
+def combine_command(
+    general: str,
+    out: Path,
+    experts: tuple[tuple[str, str], ...],
+    name: str,
+    version: str,
+    overwrite: bool,  # noqa: FBT001
+) -> None:
+    """Make one weights file OUT: of GENERAL (a bundled name or a file), and of others for hosts of their own."""
+    from ase_definet.combine import combine_weights  # noqa: PLC0415
+
+    refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
+    check_folder(out.parent)
+    others = {tuple(filter(None, hosts.split(","))): weights for hosts, weights in experts}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    combine_weights(out, general, others, name=name or out.stem, version=version, overwrite=overwrite)
+    served = "; ".join(f"{', '.join(hosts)} by {weights}" for hosts, weights in others.items())
+    click.echo(f"wrote {out}: {served}; all others by {general}; use it as --model {out}")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ase_definet.graph import DefectGraph
+from ase_definet.model.experts import Experts
 from ase_definet.model.geometry import EdgeGeometry
 from ase_definet.model.site_network import SiteNetwork
 
 
 def predict_displacements(network: nn.Module, graph: DefectGraph) -> Tensor:
-    """Run either network on one graph or a batch of graphs.
+    """Run any network on one graph or a batch of graphs.
 
     Args:
-        network: A :class:`SiteNetwork` or a :class:`~ase_definet.model.definet.DefiNet`.
+        network: A :class:`SiteNetwork`, an :class:`~ase_definet.model.experts.Experts` or a
+            :class:`~ase_definet.model.definet.DefiNet`.
         graph: A graph, or a batch made by torch-geometric.
 
     Returns:
@@ -23,17 +25,18 @@ def predict_displacements(network: nn.Module, graph: DefectGraph) -> Tensor:
 
 
 def predict(network: nn.Module, graph: DefectGraph) -> tuple[Tensor, Tensor | None]:
-    """Run either network on one graph or a batch of graphs, and ask it how sure it is.
+    """Run any network on one graph or a batch of graphs, and ask it how sure it is.
 
     Args:
-        network: A :class:`SiteNetwork` or a :class:`~ase_definet.model.definet.DefiNet`.
+        network: A :class:`SiteNetwork`, an :class:`~ase_definet.model.experts.Experts` or a
+            :class:`~ase_definet.model.definet.DefiNet`.
         graph: A graph, or a batch made by torch-geometric.
 
     Returns:
         Displacement of every site, shape ``(n_sites, 3)``, and the expected length of its error, shape
         ``(n_sites,)``, in Å; None where the weights have no such estimate.
     """
-    if isinstance(network, SiteNetwork):
+    if isinstance(network, SiteNetwork | Experts):
         geometry = EdgeGeometry(
             graph.edge_index,
             graph.edge_vectors(),

@@ -73,3 +73,47 @@ class DefiNetConfig:
     max_neighbors: int = 50
     radial_range: float = 30.0
     n_elements: int = 118
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertConfig:
+    """One of the networks of an :class:`ExpertsConfig`.
+
+    Attributes:
+        hosts: Elements of each host it is for, as ascending atomic numbers.
+        model: Its sizes.
+    """
+
+    hosts: tuple[tuple[int, ...], ...]
+    model: SiteNetworkConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """Sizes of an :class:`~ase_definet.model.experts.Experts`.
+
+    Attributes:
+        general: Of the network for all other hosts.
+        experts: Of the others; none shares a host with another.
+    """
+
+    general: SiteNetworkConfig
+    experts: tuple[ExpertConfig, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse networks that could not take each other's place.
+
+        Raises:
+            ValueError: They differ in what a caller sees of them, or share a host.
+        """
+        models = [self.general, *(expert.model for expert in self.experts)]
+        if len({(model.cutoff, bool(model.error_hidden)) for model in models}) > 1:
+            raise ValueError("all networks need the same cutoff, and all or none an estimate of the error")
+        hosts = [host for expert in self.experts for host in expert.hosts]
+        if len(set(hosts)) < len(hosts) or any(host != tuple(sorted(set(host))) for host in hosts):
+            raise ValueError("hosts must be ascending atomic numbers, each of one network")
+
+    @property
+    def cutoff(self) -> float:
+        """Longest edge, in Å."""
+        return self.general.cutoff

@@ -78,21 +78,11 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
             "config": run.config.plain(),
         }
         | ({"labelled_by_networks": labelled} if labelled else {})
-        | _lineage(run.initial_card),
+        | run.lineage,
         "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
         "units": "Å: mae over all atoms, a3 within 3 Å of a defect, dummy: the ideal sites as the prediction",
         "limits": LIMITS,
     }
-
-
-def _lineage(card: dict[str, Any] | None) -> dict[str, Any]:
-    """Say which weights a run began with, from their card."""
-    if card is None:
-        return {}
-    earlier = card.get("training") or {}
-    begun = {"name": card.get("name"), "version": card.get("version")}
-    before = {"init": earlier["init"]} if "init" in earlier else {}
-    return {"init": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")} | before}
 
 
 def export_weights(run: Run, path: Path, name: str, version: str) -> Path:

@@ -29,6 +29,7 @@ from ase_definet.errors import CheckpointError, DeviceError, TrainingError
 from ase_definet.files import replacing
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
+from ase_definet.model.experts import Experts
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train.batches import SiteBatches
 from ase_definet.train.config import ModelConfig, TrainConfig, make_config, with_model
@@ -107,21 +108,23 @@ class Run:
     def __init__(self, config: TrainConfig, fabric: Fabric | None = None) -> None:
         self.fabric = fabric or make_fabric(config)
         initial = load_checkpoint(resolve_model(config.init)) if config.init else None
+        self.pack = Pack.open(config.data)
+        self.groups = _chosen_groups(self.pack, config)
+        weights = None
         if initial is not None:
-            config = with_model(config, _with_dropout(initial.config, config.model))
+            weights = _of_groups(initial.model, self.groups)
+            config = with_model(config, _with_dropout(weights.config, config.model))
         if config.corrupt:
             config = with_model(config, _with_starts(config.model))
         self.config = config
-        self.initial_card = None if initial is None else initial.card
-        self.pack = Pack.open(config.data)
-        self.groups = _chosen_groups(self.pack, config)
+        self.lineage = lineage_of(None if initial is None else initial.card)
         self.shares = _shares(self.groups, config)
         torch.manual_seed(config.seed)
         network = build_network(config.model)
         average = build_network(config.model)
-        if initial is not None:
-            weights = network.state_dict() | initial.model.state_dict()
-            network.load_state_dict({name: weights[name] for name in network.state_dict()})
+        if weights is not None:
+            begin = network.state_dict() | weights.state_dict()
+            network.load_state_dict({name: begin[name] for name in network.state_dict()})
         average.load_state_dict(network.state_dict())
         self.network = network
         optimizer = torch.optim.AdamW(
@@ -240,6 +243,7 @@ class Run:
             "drawn": self.drawn,
             "plateau": [self.scale, self.best, self.stale],
             "seconds": self.seconds,
+            "lineage": json.dumps(self.lineage),
             "skipped": self.skipped,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -285,6 +289,8 @@ class Run:
         self.step, self.drawn = state["step"], list(state["drawn"])
         self.scale, self.best, self.stale = state["plateau"]
         self.seconds, self.skipped = state["seconds"], state["skipped"]
+        if "lineage" in state:  # the weights it began with may be gone, or others by now
+            self.lineage = json.loads(state["lineage"])
         return True
 
     def follow(self, table: dict[str, dict[str, float]]) -> None:
@@ -297,6 +303,16 @@ class Run:
         if self.stale > self.config.patience:
             self.scale *= self.config.factor
             self.stale = 0
+
+
+def lineage_of(card: dict[str, Any] | None) -> dict[str, Any]:
+    """Say which weights a run began with, from their card."""
+    if card is None:
+        return {}
+    earlier = card.get("training") or {}
+    begun = {"name": card.get("name"), "version": card.get("version")}
+    before = {"init": earlier["init"]} if "init" in earlier else {}
+    return {"init": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")} | before}
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -434,6 +450,14 @@ def _fraction(pairs: Array, config: TrainConfig) -> Array:
         return pairs
     kept = max(1, round(config.fraction * len(pairs)))
     return np.sort(np.random.default_rng(0).permutation(pairs)[:kept])
+
+
+def _of_groups(network: Any, groups: list[Group]) -> Any:
+    """Return the one network that serves all groups: of several, the general one where they have none in common."""
+    if not isinstance(network, Experts):
+        return network
+    found = [network.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
+    return found[0] if all(one is found[0] for one in found) else network.general
 
 
 def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:

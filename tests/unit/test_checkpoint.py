@@ -20,12 +20,19 @@ from ase_definet.checkpoint import (
     write_card,
 )
 from ase_definet.errors import CheckpointError, OutputExistsError
-from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+from ase_definet.model.config import DefiNetConfig, ExpertConfig, ExpertsConfig, SiteNetworkConfig
 
 CONFIGS = {
     "site": SiteNetworkConfig(features=8, layers=2, radial=6, embedding=4, cutoff=5.5),
     "definet": DefiNetConfig(features=8, layers=2, radial=12, cutoff=5.0, max_neighbors=30, n_elements=90),
 }
+CONFIGS["experts"] = ExpertsConfig(
+    general=CONFIGS["site"],
+    experts=(
+        ExpertConfig(hosts=((31, 34), (34, 49)), model=dataclasses.replace(CONFIGS["site"], features=4)),
+        ExpertConfig(hosts=((15,),), model=CONFIGS["site"]),
+    ),
+)
 CARD = {"trained_on": ["MoS2", "WSe2"], "mae": 0.02, "note": "Ångström"}
 
 

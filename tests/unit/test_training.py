@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from ase_definet.checkpoint import load_checkpoint
+from ase_definet.checkpoint import combine, load_checkpoint, save_checkpoint
 from ase_definet.data import Pack
 from ase_definet.errors import CheckpointError, DeviceError, StructureError, TrainingError
+from ase_definet.host import get_host
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train import uncertainty
 from ase_definet.train.card import LABELLED, build_card, export_weights
 from ase_definet.train.config import TrainConfig
@@ -545,6 +547,28 @@ def test_cards_know_the_runs_before(config, tmp_path, monkeypatch):
     assert training["init"]["init"]["name"] == "run0"
     assert training["init"]["init"]["steps"] == 2
     assert "init" not in training["init"]["init"]
+
+
+def test_a_run_remembers_the_weights_it_began_with(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(uncertainty, "_STEPS", 2)
+    config = replace(config, steps=2)
+    first = export_weights(train(config), tmp_path / "first.safetensors", "first", "1")
+    own = replace(config, out=str(tmp_path / "second"), init=str(first))
+    train(own)
+    first.unlink()
+    again = Run(replace(own, init=""))
+    assert again.resume()
+    assert build_card(again, "a", "1")["training"]["init"]["name"] == "first"
+
+
+def test_fine_tuning_from_several_networks_takes_the_one_of_the_host(config, several, tmp_path):
+    general, own = SiteNetwork(MODEL), SiteNetwork(replace(MODEL, features=4))
+    sulfide = tuple(np.unique(get_host("MoS2").numbers).tolist())
+    for elements, expected in ((sulfide, own), ((15,), general)):
+        path = save_checkpoint(tmp_path / "a.safetensors", combine(general, {(elements,): own}), {}, overwrite=True)
+        run = Run(replace(config, data=several, init=str(path)))
+        assert run.config.model.features == expected.config.features
+        assert torch.equal(run.network.read_out.weight, expected.read_out.weight)
 
 
 def test_the_published_network_is_exported_without_an_estimate(config, tmp_path):

@@ -1,0 +1,95 @@
+"""Make one weights file of several: a general network, and others for the hosts they were trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ase_definet.checkpoint import combine, load_checkpoint, resolve_model, save_checkpoint, write_card
+from ase_definet.errors import CheckpointError
+from ase_definet.host import Host, get_host
+
+_OF_SUBSETS = ("validation", "uncertainty")
+"""Entries of a card that hold one entry for each subset."""
+
+
+def combine_weights(
+    out: str | os.PathLike[str],
+    general: str | os.PathLike[str],
+    experts: Mapping[tuple[str, ...], str | os.PathLike[str]],
+    *,
+    name: str,
+    version: str,
+    overwrite: bool = False,
+) -> Path:
+    """Write one weights file that runs another network on some hosts.
+
+    A host is known by its elements, however many layers it has.
+
+    Args:
+        out: File to write, ``*.safetensors``; its card goes beside it as ``*.json``.
+        general: Weights for all hosts that have no others: a bundled name or a file.
+        experts: Weights by the hosts they are for, names or files, as in ``{("GaSe", "InSe"): "gase.safetensors"}``.
+        name: Name of the new weights.
+        version: Version of the new weights.
+        overwrite: Replace files that are in the way.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError: A file cannot be read, is of the published network, or does not go with the others.
+        HostError: A host is not known.
+        OutputExistsError: A file is in the way and ``overwrite`` is False.
+    """
+    first = load_checkpoint(resolve_model(general))
+    others = {hosts: load_checkpoint(resolve_model(path)) for hosts, path in experts.items()}
+    for path, loaded in ((general, first), *zip(experts.values(), others.values(), strict=True)):
+        if loaded.architecture != "site":
+            raise CheckpointError(f"{path}: expected weights of one site network, found {loaded.architecture}")
+    served = {hosts: [get_host(host) for host in hosts] for hosts in others}
+    by_elements = {tuple(map(_elements, served[hosts])): loaded.model for hosts, loaded in others.items()}
+    try:
+        network = combine(first.model, by_elements)
+    except ValueError as error:
+        raise CheckpointError(
+            f"cannot combine {general} with {', '.join(map(str, experts.values()))}: {error}"
+        ) from error
+    card = dict(first.card) | {
+        "name": name,
+        "version": version,
+        "date": datetime.now(tz=UTC).date().isoformat(),
+        "architecture": "site networks on ideal host geometry, by host",
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    card["experts"] = []
+    for hosts, loaded in others.items():
+        names = [host.name for host in served[hosts]]
+        _take_over(card, loaded.card, names)
+        kept = {key: loaded.card.get(key) for key in ("name", "version", "parameters", "training")}
+        card["experts"].append({"hosts": names} | kept)
+    path = save_checkpoint(out, network, card, overwrite=overwrite)
+    write_card(path, overwrite=overwrite)
+    return path
+
+
+def _elements(host: Host) -> tuple[int, ...]:
+    return tuple(int(z) for z in np.unique(host.numbers))
+
+
+def _take_over(card: dict[str, Any], own: Mapping[str, Any], hosts: list[str]) -> None:
+    """Let a card say of some hosts what another one does."""
+    for key in _OF_SUBSETS:
+        table = {k: row for k, row in card.get(key, {}).items() if k.rpartition("/")[2] not in hosts}
+        card[key] = table | {k: row for k, row in own.get(key, {}).items() if k.rpartition("/")[2] in hosts}
+    training, theirs = dict(card.get("training") or {}), own.get("training") or {}
+    known = {host: row for host, row in theirs.get("hosts", {}).items() if host in hosts}
+    if training or known:
+        elements = set(training.get("elements", [])) | set(theirs.get("elements", []))
+        training |= {"elements": sorted(elements), "hosts": training.get("hosts", {}) | known}
+        card["training"] = training

@@ -1,0 +1,204 @@
+"""Several networks in one: every host gets the one that is its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from ase_definet.checkpoint import combine, load_checkpoint, save_checkpoint
+from ase_definet.cli import cli
+from ase_definet.combine import combine_weights
+from ase_definet.errors import CheckpointError, OutputExistsError
+from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+from ase_definet.model.definet import DefiNet
+from ase_definet.model.experts import Experts
+from ase_definet.model.site_network import SiteNetwork
+from ase_definet.relaxer import DefiNetRelaxer
+from tests.conftest import mos2_with_defects, pristine
+
+SIZES = SiteNetworkConfig(features=8, layers=2, radial=6, embedding=4, near_cutoff=4.0, error_hidden=4)
+FLOAT32 = 1e-5
+
+
+def network(seed: int, **changes) -> SiteNetwork:
+    torch.manual_seed(seed)
+    made = SiteNetwork(replace(SIZES, **changes)).eval()
+    torch.nn.init.normal_(made.read_out.weight)
+    return made
+
+
+def card_of(name: str, hosts: tuple[str, ...]) -> dict:
+    row = {"mae": float(len(name)), "a3": 0.1, "dummy": 0.2, "dummy_a3": 0.3}
+    return {
+        "name": name,
+        "version": "1",
+        "parameters": 1,
+        "validation": {f"high/{host}": row for host in hosts},
+        "uncertainty": {f"high/{host}": {"mean_error": float(len(name))} for host in hosts},
+        "training": {
+            "elements": sorted({"Mo", "S"} if name == "general" else {"Ga", "Se"}),
+            "hosts": {
+                host: {"sites": 9, "density": [0.01, 0.1], "defects": [name], "training_pairs": 5} for host in hosts
+            },
+        },
+    }
+
+
+@pytest.fixture
+def files(tmp_path):
+    save_checkpoint(tmp_path / "general.safetensors", network(0), card_of("general", ("MoS2", "WSe2", "GaSe")))
+    save_checkpoint(tmp_path / "own.safetensors", network(1, features=4), card_of("own", ("GaSe", "P")))
+    return tmp_path
+
+
+@pytest.fixture
+def combined(files):
+    return combine_weights(
+        files / "both.safetensors",
+        files / "general.safetensors",
+        {("GaSe", "InSe"): files / "own.safetensors"},
+        name="both",
+        version="2",
+    )
+
+
+def vacancy(host: str, n: int = 4):
+    atoms = pristine(host, n)
+    del atoms[len(atoms) // 2]
+    return atoms
+
+
+@pytest.mark.parametrize(("host", "own"), [("MoS2", "general"), ("GaSe", "own"), ("InSe", "own"), ("BN", "general")])
+@pytest.mark.parametrize("start", ["ideal", "given"])
+def test_every_host_gets_its_network(combined, files, host, own, start):
+    atoms = vacancy(host)
+    both = DefiNetRelaxer(str(combined), host, "cpu", start=start).predict(atoms)
+    alone = DefiNetRelaxer(str(files / f"{own}.safetensors"), host, "cpu", start=start).predict(atoms)
+    assert np.abs(alone.site_displacement).max() > FLOAT32
+    np.testing.assert_array_equal(both.site_displacement, alone.site_displacement)
+    np.testing.assert_array_equal(both.uncertainty, alone.uncertainty)
+
+
+def test_hosts_may_share_a_batch(combined):
+    relaxer = DefiNetRelaxer(str(combined), "auto", "cpu", start="given")
+    structures = [vacancy("GaSe"), mos2_with_defects(4), vacancy("InSe"), vacancy("P")]
+    together = list(relaxer.relax_many(structures))
+    for found, atoms in zip(together, structures, strict=True):
+        one = relaxer.predict(atoms)
+        np.testing.assert_allclose(found.site_displacement, one.site_displacement, atol=FLOAT32)
+        np.testing.assert_allclose(found.uncertainty, one.uncertainty, atol=FLOAT32)
+
+
+def test_the_card_says_of_every_host_what_its_network_does(combined):
+    card = load_checkpoint(combined).card
+    assert (card["name"], card["version"]) == ("both", "2")
+    assert {k: row["mae"] for k, row in card["validation"].items()} == {
+        "high/MoS2": 7.0,
+        "high/WSe2": 7.0,
+        "high/GaSe": 3.0,
+    }
+    assert card["uncertainty"]["high/GaSe"] == {"mean_error": 3.0}
+    hosts = {host: row["defects"] for host, row in card["training"]["hosts"].items()}
+    assert hosts == {"MoS2": ["general"], "WSe2": ["general"], "GaSe": ["own"]}
+    assert card["training"]["elements"] == ["Ga", "Mo", "S", "Se"]
+    assert [(one["hosts"], one["name"]) for one in card["experts"]] == [(["GaSe", "InSe"], "own")]
+    assert card["parameters"] == sum(p.numel() for p in load_checkpoint(combined).model.parameters())
+    assert json.loads(combined.with_suffix(".json").read_text())["architecture"] == "experts"
+
+
+def test_only_site_networks_of_one_cutoff_go_together(files):
+    def refused(general, experts):
+        with pytest.raises(CheckpointError) as caught:
+            combine_weights(files / "x.safetensors", general, experts, name="x", version="1")
+        return str(caught.value)
+
+    general = files / "general.safetensors"
+    published = DefiNet(DefiNetConfig(features=8, layers=1, radial=12))
+    save_checkpoint(files / "definet.safetensors", published, {})
+    assert "expected weights of one site network, found definet" in refused(
+        general, {("P",): files / "definet.safetensors"}
+    )
+    save_checkpoint(files / "short.safetensors", network(2, cutoff=5.0), {})
+    assert "cutoff" in refused(general, {("P",): files / "short.safetensors"})
+    save_checkpoint(files / "sure.safetensors", network(2, error_hidden=0), {})
+    assert "estimate of the error" in refused(general, {("P",): files / "sure.safetensors"})
+    own = files / "own.safetensors"
+    assert "each of one network" in refused(general, {("P",): own, ("GaSe", "P"): general})
+
+
+def test_combined_weights_are_not_combined_again(combined, files):
+    with pytest.raises(CheckpointError, match="found experts"):
+        combine_weights(files / "x.safetensors", combined, {("P",): combined}, name="x", version="1")
+
+
+def test_command(files):
+    out = files / "deep" / "both.safetensors"
+    arguments = [
+        str(files / "general.safetensors"),
+        str(out),
+        "--expert",
+        "GaSe,InSe",
+        str(files / "own.safetensors"),
+    ]
+    done = CliRunner().invoke(cli, ["combine", *arguments])
+    assert done.exit_code == 0, done.output
+    assert "GaSe, InSe by" in done.output
+    assert load_checkpoint(out).card["name"] == "both"
+    again = CliRunner().invoke(cli, ["combine", *arguments])
+    assert again.exit_code == 2
+    assert "--overwrite" in again.output
+    wrong = CliRunner().invoke(cli, ["combine", *arguments[:3], "GaSi", arguments[4], "--overwrite"])
+    assert wrong.exit_code == 1
+    assert "GaSi" in wrong.output
+
+
+def test_nothing_is_overwritten(combined, files):
+    with pytest.raises(OutputExistsError):
+        combine_weights(
+            combined, files / "general.safetensors", {("P",): files / "own.safetensors"}, name="x", version="1"
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "does not name general and experts"),
+        ({"general": {}, "experts": [{"hosts": [[1]]}]}, "does not name general and experts"),
+        ({"general": 3, "experts": []}, "settings under general and experts"),
+        ({"general": {"features": -1}, "experts": []}, "features must be finite"),
+        ({"general": {}, "experts": [], "more": 1}, "under general and experts only"),
+    ],
+)
+def test_damaged_files_are_refused(combined, config, message):
+    tensors = load_file(combined)
+    metadata = {"format": "ase-definet", "format_version": "1", "architecture": "experts", "card": "{}"}
+    save_file(tensors, combined, metadata | {"config": json.dumps(config)})
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(combined)
+
+
+def test_foreign_tensors_are_refused(combined):
+    loaded = load_checkpoint(combined)
+    tensors = load_file(combined) | {"other.weight": torch.zeros(1)}
+    with combined.open("rb") as file:
+        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+    save_file(tensors, combined, metadata)
+    with pytest.raises(CheckpointError, match=r"unexpected other\.weight"):
+        load_checkpoint(combined)
+    assert isinstance(loaded.model, Experts)
+
+
+def test_weights_are_copied():
+    general, own = network(0), network(1)
+    both = combine(general, {((15,),): own})
+    before = both.network_for(torch.tensor([15])).read_out.weight.clone()
+    with torch.no_grad():
+        own.read_out.weight += 1
+    assert torch.equal(both.network_for(torch.tensor([15])).read_out.weight, before)
+    assert both.network_for(torch.tensor([15, 15, 16])) is both.general
