@@ -406,8 +406,9 @@ def combine(general: nn.Module, experts: Mapping[tuple[tuple[int, ...], ...], nn
     """Make one network of several site networks.
 
     Args:
-        general: The one for all other hosts; of combined ones, their general one.
-        experts: The others, by the elements of the hosts they are for: ``{((31, 34), (34, 49)): network}``.
+        general: The one for all other hosts. If that is combined itself, it brings its experts along.
+        experts: The others, by the elements of the hosts they are for: ``{((31, 34), (34, 49)): network}``. They take
+            the place of any that ``general`` has for these hosts.
 
     Returns:
         The network, in evaluation mode; it has its own copies of the weights.
@@ -415,8 +416,14 @@ def combine(general: nn.Module, experts: Mapping[tuple[tuple[int, ...], ...], nn
     Raises:
         ValueError: They have different cutoffs, only some estimate their errors, or two are for one host.
     """
-    first = typing.cast("SiteNetwork", general.general if isinstance(general, Experts) else general)
     own = {hosts: typing.cast("SiteNetwork", network) for hosts, network in experts.items()}
+    first = typing.cast("SiteNetwork", general)
+    if isinstance(general, Experts):
+        first = general.general
+        taken = {host for hosts in own for host in hosts}
+        for expert, network in zip(general.config.experts, general.networks[1:], strict=True):
+            if left := tuple(host for host in expert.hosts if host not in taken):
+                own[left] = network
     config = ExpertsConfig(
         general=first.config,
         experts=tuple(ExpertConfig(hosts=hosts, model=network.config) for hosts, network in own.items()),

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
-from ase_definet.checkpoint import combine, load_checkpoint, resolve_model, save_checkpoint, write_card
+from ase_definet.checkpoint import LoadedModel, combine, load_checkpoint, resolve_model, save_checkpoint, write_card
 from ase_definet.errors import CheckpointError
 from ase_definet.host import Host, get_host
+from ase_definet.model.experts import Experts
 
 _OF_SUBSETS = ("validation", "uncertainty")
 """Entries of a card that hold one entry for each subset."""
@@ -33,7 +36,8 @@ def combine_weights(
 
     Args:
         out: File to write, ``*.safetensors``; its card goes beside it as ``*.json``.
-        general: Weights for all hosts that have no others: a bundled name or a file.
+        general: Weights for all hosts that have no others: a bundled name or a file. Combined ones bring their other
+            networks along.
         experts: Weights by the hosts they are for, names or files, as in ``{("GaSe", "InSe"): "gase.safetensors"}``.
         name: Name of the new weights.
         version: Version of the new weights.
@@ -49,13 +53,14 @@ def combine_weights(
     """
     first = load_checkpoint(resolve_model(general))
     others = {hosts: load_checkpoint(resolve_model(path)) for hosts, path in experts.items()}
-    for path, loaded in ((general, first), *zip(experts.values(), others.values(), strict=True)):
-        if loaded.architecture != "site":
-            raise CheckpointError(f"{path}: expected weights of one site network, found {loaded.architecture}")
     served = {hosts: [get_host(host) for host in hosts] for hosts in others}
-    by_elements = {tuple(map(_elements, served[hosts])): loaded.model for hosts, loaded in others.items()}
+    networks = {}
+    for hosts, loaded in others.items():
+        networks[tuple(map(_elements, served[hosts]))] = _one_of(loaded, served[hosts], experts[hosts])
+    if first.architecture not in {"site", "experts"}:
+        raise CheckpointError(f"{general}: expected weights of site networks, found {first.architecture}")
     try:
-        network = combine(first.model, by_elements)
+        network = combine(first.model, networks)
     except ValueError as error:
         raise CheckpointError(
             f"cannot combine {general} with {', '.join(map(str, experts.values()))}: {error}"
@@ -67,15 +72,31 @@ def combine_weights(
         "architecture": "site networks on ideal host geometry, by host",
         "parameters": sum(p.numel() for p in network.parameters()),
     }
-    card["experts"] = []
+    new: list[dict[str, Any]] = []
     for hosts, loaded in others.items():
         names = [host.name for host in served[hosts]]
         _take_over(card, loaded.card, names)
         kept = {key: loaded.card.get(key) for key in ("name", "version", "parameters", "training")}
-        card["experts"].append({"hosts": names} | kept)
+        new.append({"hosts": names} | kept)
+    taken = {host for one in new for host in one["hosts"]}
+    old = [one | {"hosts": [host for host in one["hosts"] if host not in taken]} for one in card.get("experts", [])]
+    card["experts"] = new + [one for one in old if one["hosts"]]
     path = save_checkpoint(out, network, card, overwrite=overwrite)
     write_card(path, overwrite=overwrite)
     return path
+
+
+def _one_of(loaded: LoadedModel, hosts: list[Host], path: str | os.PathLike[str]) -> nn.Module:
+    """Return the network of some weights that serves these hosts."""
+    if loaded.architecture == "site":
+        return loaded.model
+    if not isinstance(loaded.model, Experts):
+        raise CheckpointError(f"{path}: expected weights of a site network, found {loaded.architecture}")
+    found = [loaded.model.network_for(torch.as_tensor(host.numbers)) for host in hosts]
+    if any(one is not found[0] for one in found):
+        names = ", ".join(host.name for host in hosts)
+        raise CheckpointError(f"{path} has several networks for {names}; name the hosts of each by themselves")
+    return found[0]
 
 
 def _elements(host: Host) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 Run as ``python docs/distill.py PACK OUT N [HOST=]WEIGHTS...``: for every high-density subset of PACK, N structures with the
 defects of a random training structure on random sites, and the mean of the predictions as their relaxed positions, are
 added to the groups of PACK as ``labelled/HOST`` and written to OUT. Only training pairs lend their compositions. Weights
-given as ``BN=FILE`` know one host only.
+given as ``BN=FILE`` know one host only; hosts that nothing knows get no labels.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ase_definet.checkpoint import load_checkpoint
+from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.convert import build_lattice
 from ase_definet.data import Group, Pack, Row, pack_rows, save_groups
 from ase_definet.train.card import LABELLED
@@ -39,7 +39,7 @@ def labels(group: Group, numbers: np.ndarray, paths: list[str]) -> np.ndarray:
     total = np.zeros((*numbers.shape, 3))
     host = torch.as_tensor(group.host_numbers)
     for path in paths:
-        loaded = load_checkpoint(path)
+        loaded = load_checkpoint(resolve_model(path))
         lattice = build_lattice(
             group.unit_numbers,
             group.unit_positions,
@@ -88,6 +88,8 @@ def main() -> None:
     for group in pack.groups:
         if group.subset.startswith("high/"):
             own = [path.split("=")[-1] for path in paths if path.split("=")[0] in {path, group.host}]
+            if not own:
+                continue
             new, _ = pack_rows(labelled(group, int(n), own, rng), Path(f"{out}.part"))
             groups += [part.in_memory() for part in new.groups]
             print(f"{group.subset}: {n} labelled by {len(own)} networks", flush=True)

@@ -121,7 +121,7 @@ def test_only_site_networks_of_one_cutoff_go_together(files):
     general = files / "general.safetensors"
     published = DefiNet(DefiNetConfig(features=8, layers=1, radial=12))
     save_checkpoint(files / "definet.safetensors", published, {})
-    assert "expected weights of one site network, found definet" in refused(
+    assert "expected weights of a site network, found definet" in refused(
         general, {("P",): files / "definet.safetensors"}
     )
     save_checkpoint(files / "short.safetensors", network(2, cutoff=5.0), {})
@@ -132,9 +132,25 @@ def test_only_site_networks_of_one_cutoff_go_together(files):
     assert "each of one network" in refused(general, {("P",): own, ("GaSe", "P"): general})
 
 
-def test_combined_weights_are_not_combined_again(combined, files):
-    with pytest.raises(CheckpointError, match="found experts"):
-        combine_weights(files / "x.safetensors", combined, {("P",): combined}, name="x", version="1")
+def test_combined_weights_may_be_combined_again(combined, files):
+    save_checkpoint(files / "third.safetensors", network(2, layers=1), card_of("third", ("InSe",)))
+    out = combine_weights(
+        files / "more.safetensors", combined, {("InSe",): files / "third.safetensors"}, name="more", version="3"
+    )
+    for host, own in {"MoS2": "general", "GaSe": "own", "InSe": "third"}.items():
+        atoms = vacancy(host)
+        more = DefiNetRelaxer(str(out), host, "cpu").predict(atoms)
+        alone = DefiNetRelaxer(str(files / f"{own}.safetensors"), host, "cpu").predict(atoms)
+        np.testing.assert_array_equal(more.site_displacement, alone.site_displacement)
+    card = load_checkpoint(out).card
+    assert [(one["hosts"], one["name"]) for one in card["experts"]] == [(["InSe"], "third"), (["GaSe"], "own")]
+    assert card["training"]["hosts"]["GaSe"]["defects"] == ["own"]
+    last = combine_weights(files / "last.safetensors", out, {("InSe", "GaSe"): combined}, name="last", version="4")
+    assert [(one["hosts"], one["name"]) for one in load_checkpoint(last).card["experts"]] == [
+        (["InSe", "GaSe"], "both")
+    ]
+    with pytest.raises(CheckpointError, match="several networks for MoS2, GaSe"):
+        combine_weights(files / "x.safetensors", out, {("MoS2", "GaSe"): combined}, name="x", version="1")
 
 
 def test_command(files):
