@@ -106,11 +106,12 @@ def _elements(host: Host) -> tuple[int, ...]:
 def _take_over(card: dict[str, Any], own: Mapping[str, Any], hosts: list[str]) -> None:
     """Let a card say of some hosts what another one does."""
     for key in _OF_SUBSETS:
-        table = {k: row for k, row in card.get(key, {}).items() if k.rpartition("/")[2] not in hosts}
-        card[key] = table | {k: row for k, row in own.get(key, {}).items() if k.rpartition("/")[2] in hosts}
-    training, theirs = dict(card.get("training") or {}), own.get("training") or {}
-    known = {host: row for host, row in theirs.get("hosts", {}).items() if host in hosts}
+        theirs = {k: row for k, row in own.get(key, {}).items() if k.rpartition("/")[2] in hosts}
+        kept = {k: row for k, row in card.get(key, {}).items() if k in theirs or k.rpartition("/")[2] not in hosts}
+        card[key] = kept | theirs
+    training, other = dict(card.get("training") or {}), own.get("training") or {}
+    known = {host: row for host, row in other.get("hosts", {}).items() if host in hosts}
     if training or known:
-        elements = set(training.get("elements", [])) | set(theirs.get("elements", []))
+        elements = set(training.get("elements", [])) | set(other.get("elements", []))
         training |= {"elements": sorted(elements), "hosts": training.get("hosts", {}) | known}
         card["training"] = training

@@ -65,7 +65,7 @@ def gap_section(gap: dict) -> list[str]:
         "| --- | --- | --- | --- |",
         *rows,
         "",
-        "- Black phosphorus and GaSe, less so h-BN: much of the pairs is learned by heart. What keeps from it: corrupted starts and",
+        "- All hosts but MoS2 and WSe2: much of the pairs is learned by heart. What keeps from it: corrupted starts and",
         "  dropout 0.25 (black phosphorus alone, above), and labels for random structures from several networks (`docs/distill.py`).",
         "- Corrupted starts pay from the first step. The general network (`recipe/`: first, noisy, end, low) had 6,000 steps without",
         "  them, then 18,000 more, 2,400 of all on GaSe and 2,300 on InSe: 0.0471 and 0.0353. A network of the same size that began",

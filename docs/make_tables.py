@@ -27,7 +27,7 @@ def table() -> str:
         kind = f"networks for {served}, and one for all other hosts" if experts else "one network for all hosts"
         parts.append(
             f"`{name}` {card['version']}: {kind}, {card['parameters']:,} parameters, trained on "
-            f"{pairs:,} pairs of 2DMD{own} for {sum(map(steps, runs)):,} steps of {card['training']['batch']} on two "
+            f"{pairs:,} pairs of 2DMD{own} for {steps(runs):,} steps of {card['training']['batch']} on two "
             "CPU cores. "
             f"Elements: {', '.join(card['training']['elements'])}.\n"
         )
@@ -44,13 +44,16 @@ def table() -> str:
     return "\n".join(parts)
 
 
-def steps(card: dict) -> int:
-    """Return the steps of a run and of those it began with."""
-    total, run = 0, card["training"]
-    while run:
-        total += run.get("steps") or 0
-        run = run.get("init")
-    return total
+def steps(cards: list[dict]) -> int:
+    """Return the steps of some runs and of those they began with, each counted once."""
+    found = {}
+    for card in cards:
+        name, run = (card["name"], card["version"]), card["training"]
+        while run:
+            found[name] = run.get("steps") or 0
+            run = run.get("init")
+            name = (run["name"], run["version"]) if run else name
+    return sum(found.values())
 
 
 def console() -> str:
