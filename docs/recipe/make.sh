@@ -14,7 +14,7 @@ python docs/distill.py .data/2dmd.pack .data/labelled.pack 800 runs/noisy.safete
 run end
 run low
 
-# networks for some hosts; `p-bn` labelled structures, and began `bn-end`, as it was after 3,750 of its 5,000 steps
+# networks for some hosts; `p-bn` labelled structures, and began `bn-end`, as it was after 3,700 of its 5,000 steps
 run gase-inse
 run p-bn
 run p        # a second one was that of docs/experiments.py, "dropout 0.25, half of the structures start on their way"
