@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ase_definet.checkpoint import LoadedModel, combine, load_checkpoint, resolve_model, save_checkpoint, write_card
-from ase_definet.errors import CheckpointError
+from ase_definet.errors import CheckpointError, OutputExistsError
 from ase_definet.host import Host, get_host
 from ase_definet.model.experts import Experts
 
@@ -51,12 +51,20 @@ def combine_weights(
         HostError: A host is not known.
         OutputExistsError: A file is in the way and ``overwrite`` is False.
     """
+    for path in (Path(out), Path(out).with_suffix(".json")):
+        if path.exists() and not overwrite:
+            raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True")
     first = load_checkpoint(resolve_model(general))
     others = {hosts: load_checkpoint(resolve_model(path)) for hosts, path in experts.items()}
     served = {hosts: [get_host(host) for host in hosts] for hosts in others}
     networks = {}
     for hosts, loaded in others.items():
-        networks[tuple(map(_elements, served[hosts]))] = _one_of(loaded, served[hosts], experts[hosts])
+        elements = tuple(dict.fromkeys(map(_elements, served[hosts])))
+        if elements in networks:
+            raise CheckpointError(
+                f"two weights for {', '.join(hosts)}: hosts are told apart by their elements; give one"
+            )
+        networks[elements] = _one_of(loaded, served[hosts], experts[hosts])
     if first.architecture not in {"site", "experts"}:
         raise CheckpointError(f"{general}: expected weights of site networks, found {first.architecture}")
     try:
@@ -81,9 +89,9 @@ def combine_weights(
     taken = {host for one in new for host in one["hosts"]}
     old = [one | {"hosts": [host for host in one["hosts"] if host not in taken]} for one in card.get("experts", [])]
     card["experts"] = new + [one for one in old if one["hosts"]]
-    path = save_checkpoint(out, network, card, overwrite=overwrite)
-    write_card(path, overwrite=overwrite)
-    return path
+    done = save_checkpoint(out, network, card, overwrite=overwrite)
+    write_card(done, overwrite=overwrite)
+    return done
 
 
 def _one_of(loaded: LoadedModel, hosts: list[Host], path: str | os.PathLike[str]) -> nn.Module:

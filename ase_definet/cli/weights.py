@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import FILE, check_folder, overwrite_option, refuse_existing
+from ase_definet.cli.common import FILE, BadUsage, check_folder, overwrite_option, refuse_existing
 
 
 @click.command("import-checkpoint")
@@ -53,9 +53,13 @@ def combine_command(
     """Make one weights file OUT: of GENERAL (a bundled name or a file), and of others for hosts of their own."""
     from ase_definet.combine import combine_weights  # noqa: PLC0415
 
+    if out.suffix != ".safetensors":
+        raise BadUsage(f"{out}: weights end in .safetensors")
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     check_folder(out.parent)
     others = {tuple(filter(None, hosts.split(","))): weights for hosts, weights in experts}
+    if len(others) < len(experts):
+        raise BadUsage("--expert names the same hosts twice; give one weights file for each")
     out.parent.mkdir(parents=True, exist_ok=True)
     combine_weights(out, general, others, name=name or out.stem, version=version, overwrite=overwrite)
     served = "; ".join(f"{', '.join(hosts)} by {weights}" for hosts, weights in others.items())

@@ -23,7 +23,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.checkpoint import LoadedModel, load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack
 from ase_definet.errors import CheckpointError, DeviceError, TrainingError
 from ase_definet.files import replacing
@@ -110,14 +110,14 @@ class Run:
         initial = load_checkpoint(resolve_model(config.init)) if config.init else None
         self.pack = Pack.open(config.data)
         self.groups = _chosen_groups(self.pack, config)
-        weights = None
+        weights, card = None, None
         if initial is not None:
-            weights = _of_groups(initial.model, self.groups)
+            weights, card = _of_groups(initial, self.groups)
             config = with_model(config, _with_dropout(weights.config, config.model))
         if config.corrupt:
             config = with_model(config, _with_starts(config.model))
         self.config = config
-        self.lineage = lineage_of(None if initial is None else initial.card)
+        self.lineage = lineage_of(card)
         self.shares = _shares(self.groups, config)
         torch.manual_seed(config.seed)
         network = build_network(config.model)
@@ -452,12 +452,17 @@ def _fraction(pairs: Array, config: TrainConfig) -> Array:
     return np.sort(np.random.default_rng(0).permutation(pairs)[:kept])
 
 
-def _of_groups(network: Any, groups: list[Group]) -> Any:
-    """Return the one network that serves all groups: of several, the general one where they have none in common."""
-    if not isinstance(network, Experts):
-        return network
-    found = [network.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
-    return found[0] if all(one is found[0] for one in found) else network.general
+def _of_groups(loaded: LoadedModel, groups: list[Group]) -> tuple[Any, dict[str, Any]]:
+    """Return the one network that serves all groups, and its card: of several, the general one if they share none."""
+    if not isinstance(loaded.model, Experts):
+        return loaded.model, loaded.card
+    found = [loaded.model.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
+    networks = loaded.model.networks
+    place = next(k for k, network in enumerate(networks) if network is found[0])
+    if not place or any(one is not found[0] for one in found):
+        return loaded.model.general, loaded.card
+    cards = loaded.card.get("experts", [])
+    return networks[place], cards[place - 1] if len(cards) == len(networks) - 1 else {}
 
 
 def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:

@@ -129,6 +129,7 @@ def test_only_site_networks_of_one_cutoff_go_together(files):
     save_checkpoint(files / "sure.safetensors", network(2, error_hidden=0), {})
     assert "estimate of the error" in refused(general, {("P",): files / "sure.safetensors"})
     own = files / "own.safetensors"
+    assert "two weights for P" in refused(general, {("P",): own, ("P", "P"): general})
     assert "each of one network" in refused(general, {("P",): own, ("GaSe", "P"): general})
 
 
@@ -169,6 +170,10 @@ def test_command(files):
     again = CliRunner().invoke(cli, ["combine", *arguments])
     assert again.exit_code == 2
     assert "--overwrite" in again.output
+    twice = CliRunner().invoke(cli, ["combine", *arguments, *arguments[2:], "--overwrite"])
+    assert twice.exit_code == 2
+    assert "the same hosts twice" in twice.output
+    assert CliRunner().invoke(cli, ["combine", arguments[0], "x.pt", *arguments[2:]]).exit_code == 2
     wrong = CliRunner().invoke(cli, ["combine", *arguments[:3], "GaSi", arguments[4], "--overwrite"])
     assert wrong.exit_code == 1
     assert "GaSi" in wrong.output

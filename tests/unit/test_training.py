@@ -565,10 +565,12 @@ def test_fine_tuning_from_several_networks_takes_the_one_of_the_host(config, sev
     general, own = SiteNetwork(MODEL), SiteNetwork(replace(MODEL, features=4))
     sulfide = tuple(np.unique(get_host("MoS2").numbers).tolist())
     for elements, expected in ((sulfide, own), ((15,), general)):
-        path = save_checkpoint(tmp_path / "a.safetensors", combine(general, {(elements,): own}), {}, overwrite=True)
+        card = {"name": "general", "experts": [{"hosts": ["A"], "name": "own"}]}
+        path = save_checkpoint(tmp_path / "a.safetensors", combine(general, {(elements,): own}), card, overwrite=True)
         run = Run(replace(config, data=several, init=str(path)))
         assert run.config.model.features == expected.config.features
         assert torch.equal(run.network.read_out.weight, expected.read_out.weight)
+        assert run.lineage["init"]["name"] == ("own" if expected is own else "general")
 
 
 def test_the_published_network_is_exported_without_an_estimate(config, tmp_path):
