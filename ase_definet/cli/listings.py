@@ -34,6 +34,9 @@ def models_command() -> None:
             f"{name} {card['version']}: {card['architecture']}, {card['parameters']:,} parameters, {card['date']}"
         )
         click.echo(f"  hosts     {hosts}")
+        if experts := card.get("experts"):
+            served = "; ".join(", ".join(one["hosts"]) for one in experts)
+            click.echo(f"  networks  one each for {served}; one for all others")
         click.echo(f"  elements  {', '.join(card['training']['elements'])}")
         click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect; unrelaxed: the same):")
         for subset, row in card["validation"].items():

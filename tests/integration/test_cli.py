@@ -476,10 +476,11 @@ def test_vasp_takes_the_charge_from_the_file_or_the_option():
 def test_lists_and_help():
     assert "phosphorene" in ok("hosts")
     models = ok("models")
+    assert "networks  one each for GaSe, InSe" in models
     assert models.startswith("default ")
     assert "sha256" in models
     assert ok("--version").startswith("ase-definet, version ")
-    for command in ("relax", "match", "vasp", "hosts", "models", "import-checkpoint"):
+    for command in ("relax", "match", "vasp", "hosts", "models", "import-checkpoint", "combine"):
         assert command in ok()
         assert ok(command, "-h").startswith(f"Usage: ase-definet {command}")
 
