@@ -70,7 +70,7 @@ def gap_section(gap: dict) -> list[str]:
         "- Corrupted starts pay from the first step. The general network (`recipe/`: first, noisy, end, low) had 6,000 steps without",
         "  them, then 18,000 more, 2,400 of all on GaSe and 2,300 on InSe: 0.0471 and 0.0353. A network of the same size that began",
         "  with them saw these two hosts alone: 0.0458 and 0.0348 after 1,100 steps on each, 0.0446 and 0.0341 after 2,250. With two",
-        "  other hosts in the same run errors at equal steps on a host were the same, so it is the beginning, not the company.",
+        "  other hosts in the same run errors at equal steps on a host were the same: the beginning seems to matter, not the company.",
         "  The mean of both networks has 0.0440 and 0.0330, and the student of that 0.0435 and 0.0331.",
         "- The same in h-BN (one network with three other hosts 0.0277 to 0.0291, by itself 0.0292 to 0.0297, the general one",
         "  0.0297) and not in black phosphorus (0.0794 to 0.0822, general 0.0773; the mean of five 0.0752).",
