@@ -27,8 +27,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ase_definet.cards import WEIGHTS as _WEIGHTS
-from ase_definet.errors import CheckpointError, OutputExistsError
-from ase_definet.files import replacing
+from ase_definet.errors import CheckpointError
+from ase_definet.files import keep_existing, replacing
 from ase_definet.model.config import DefiNetConfig, ExpertConfig, ExpertsConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.experts import Experts
@@ -289,8 +289,7 @@ def _line(error: Exception) -> str:
 
 def _write(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write a file completely or not at all."""
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True")
+    keep_existing(path, overwrite=overwrite)
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     with replacing(path) as fresh:

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from ase_definet.checkpoint import LoadedModel, combine, load_checkpoint, resolve_model, save_checkpoint, write_card
-from ase_definet.errors import CheckpointError, OutputExistsError
+from ase_definet.errors import CheckpointError
+from ase_definet.files import keep_existing
 from ase_definet.host import Host, get_host
 from ase_definet.model.experts import Experts
+from ase_definet.model.site_network import SiteNetwork
 
 _OF_SUBSETS = ("validation", "uncertainty")
 """Entries of a card that hold one entry for each subset."""
@@ -51,9 +53,7 @@ def combine_weights(
         HostError: A host is not known.
         OutputExistsError: A file is in the way and ``overwrite`` is False.
     """
-    for path in (Path(out), Path(out).with_suffix(".json")):
-        if path.exists() and not overwrite:
-            raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True")
+    keep_existing(Path(out), Path(out).with_suffix(".json"), overwrite=overwrite)
     first = load_checkpoint(resolve_model(general))
     others = {hosts: load_checkpoint(resolve_model(path)) for hosts, path in experts.items()}
     served = {hosts: [get_host(host) for host in hosts] for hosts in others}
@@ -96,9 +96,7 @@ def combine_weights(
 
 def _one_of(loaded: LoadedModel, hosts: list[Host], path: str | os.PathLike[str]) -> nn.Module:
     """Return the network of some weights that serves these hosts."""
-    if loaded.architecture == "site":
-        return loaded.model
-    if not isinstance(loaded.model, Experts):
+    if not isinstance(loaded.model, SiteNetwork | Experts):
         raise CheckpointError(f"{path}: expected weights of a site network, found {loaded.architecture}")
     found = [loaded.model.network_for(torch.as_tensor(host.numbers)) for host in hosts]
     if any(one is not found[0] for one in found):

@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one, whatever happens while they are written."""
+"""Files that are the old one or the new one, whatever happens while they are written, and never lost unasked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ase_definet.errors import OutputExistsError
+
+
+def keep_existing(*paths: Path, overwrite: bool) -> None:
+    """Refuse to replace files that nobody said may go.
+
+    Args:
+        *paths: The files to write.
+        overwrite: Whether they may go.
+
+    Raises:
+        OutputExistsError: One of them exists and ``overwrite`` is False.
+    """
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True (--overwrite)")
 
 
 @contextmanager

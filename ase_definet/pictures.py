@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from ase_definet.errors import DefiNetError, OutputExistsError, StructureError
-from ase_definet.files import replacing
+from ase_definet.errors import DefiNetError, StructureError
+from ase_definet.files import keep_existing, replacing
 from ase_definet.metrics import minimum_image
 from ase_definet.sites import Defect, SiteKind
 
@@ -80,8 +80,7 @@ def draw_relaxation(
     """
     if path.suffix.lower() not in FORMATS:
         raise DefiNetError(f"{path}: cannot draw this format; expected a name that ends in {', '.join(FORMATS)}")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists; choose another name or allow overwriting")
+    keep_existing(path, overwrite=overwrite)
     _check_alike(before, after)
     move = minimum_image(after.positions - before.positions, before.cell.array)
     far = np.linalg.norm(move, axis=1)

@@ -17,8 +17,8 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 from ase.io import iread
 
-from ase_definet.errors import OutputExistsError, ScreeningError
-from ase_definet.files import replacing
+from ase_definet.errors import ScreeningError
+from ase_definet.files import keep_existing, replacing
 from ase_definet.screening import FAILURES, NUMBERS, STRUCTURES, TABLE
 
 MOST_ROWS = 20_000
@@ -44,8 +44,7 @@ def write_report(
         ScreeningError: The folder holds no results.
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists; choose another name or allow overwriting")
+    keep_existing(out, overwrite=overwrite)
     table = _rows(results / TABLE)
     failures = _rows(results / FAILURES) if (results / FAILURES).exists() else []
     if not table and not failures:

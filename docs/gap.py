@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ase_definet.checkpoint import load_checkpoint, resolve_model
-from ase_definet.model.experts import Experts
-from ase_definet.train.config import make_config
-from ase_definet.train.loop import Run, summed_errors
+from ase_definet.data import Pack
+from ase_definet.train.batches import SiteBatches
+from ase_definet.train.loop import summed_errors
 
 PAIRS = 100
 BATCH = 20
@@ -23,12 +23,12 @@ OUT = Path(__file__).parent / "results" / "gap.json"
 @torch.no_grad()
 def main() -> None:
     """Score and write."""
-    run = Run(make_config({"data": sys.argv[1], "out": "runs/gap", "init": "default"}))
     model = load_checkpoint(resolve_model("default")).model
     table = {}
-    for group, batches in zip(run.groups, run.batches, strict=True):
+    for group in Pack.open(Path(sys.argv[1])).groups:
         row = table.setdefault(group.subset, {})
-        network = model.network_for(batches.host_numbers) if isinstance(model, Experts) else model
+        network = model.network_for(torch.as_tensor(group.host_numbers))
+        batches = SiteBatches(group, network.config, torch.device("cpu"))
         for split in ("train", "val"):
             chosen = np.random.default_rng(1).permutation(group.indices(split))[:PAIRS]
             parts = [summed_errors(network, batches, chosen[k : k + BATCH]) for k in range(0, len(chosen), BATCH)]

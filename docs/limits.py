@@ -18,12 +18,9 @@ import torch
 from ase.data import chemical_symbols
 
 from ase_definet.checkpoint import load_checkpoint, resolve_model
-from ase_definet.data import Group
+from ase_definet.data import Group, Pack
 from ase_definet.metrics import minimum_image
-from ase_definet.model.experts import Experts
 from ase_definet.train.batches import SiteBatches
-from ase_definet.train.config import make_config
-from ase_definet.train.loop import Run
 
 ALONE = 4.5
 BATCH = 32
@@ -48,14 +45,13 @@ def operations(group: Group) -> tuple[np.ndarray, np.ndarray]:
     return np.array(images), np.array(turned)
 
 
-def moves(group: Group, pair: int) -> np.ndarray:
+def moves(batches: SiteBatches, pair: int) -> np.ndarray:
     """Return the relaxed displacements from the host's sites, without their mean over atoms, in Å."""
-    found = (group.offsets(np.array([pair])) + group.moves(np.array([pair])))[0]
-    real = group.numbers[pair] > 0
-    return (found - found[real].mean(0)) * real[:, None]
+    _, _, target, _ = batches.batch(np.array([pair]))
+    return target[:, 0].double().numpy()
 
 
-def broken(group: Group) -> dict:
+def broken(group: Group, batches: SiteBatches) -> dict:
     """Return how far symmetric structures are from symmetric after relaxation: coordinate MAE, in Å."""
     images, turned = operations(group)
     tags = np.random.default_rng(0).integers(1, 2**52, (len(group.sites), 120))
@@ -65,7 +61,7 @@ def broken(group: Group) -> dict:
         numbers = group.numbers[pair]
         at = np.flatnonzero(numbers != group.host_numbers)
         same = np.flatnonzero(tags[images[:, at], numbers[at]].sum(1) == tags[at, numbers[at]].sum())
-        moved = moves(group, pair)
+        moved = moves(batches, pair)
         if len(same) == 1 or not np.any(moved):
             continue
         mean = np.zeros_like(moved)
@@ -100,7 +96,7 @@ def lone(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
     distances = np.linalg.norm(vectors, axis=2)
     found, true, predicted = defaultdict(list), defaultdict(list), defaultdict(list)
     for pair in np.concatenate([group.indices("train"), group.indices("val")]):
-        for name, values in outward(group, distances, vectors, pair, moves(group, pair)).items():
+        for name, values in outward(group, distances, vectors, pair, moves(batches, pair)).items():
             found[name] += values
     chosen = group.indices("val")
     for start in range(0, len(chosen), BATCH):
@@ -129,13 +125,13 @@ def lone(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
 
 def main() -> None:
     """Measure and write."""
-    run = Run(make_config({"data": sys.argv[1], "out": "runs/limits", "init": "default", "accelerator": "cpu"}))
     model = load_checkpoint(resolve_model("default")).model
     table = {}
-    for group, batches in zip(run.groups, run.batches, strict=True):
+    for group in Pack.open(Path(sys.argv[1])).groups:
         row = table.setdefault(group.subset, {})
-        network = model.network_for(batches.host_numbers) if isinstance(model, Experts) else model
-        row["symmetry"], row["lone"] = broken(group), lone(group, batches, network)
+        network = model.network_for(torch.as_tensor(group.host_numbers))
+        batches = SiteBatches(group, network.config, torch.device("cpu"))
+        row["symmetry"], row["lone"] = broken(group, batches), lone(group, batches, network)
         print(group.subset, row["symmetry"], flush=True)
     OUT.write_text(json.dumps({"weights": "default", "alone": ALONE, "subsets": table}, indent=1) + "\n")
 

@@ -53,6 +53,10 @@ class SiteNetwork(nn.Module):
             else None
         )
 
+    def network_for(self, host_numbers: Tensor) -> SiteNetwork:  # noqa: ARG002 - as of several networks
+        """Return the network for one host: itself, whatever the host; see :meth:`Experts.network_for`."""
+        return self
+
     def forward(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> Tensor:
         """Predict the displacement of every site.
 
