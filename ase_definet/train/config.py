@@ -131,7 +131,7 @@ class TrainConfig:
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "small": {"steps": 4000, "model": {"features": 48, "layers": 4, "dropout": 0.1}},
-        "base": {"steps": 12000, "model": {"near_cutoff": 4.5, "dropout": 0.1}},
+        "base": {"steps": 12000, "corrupt": 0.5, "model": {"near_cutoff": 4.5, "dropout": 0.1}},
         "paper": {
             "steps": 60000,
             "batch": 24,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import pytest
 
 from ase_definet.errors import TrainingError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.train.config import PRESETS, TrainConfig, make_config, read_config
+from tests.conftest import REPO
 
 FILES = {"data": "a.pack", "out": "run"}
 
@@ -30,6 +33,19 @@ def test_a_file_names_its_preset_and_the_command_line_wins(tmp_path):
     assert (config.steps, config.out, config.data, config.rate) == (90, "other", "a.pack", 1)
     assert config.shares == {"high/MoS2": 3}
     assert config.model == SiteNetworkConfig(features=8, near_cutoff=4.5, dropout=0.1)
+
+
+def test_docs_list_every_value_and_its_default():
+    text = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
+    _, run, model = text.partition("## Values")[2].partition("\n## ")[0].split("| value | default | what it is |")
+    for table, kind in ((run, TrainConfig), (model, SiteNetworkConfig)):
+        told = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, re.MULTILINE))
+        values = {field.name: field.default for field in dataclasses.fields(kind)}
+        assert told == {
+            name: "" if value is dataclasses.MISSING else json.dumps(value)
+            for name, value in values.items()
+            if name not in {"shares", "model"}  # tables
+        }
 
 
 def test_an_architecture_is_named_in_the_model():
