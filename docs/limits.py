@@ -1,10 +1,11 @@
-"""Ask the data what a prediction can know: does DFT break symmetries, and do equal defects relax alike?
+"""Ask the data what a prediction can know: does DFT break symmetries, and do equal defects relax alike, how far does an error reach?
 
-Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Two measurements on every subset:
+Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Three measurements on every subset:
 
 - Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from having it too.
 - Defects without another one within ``ALONE``: how far the nearest atoms move out, its spread over the structures, and
   which share of the variance the bundled weights explain on validation pairs.
+- Which share of the squared error on validation pairs lies in the longest waves that fit into the cell.
 """
 
 import json
@@ -25,6 +26,7 @@ from ase_definet.train.batches import SiteBatches
 ALONE = 4.5
 BATCH = 32
 FEWEST = 10
+ZERO = 1e-6
 OUT = Path(__file__).parent / "results" / "limits.json"
 
 
@@ -123,6 +125,43 @@ def lone(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
     return table
 
 
+def longest_waves(group: Group) -> np.ndarray:
+    """Return the longest waves of the supercell that move each primitive cell as a whole, shape ``(n_sites, n_waves)``."""
+    reciprocal = 2 * np.pi * np.linalg.inv(group.unit_cell).T
+    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3), axis=-1).reshape(-1, 3)
+    numbers = np.linalg.norm((group.waves[:, None] + shifts) @ reciprocal, axis=-1).min(1)
+    longest = np.isclose(numbers, numbers[numbers > ZERO].min(), rtol=0.01)
+    phase = 2 * np.pi * np.repeat(group.cells, len(group.sites) // len(group.cells), axis=0) @ group.waves[longest].T
+    found, size, _ = np.linalg.svd(np.concatenate([np.cos(phase), np.sin(phase)], axis=1), full_matrices=False)
+    return found[:, size > ZERO]
+
+
+@torch.no_grad()
+def reach(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
+    """Return what share of squared displacements and errors on validation pairs the longest waves have."""
+    waves = torch.as_tensor(longest_waves(group), dtype=torch.float32)
+    chosen = group.indices("val")
+    squares = torch.zeros(2, 2)
+    left = torch.zeros(2)
+    for start in range(0, len(chosen), BATCH):
+        numbers, kinds, target, real = batches.batch(chosen[start : start + BATCH])
+        error = batches.predict(network, numbers, kinds)[-1] - target
+        for k, field in enumerate((target, error)):
+            smooth = torch.einsum("nw,mw,mbx->nbx", waves, waves, field)
+            squares[k] += torch.stack([smooth.square().sum(), field.square().sum()])
+        for k, field in enumerate((error, error - smooth)):
+            left[k] += ((field.abs().mean(-1) * real).sum(0) / real.sum(0)).sum()
+    share = squares[:, 0] / squares[:, 1]
+    return {
+        "waves": waves.shape[1],
+        "of": len(group.sites),
+        "displacement": float(share[0]),
+        "error": float(share[1]),
+        "mae": float(left[0]) / len(chosen),
+        "mae_without": float(left[1]) / len(chosen),
+    }
+
+
 def main() -> None:
     """Measure and write."""
     model = load_checkpoint(resolve_model("default")).model
@@ -132,7 +171,8 @@ def main() -> None:
         network = model.network_for(torch.as_tensor(group.host_numbers))
         batches = SiteBatches(group, network.config, torch.device("cpu"))
         row["symmetry"], row["lone"] = broken(group, batches), lone(group, batches, network)
-        print(group.subset, row["symmetry"], flush=True)
+        row["waves"] = reach(group, batches, network)
+        print(group.subset, row["symmetry"], row["waves"], flush=True)
     OUT.write_text(json.dumps({"weights": "default", "alone": ALONE, "subsets": table}, indent=1) + "\n")
 
 
