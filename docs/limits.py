@@ -5,7 +5,8 @@ Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Three me
 - Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from having it too.
 - Defects without another one within ``ALONE``: how far the nearest atoms move out, its spread over the structures, and
   which share of the variance the bundled weights explain on validation pairs.
-- Which share of the squared error on validation pairs lies in the longest waves that fit into the cell.
+- Which share of the squared error on validation pairs lies in the longest waves that fit into the cell, and which share
+  of the out-of-plane part of that a single factor per structure explains: the right shape with another amplitude.
 """
 
 import json
@@ -138,20 +139,29 @@ def longest_waves(group: Group) -> np.ndarray:
 
 @torch.no_grad()
 def reach(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
-    """Return what share of squared displacements and errors on validation pairs the longest waves have."""
+    """Return what share of squared displacements and errors on validation pairs the longest waves have.
+
+    Besides, for the displacements along z in these waves: how often over the predicted amplitude the true one is, one
+    factor per structure by least squares, and which share of the squared error these factors explain.
+    """
     waves = torch.as_tensor(longest_waves(group), dtype=torch.float32)
     chosen = group.indices("val")
     squares = torch.zeros(2, 2)
     left = torch.zeros(2)
+    bent: list[list[torch.Tensor]] = [[], []]
     for start in range(0, len(chosen), BATCH):
         numbers, kinds, target, real = batches.batch(chosen[start : start + BATCH])
         error = batches.predict(network, numbers, kinds)[-1] - target
         for k, field in enumerate((target, error)):
             smooth = torch.einsum("nw,mw,mbx->nbx", waves, waves, field)
             squares[k] += torch.stack([smooth.square().sum(), field.square().sum()])
+            bent[k].append(waves.T @ field[..., 2])
         for k, field in enumerate((error, error - smooth)):
             left[k] += ((field.abs().mean(-1) * real).sum(0) / real.sum(0)).sum()
     share = squares[:, 0] / squares[:, 1]
+    true, error = (torch.cat(parts, dim=1) for parts in bent)
+    factors = (true * (true + error)).sum(0) / (true + error).square().sum(0).clamp_min(ZERO**2)
+    unexplained = (true - factors * (true + error)).square().sum() / error.square().sum()
     return {
         "waves": waves.shape[1],
         "of": len(group.sites),
@@ -159,6 +169,8 @@ def reach(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
         "error": float(share[1]),
         "mae": float(left[0]) / len(chosen),
         "mae_without": float(left[1]) / len(chosen),
+        "factors": [float(x) for x in torch.quantile(factors, torch.tensor([0.1, 0.5, 0.9]))],
+        "explained": 1 - float(unexplained) if true.abs().max() > ZERO else None,
     }
 
 
