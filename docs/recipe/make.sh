@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The runs behind the bundled weights `default` 0.4.0, as they went on two CPU cores; each `train` resumes when killed.
+# The runs behind the bundled weights `default` 0.5.0, as they went on two CPU cores; each `train` resumes when killed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-version=0.4.0
+version=0.5.0
 run() { ase-definet train "docs/recipe/$1.toml"; ase-definet export "runs/$1" "runs/$1.safetensors" --version $version; }
 
 ase-definet data pack 2dmd .data/2dmd.pack
@@ -14,19 +14,34 @@ python docs/distill.py .data/2dmd.pack .data/labelled.pack 800 runs/noisy.safete
 run end
 run low
 
-# networks for some hosts; `p-bn` labelled structures, and began `bn-end`, as it was after 3,700 of its 5,000 steps
+# networks for some hosts; `p-bn` labelled structures, and began `bn-student`, as it was after 3,700 of its 5,000 steps,
+# when it labelled for `p-end` it was at their end
 run gase-inse
 run p-bn
 run p        # a second one was that of docs/experiments.py, "dropout 0.25, half of the structures start on their way"
-run bn       # twice, with seeds 22 and 23
+run bn       # three times, with seeds 21, 22 and 23
 python docs/experiments.py .data/2dmd.pack "by heart: dropout 0.25, half"
 small=runs/experiments/by-heart-dropout-0-25-half-of-the-structures-start-on-their-way/weights.safetensors
 python docs/distill.py .data/2dmd.pack .data/labelled-own.pack 1500 \
   {GaSe,InSe}=runs/gase-inse.safetensors {GaSe,InSe,P,P}=runs/end.safetensors \
   {P,BN,BN}=runs/p-bn.safetensors P=runs/p.safetensors P=$small {BN,BN}=runs/bn.safetensors
 run gase-inse-end
+run p-student
+run bn-student
+
+# 0.5.0: wide networks for black phosphorus and h-BN; MoS2 and WSe2 by themselves
+run p-wide
+python docs/distill.py .data/2dmd.pack .data/labelled-p.pack 1500 \
+  P=runs/{low,p-wide,p,p-student,p-bn}.safetensors
 run p-end
+run bn-wide
+python docs/distill.py .data/2dmd.pack .data/labelled-bn.pack 2000 \
+  BN=runs/{bn-wide,bn-student,p-bn,bn,bn}.safetensors  # p-bn after 3,700 steps, bn with seeds 21 and 23
 run bn-end
+run mos2-wse2  # its length was 12,000 steps until step 4,700; the rate began to fall there
+python docs/distill.py .data/2dmd.pack .data/labelled-mos2-wse2.pack 1200 {MoS2,WSe2}=runs/{mos2-wse2,low}.safetensors
+run mos2-wse2-end
 
 ase-definet combine runs/low.safetensors ase_definet/weights/default.safetensors --name default --version $version --overwrite \
-  --expert GaSe,InSe runs/gase-inse-end.safetensors --expert P runs/p-end.safetensors --expert BN runs/bn-end.safetensors
+  --expert GaSe,InSe runs/gase-inse-end.safetensors --expert P runs/p-end.safetensors --expert BN runs/bn-end.safetensors \
+  --expert MoS2,WSe2 runs/mos2-wse2-end.safetensors
