@@ -151,17 +151,20 @@ def reach(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
     bent: list[list[torch.Tensor]] = [[], []]
     for start in range(0, len(chosen), BATCH):
         numbers, kinds, target, real = batches.batch(chosen[start : start + BATCH])
-        error = batches.predict(network, numbers, kinds)[-1] - target
+        guess = batches.predict(network, numbers, kinds)[-1]
+        error = guess - target
         for k, field in enumerate((target, error)):
-            smooth = torch.einsum("nw,mw,mbx->nbx", waves, waves, field)
-            squares[k] += torch.stack([smooth.square().sum(), field.square().sum()])
-            bent[k].append(waves.T @ field[..., 2])
+            amplitudes = torch.einsum("nw,nbx->wbx", waves, field)
+            squares[k] += torch.stack([amplitudes.square().sum(), field.square().sum()])
+        smooth = torch.einsum("nw,wbx->nbx", waves, amplitudes)
         for k, field in enumerate((error, error - smooth)):
             left[k] += ((field.abs().mean(-1) * real).sum(0) / real.sum(0)).sum()
+        for k, field in enumerate((target, guess)):
+            bent[k].append(waves.T @ field[..., 2])
     share = squares[:, 0] / squares[:, 1]
-    true, error = (torch.cat(parts, dim=1) for parts in bent)
-    factors = (true * (true + error)).sum(0) / (true + error).square().sum(0).clamp_min(ZERO**2)
-    unexplained = (true - factors * (true + error)).square().sum() / error.square().sum()
+    true, predicted = (torch.cat(parts, dim=1) for parts in bent)
+    factors = (true * predicted).sum(0) / predicted.square().sum(0).clamp_min(ZERO**2)
+    unexplained = (true - factors * predicted).square().sum() / (true - predicted).square().sum()
     return {
         "waves": waves.shape[1],
         "of": len(group.sites),
