@@ -1,14 +1,18 @@
 """Label new random structures with the mean of several trained networks, to train one network that is as good as all.
 
-Run as ``python docs/distill.py PACK OUT N [HOST=]WEIGHTS...``: for every high-density subset of PACK, N structures with the
-defects of a random training structure on random sites, and the mean of the predictions as their relaxed positions, are
-added to the groups of PACK as ``labelled/HOST`` and written to OUT. Only training pairs lend their compositions. Weights
-given as ``BN=FILE`` know one host only; hosts that nothing knows get no labels.
+Run as ``python docs/distill.py PACK OUT N [HOST=]WEIGHTS... [--again [HOST=]WEIGHTS...]``: for every high-density subset
+of PACK, N structures with the defects of a random training structure on random sites, and the mean of the predictions as
+their relaxed positions, are added to the groups of PACK as ``labelled/HOST`` and written to OUT. Only training pairs lend
+their compositions. Weights given as ``BN=FILE`` know one host only; hosts that nothing knows get no labels.
+
+Networks after ``--again``, which must have been trained with ``corrupt``, answer with the atoms begun half-way to that
+mean, with noise; twice, the second time half-way to their first answers. Labels are then the mean of all three.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +23,12 @@ from ase_definet.data import Group, Pack, Row, pack_rows, save_groups
 from ase_definet.train.card import LABELLED
 
 BATCH = 16
+WAY = 0.5
+"""How far along the answers so far the atoms begin when networks are asked again."""
+NOISE = 0.1
+"""Standard deviation of the noise on where they begin, in Å."""
+DRAWS = 3
+"""Answers of each network a round, each with its own noise."""
 
 
 def shuffled(group: Group, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -33,34 +43,49 @@ def shuffled(group: Group, n: int, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-@torch.inference_mode()
-def labels(group: Group, numbers: np.ndarray, paths: list[str]) -> np.ndarray:
-    """Return the mean prediction of some weights, shape ``(n, n_sites, 3)``, in Å."""
-    total = np.zeros((*numbers.shape, 3))
-    host = torch.as_tensor(group.host_numbers)
-    for path in paths:
+class Teacher:
+    """One network on the sites of one group."""
+
+    def __init__(self, group: Group, path: str) -> None:
         loaded = load_checkpoint(resolve_model(path))
-        lattice = build_lattice(
-            group.unit_numbers,
-            group.unit_positions,
-            group.unit_cell,
-            group.pbc,
-            group.supercell,
-            loaded.config.cutoff,
-            frozen=True,
-        )
+        self.host = torch.as_tensor(group.host_numbers)
+        model: Any = loaded.model
+        self.network = model.network_for(self.host)
+        unit = (group.unit_numbers, group.unit_positions, group.unit_cell, group.pbc)
+        self.lattice = build_lattice(*unit, group.supercell, loaded.config.cutoff, frozen=True)
+
+    @torch.inference_mode()
+    def __call__(self, numbers: np.ndarray, moves: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        """Return predicted moves, shape ``(n, n_sites, 3)``, in Å, with the atoms begun towards given ones."""
+        out = []
         for start in range(0, len(numbers), BATCH):
             part = torch.as_tensor(numbers[start : start + BATCH].T.astype(np.int64))
-            kinds = torch.where(part == 0, 2, (part != host[:, None]).long())
-            moved = loaded.model(lattice, part, host, kinds)
-            total[start : start + BATCH] += moved.permute(1, 0, 2).double().numpy() / len(paths)
-    return total
+            kinds = torch.where(part == 0, 2, (part != self.host[:, None]).long())
+            begun = None
+            if moves is not None:
+                some = moves[start : start + BATCH]
+                noisy = WAY * some + NOISE * rng.standard_normal(some.shape)
+                begun = torch.as_tensor(noisy.transpose(1, 0, 2), dtype=torch.float32) * (part > 0)[..., None]
+            out.append(self.network.stages(self.lattice, part, self.host, kinds, begun)[-1].permute(1, 0, 2).numpy())
+        return np.concatenate(out).astype(np.float64)
 
 
-def labelled(group: Group, n: int, paths: list[str], rng: np.random.Generator) -> Iterator[Row]:
+def labels(
+    group: Group, numbers: np.ndarray, paths: list[str], again: list[str], rng: np.random.Generator
+) -> np.ndarray:
+    """Return what networks predict together, shape ``(n, n_sites, 3)``, in Å; see above."""
+    rounds = [np.mean([Teacher(group, path)(numbers, None, rng) for path in paths], axis=0)]
+    teachers = [Teacher(group, path) for path in again]
+    for _ in range(2 if teachers else 0):
+        answers = [teacher(numbers, rounds[-1], rng) for teacher in teachers for _ in range(DRAWS)]
+        rounds.append(np.mean(answers, axis=0))
+    return np.asarray(np.mean(rounds, axis=0))
+
+
+def labelled(group: Group, n: int, paths: list[str], again: list[str], rng: np.random.Generator) -> Iterator[Row]:
     """Yield labelled structures."""
     numbers = shuffled(group, n, rng)
-    moves = labels(group, numbers, paths)
+    moves = labels(group, numbers, paths, again, rng)
     for k in range(n):
         yield Row(
             id=f"labelled-{k}",
@@ -81,18 +106,22 @@ def labelled(group: Group, n: int, paths: list[str], rng: np.random.Generator) -
 
 def main() -> None:
     """Write the pack."""
-    source, out, n, *paths = sys.argv[1:]
+    source, out, n, *rest = sys.argv[1:]
+    split = rest.index("--again") if "--again" in rest else len(rest)
     pack = Pack.open(source)
     rng = np.random.default_rng(0)
     groups = list(pack.groups)
     for group in pack.groups:
         if group.subset.startswith("high/"):
-            own = [path.split("=")[-1] for path in paths if path.split("=")[0] in {path, group.host}]
+            own, again = (
+                [path.split("=")[-1] for path in paths if path.split("=")[0] in {path, group.host}]
+                for paths in (rest[:split], rest[split + 1 :])
+            )
             if not own:
                 continue
-            new, _ = pack_rows(labelled(group, int(n), own, rng), Path(f"{out}.part"))
+            new, _ = pack_rows(labelled(group, int(n), own, again, rng), Path(f"{out}.part"))
             groups += [part.in_memory() for part in new.groups]
-            print(f"{group.subset}: {n} labelled by {len(own)} networks", flush=True)
+            print(f"{group.subset}: {n} labelled by {len(own)} networks, {len(again)} asked again", flush=True)
     save_groups(groups, Path(out))
     Path(f"{out}.part").unlink()
 
