@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,16 @@ for command in (
     cli.add_command(command)
 
 
+def _share_cores() -> None:
+    """Let OpenMP's threads wait asleep rather than spin, unless the user says how: others may need the cores.
+
+    libgomp reads this when torch loads it. With all cores busy elsewhere, spinning makes a prediction take seconds.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
 def main() -> None:
     """Run the command line."""
+    _share_cores()
     cli(prog_name="ase-definet")

@@ -574,3 +574,15 @@ def test_a_bug_is_one_line_too():
     assert text.startswith("a.cif: unexpected LinAlgError in ")
     assert "please report it" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_leave_busy_cores_to_others_unless_told_otherwise(given, wanted):
+    shown = "import os, sys; sys.argv[1:] = ['--version']\nfrom ase_definet.cli import main\n"
+    shown += "try: main()\nfinally: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}} | given
+    done = subprocess.run([sys.executable, "-c", shown], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{wanted} False", done.stdout  # and before torch is there to read it
