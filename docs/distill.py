@@ -27,7 +27,7 @@ WAY = 0.5
 """How far along the answers so far the atoms begin when networks are asked again."""
 NOISE = 0.1
 """Standard deviation of the noise on where they begin, in Å."""
-DRAWS = 3
+DRAWS = 1
 """Answers of each network a round, each with its own noise."""
 
 
