@@ -55,17 +55,16 @@ class Teacher:
         self.lattice = build_lattice(*unit, group.supercell, loaded.config.cutoff, frozen=True)
 
     @torch.inference_mode()
-    def __call__(self, numbers: np.ndarray, moves: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-        """Return predicted moves, shape ``(n, n_sites, 3)``, in Å, with the atoms begun towards given ones."""
+    def __call__(self, numbers: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
+        """Return predicted moves, shape ``(n, n_sites, 3)``, in Å; ``starts`` are the moves at which atoms begin."""
         out = []
         for start in range(0, len(numbers), BATCH):
             part = torch.as_tensor(numbers[start : start + BATCH].T.astype(np.int64))
             kinds = torch.where(part == 0, 2, (part != self.host[:, None]).long())
             begun = None
-            if moves is not None:
-                some = moves[start : start + BATCH]
-                noisy = WAY * some + NOISE * rng.standard_normal(some.shape)
-                begun = torch.as_tensor(noisy.transpose(1, 0, 2), dtype=torch.float32) * (part > 0)[..., None]
+            if starts is not None:
+                some = torch.as_tensor(starts[start : start + BATCH].transpose(1, 0, 2), dtype=torch.float32)
+                begun = some * (part > 0)[..., None]
             out.append(self.network.stages(self.lattice, part, self.host, kinds, begun)[-1].permute(1, 0, 2).numpy())
         return np.concatenate(out).astype(np.float64)
 
@@ -74,10 +73,12 @@ def labels(
     group: Group, numbers: np.ndarray, paths: list[str], again: list[str], rng: np.random.Generator
 ) -> np.ndarray:
     """Return what networks predict together, shape ``(n, n_sites, 3)``, in Å; see above."""
-    rounds = [np.mean([Teacher(group, path)(numbers, None, rng) for path in paths], axis=0)]
-    teachers = [Teacher(group, path) for path in again]
-    for _ in range(2 if teachers else 0):
-        answers = [teacher(numbers, rounds[-1], rng) for teacher in teachers for _ in range(DRAWS)]
+    teachers = {path: Teacher(group, path) for path in {*paths, *again}}
+    rounds = [np.mean([teachers[path](numbers) for path in paths], axis=0)]
+    for _ in range(2 if again else 0):
+        starts = WAY * rounds[-1]
+        askings = [teachers[path] for path in again for _ in range(DRAWS)]
+        answers = [asked(numbers, starts + NOISE * rng.standard_normal(starts.shape)) for asked in askings]
         rounds.append(np.mean(answers, axis=0))
     return np.asarray(np.mean(rounds, axis=0))
 
