@@ -22,6 +22,8 @@ class SiteNetworkConfig:
         near_radial: Their Gaussians over the distance.
         dropout: Share of the inputs of updates, and of the channels heard, that training leaves out.
         vector_products: Whether vectors act on each other and on the scalars of their site.
+        vector_norm: Whether long vectors are scaled to about one before they act on their site; keeps deep networks
+            from blowing up at high rates.
         pooling: Whether sites hear the mean over the structure.
         near_moves: Whether close neighbours meet where they have been guessed to be, or on ideal sites.
         host_elements: Whether a site knows what the host has there.
@@ -43,6 +45,7 @@ class SiteNetworkConfig:
     near_radial: int = 16
     dropout: float = 0.0
     vector_products: bool = True
+    vector_norm: bool = False
     pooling: bool = True
     near_moves: bool = True
     host_elements: bool = True

@@ -169,7 +169,7 @@ class _Layer(nn.Module):
         self.width = width
         self.dropout = config.dropout
         self.pooling, self.vector_products = config.pooling, config.vector_products
-        self.site_gates = config.site_gates
+        self.site_gates, self.vector_norm = config.site_gates, config.vector_norm
         self.filters = _Filters(config)
         self.norm_in = nn.LayerNorm(width)
         self.scalar_in = nn.Linear(width, 2 * width)
@@ -208,7 +208,10 @@ class _Layer(nn.Module):
             scalars = scalars + geometry.spread(self.pool(geometry.total(hidden) / geometry.total(ones)))
         vectors = vectors + self.vector_out(heard_vectors)
 
-        left, right = self.vector_mix(vectors).split(width, dim=-1)
+        known_vectors = vectors
+        if self.vector_norm:  # long ones would act on themselves with the square of their length, layer after layer
+            known_vectors = vectors * (1 + vectors.square().sum(2, keepdim=True).mean(-1, keepdim=True)).rsqrt()
+        left, right = self.vector_mix(known_vectors).split(width, dim=-1)
         length = (right.square().sum(2) + 1e-6).sqrt()
         # of degree one in the vectors: a plain product, fed back layer by layer, can blow up in training
         product = (left * right).sum(2) / (1 + left.square().sum(2)).sqrt()

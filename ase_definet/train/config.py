@@ -17,6 +17,14 @@ ModelConfig: TypeAlias = SiteNetworkConfig | DefiNetConfig
 
 MODELS: Mapping[str, type[ModelConfig]] = MappingProxyType({"site": SiteNetworkConfig, "definet": DefiNetConfig})
 """Config of each architecture, by the name in ``[model] architecture``."""
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "optimizer": ("adamw", "muon"),
+        "schedule": ("cosine", "plateau"),
+        "loss": ("length", "components"),
+        "precision": ("32-true", "bf16-mixed"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +40,10 @@ class TrainConfig:
         fraction: Share of the training pairs that is used, the same ones every time.
         steps: Length of the run.
         batch: Structures a step, over all devices together.
+        optimizer: ``adamw``, or ``muon`` (Jordan et al., 2024): steps along orthogonalised momentum for the matrices
+            between channels, AdamW for all else. Reaches the same error in half of the steps or fewer.
         rate: Peak learning rate.
+        muon: How many times ``rate`` is the rate of the matrices under ``muon``.
         warmup: Steps of linear warm-up, at most a fifth of the run.
         schedule: ``cosine`` (plateau, then to zero) or ``plateau`` (falls where validation no longer does).
         decay: Last share of the run over which the cosine falls.
@@ -41,6 +52,7 @@ class TrainConfig:
         weight_decay: Decoupled weight decay.
         clip: Largest norm of the gradient.
         ema: Decay of the moving average of the weights, which is what is validated and exported.
+        loss: ``length`` of each atom's error, as published, or ``components``, what the coordinate MAE scores.
         auxiliary: Weight of the loss of the guesses between layers.
         corrupt: Share of the training structures whose atoms start somewhere between the host's sites and their
             relaxed places, with noise, instead of on the sites (Godwin et al., ICLR 2022, "Noisy Nodes"); makes the
@@ -68,7 +80,9 @@ class TrainConfig:
     fraction: float = 1.0
     steps: int = 30000
     batch: int = 16
+    optimizer: Literal["adamw", "muon"] = "adamw"
     rate: float = 1.5e-3
+    muon: float = 10.0
     warmup: int = 500
     schedule: Literal["cosine", "plateau"] = "cosine"
     decay: float = 0.4
@@ -77,6 +91,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.999
+    loss: Literal["length", "components"] = "length"
     auxiliary: float = 0.0
     corrupt: float = 0.0
     noise: float = 0.15
@@ -105,16 +120,16 @@ class TrainConfig:
         if self.batch < self.devices * self.nodes:
             raise TrainingError(f"a batch of {self.batch} cannot be shared by {self.devices * self.nodes} devices")
         shares = ("decay", "ema", "corrupt")
-        for name in ("rate", "clip", "factor", "weight_decay", "auxiliary", "noise", "warmup", "patience", *shares):
+        sizes = ("rate", "muon", "clip", "factor", "weight_decay", "auxiliary", "noise", "warmup", "patience")
+        for name in (*sizes, *shares):
             value, most = getattr(self, name), 1 if name in shares else math.inf
             if not 0 <= value <= most:
                 raise TrainingError(f"{name} must be between 0 and {most:g}, found {value}")
         if not 0 < self.fraction <= 1:
             raise TrainingError(f"fraction must be above 0 and at most 1, found {self.fraction}")
-        if self.schedule not in {"cosine", "plateau"}:
-            raise TrainingError(f"schedule must be cosine or plateau, found {self.schedule!r}")
-        if self.precision not in {"32-true", "bf16-mixed"}:
-            raise TrainingError(f"precision must be 32-true or bf16-mixed, found {self.precision!r}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise TrainingError(f"{name} must be {' or '.join(known)}, found {getattr(self, name)!r}")
         if any(not isinstance(share, (int, float)) for share in self.shares.values()):
             raise TrainingError(f"shares must be numbers, found {dict(self.shares)}")
         if any(share < 0 for share in self.shares.values()) or (self.shares and not any(self.shares.values())):

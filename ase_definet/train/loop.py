@@ -40,6 +40,8 @@ LAST = "last.pt"
 _MAX_SKIPPED = 20
 """Steps without a finite gradient that a run survives."""
 _VALIDATION_BATCH = 32
+_SMALLEST_MATRIX = 16
+"""Matrices with fewer rows or columns are left to AdamW."""
 _MAY_CHANGE = {
     "data",
     "out",
@@ -63,10 +65,42 @@ def build_network(model: ModelConfig) -> nn.Module:
     return SiteNetwork(model) if isinstance(model, SiteNetworkConfig) else DefiNet(model)
 
 
-def loss_of(predicted: Tensor, target: Tensor, real: Tensor) -> Tensor:
-    """Return the mean over real atoms of the length of the error, averaged over structures, in Å."""
-    length = ((predicted - target).square().sum(-1) + 1e-8).sqrt() * real
-    return (length.sum(0) / real.sum(0)).mean()
+def loss_of(predicted: Tensor, target: Tensor, real: Tensor, kind: str = "length") -> Tensor:
+    """Return the mean over real atoms of the error, averaged over structures, in Å.
+
+    Args:
+        predicted: Displacements, shape ``(n_sites, batch, 3)``, in Å.
+        target: Those of the relaxed structures.
+        real: Which sites have an atom, as 0 or 1, shape ``(n_sites, batch)``.
+        kind: ``length`` of the error of an atom, as published, or ``components``: the sum of their magnitudes, three
+            times what the coordinate MAE scores.
+    """
+    squares = (predicted - target).square()
+    size = (squares.sum(-1) + 1e-8).sqrt() if kind == "length" else (squares + 1e-8).sqrt().sum(-1)
+    return ((size * real).sum(0) / real.sum(0)).mean()
+
+
+def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return what takes the steps: AdamW, and Muon for the matrices between channels if the config asks for it.
+
+    Raises:
+        TrainingError: This torch has no Muon.
+    """
+    matrices: list[Tensor] = []
+    if config.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise TrainingError(f"optimizer muon needs torch 2.9 or later, found {torch.__version__}; adamw does not")
+        linear = (part.weight for part in network.modules() if isinstance(part, nn.Linear))
+        matrices = [weight for weight in linear if min(weight.shape) >= _SMALLEST_MATRIX]
+    known = {id(weight) for weight in matrices}
+    rest = [weight for weight in network.parameters() if id(weight) not in known]
+    decay = config.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=config.rate, betas=(0.9, 0.99), weight_decay=decay)
+    ]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=config.rate, weight_decay=decay))
+    return optimizers
 
 
 def corrupted(target: Tensor, real: Tensor, config: TrainConfig) -> Tensor:
@@ -127,10 +161,8 @@ class Run:
             network.load_state_dict({name: begin[name] for name in network.state_dict()})
         average.load_state_dict(network.state_dict())
         self.network = network
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
-        self.stages, self.optimizer = self.fabric.setup(_Stages(network), optimizer)
+        self.stages, *optimizers = self.fabric.setup(_Stages(network), *make_optimizers(network, config))
+        self.optimizers: list[Any] = optimizers
         self.average = average.to(self.fabric.device).requires_grad_(requires_grad=False).eval()
         self.batches = [SiteBatches(group, config.model, self.fabric.device) for group in self.groups]
         self.train_pairs = [_fraction(group.indices("train"), config) for group in self.groups]
@@ -181,11 +213,12 @@ class Run:
         numbers, kinds, target, real = batches.batch(chosen)
         start = corrupted(target, real, self.config) if self.config.corrupt else None
         *guesses, predicted = self.stages(batches, numbers, kinds, start)
-        loss = total = loss_of(predicted, target, real)
+        kind = self.config.loss
+        loss = total = loss_of(predicted, target, real, kind)
         if guesses and self.config.auxiliary:
-            early = torch.stack([loss_of(guess, target, real) for guess in guesses]).mean()
+            early = torch.stack([loss_of(guess, target, real, kind) for guess in guesses]).mean()
             total = loss + self.config.auxiliary * early
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         self.fabric.backward(total)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         if not bool(torch.isfinite(norm)):
@@ -194,11 +227,11 @@ class Run:
                 raise TrainingError(
                     f"{self.skipped} steps without a finite gradient by step {self.step}: lower the learning rate"
                 )
-            self.optimizer.zero_grad(set_to_none=True)
-        rate = self.rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+            self.network.zero_grad(set_to_none=True)
+        for optimizer, factor in zip(self.optimizers, (1.0, self.config.muon), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * self.rate()
+            optimizer.step()
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
@@ -247,7 +280,7 @@ class Run:
             "skipped": self.skipped,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
     def save(self) -> None:
@@ -285,7 +318,9 @@ class Run:
             )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        states = state["optimizers"] if "optimizers" in state else [state["optimizer"]]  # of before there were two
+        for optimizer, own in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(own)
         self.step, self.drawn = state["step"], list(state["drawn"])
         self.scale, self.best, self.stale = state["plateau"]
         self.seconds, self.skipped = state["seconds"], state["skipped"]

@@ -24,7 +24,7 @@ from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train import uncertainty
 from ase_definet.train.card import LABELLED, build_card, export_weights
 from ase_definet.train.config import TrainConfig
-from ase_definet.train.loop import LAST, Run, corrupted, train
+from ase_definet.train.loop import LAST, Run, corrupted, loss_of, train
 from tests.conftest import DEVICES, REPO, pristine
 from tests.pairs import pack_of, radial_pairs
 
@@ -41,6 +41,7 @@ MODEL = SiteNetworkConfig(
 )
 DEFINET = DefiNetConfig(features=8, layers=1, radial=8, cutoff=4.0)
 NAME = "high/MoS2"
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch older than 2.9")
 SAME = 1e-5
 """Agreement of sums of floats in another order, in Å."""
 
@@ -107,8 +108,10 @@ def assert_same_run(one: Run, other: Run) -> None:
     for name in ("network", "average"):
         pairs = zip(getattr(one, name).state_dict().values(), getattr(other, name).state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-    for a, b in zip(*(run.optimizer.state_dict()["state"].values() for run in (one, other)), strict=True):
-        assert all(torch.equal(a[key], b[key]) for key in ("exp_avg", "exp_avg_sq", "step"))
+    for pair in zip(one.optimizers, other.optimizers, strict=True):
+        for a, b in zip(*(optimizer.state_dict()["state"].values() for optimizer in pair), strict=True):
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 # learning
@@ -137,6 +140,50 @@ def test_mixed_precision_trains_too(config):
     run = train(replace(config, precision="bf16-mixed"))
     assert run.table[NAME]["mae"] < 0.7 * run.table[NAME]["dummy"]
     assert all(p.dtype == torch.float32 for p in run.network.parameters())
+
+
+@needs_muon
+def test_muon_learns(config):
+    config = replace(config, model=replace(MODEL, features=16, vector_norm=True), optimizer="muon", muon=4.0)
+    run = train(config)
+    assert run.table[NAME]["mae"] < 0.3 * run.table[NAME]["dummy"]
+
+
+@needs_muon
+def test_muon_takes_the_matrices_between_channels(config):
+    """Every weight is in one optimizer: square and oblong matrices of 16 or more in Muon, the rest in AdamW."""
+    run = Run(replace(config, model=replace(MODEL, features=16), optimizer="muon", muon=7.0))
+    adamw, muon = ([w for group in o.param_groups for w in group["params"]] for o in run.optimizers)
+    assert {id(w) for w in [*adamw, *muon]} == {id(w) for w in run.network.parameters()}
+    assert len(adamw) + len(muon) == len(list(run.network.parameters()))
+    assert all(w.ndim == 2 and min(w.shape) >= 16 for w in muon)
+    embeddings = {id(part.weight) for part in run.network.modules() if isinstance(part, torch.nn.Embedding)}
+    assert embeddings <= {id(w) for w in adamw}
+    run.advance()
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+    assert rates == pytest.approx([config.rate / 5, 7 * config.rate / 5])
+
+
+def test_without_muon_in_torch(config, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(TrainingError, match=r"muon needs torch 2\.9 or later, found .*; adamw does not"):
+        Run(replace(config, optimizer="muon"))
+
+
+def test_losses():
+    """One atom is off by (3, 0, -4) in one structure, the other structure is right; one of three sites is empty."""
+    target = torch.zeros(3, 2, 3)
+    predicted = target.clone()
+    predicted[0, 0] = torch.tensor([3.0, 0.0, -4.0])
+    predicted[2, 0] = 100.0
+    real = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    assert float(loss_of(predicted, target, real)) == pytest.approx(5 / 2 / 2, abs=1e-3)
+    assert float(loss_of(predicted, target, real, "components")) == pytest.approx(7 / 2 / 2, abs=1e-3)
+
+
+def test_components_score_what_the_mae_scores(config):
+    run = train(replace(config, loss="components", steps=100))
+    assert run.table[NAME]["mae"] < 0.7 * run.table[NAME]["dummy"]
 
 
 def test_the_loss_of_early_guesses_counts(config):
@@ -273,6 +320,14 @@ def test_a_finished_run_is_left_alone_and_may_be_longer(config):
     assert [row["step"] for row in log_of(config)] == ["20", "40", "60", "80"]
 
 
+@needs_muon
+def test_a_killed_run_of_muon_goes_on_exactly(config, tmp_path):
+    config = replace(config, model=replace(MODEL, features=16), optimizer="muon", steps=30)
+    whole = train(replace(config, out=str(tmp_path / "whole")))
+    train_until(config, 17)
+    assert_same_run(whole, train(config))
+
+
 def test_a_kill_while_saving_leaves_the_last_checkpoint(config, monkeypatch):
     run = Run(config)
     run.advance()
@@ -343,6 +398,7 @@ def test_a_checkpoint_from_before_a_setting_existed_is_resumed(config):
     state = torch.load(path, weights_only=True)
     values = json.loads(state["config"])
     del values["tf32"], values["model"]["pooling"]
+    (state["optimizer"],) = state.pop("optimizers")
     torch.save(state | {"config": json.dumps(values)}, path)
     assert train(replace(config, steps=3)).step == 3
 
