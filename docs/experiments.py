@@ -44,6 +44,18 @@ BY_HEART = {
 }
 
 
+DEEP = {"layers": 8, "vector_norm": True}
+MUON = {"optimizer": "muon", "rate": 2e-3, "weight_decay": 0.1}
+STEPS = {
+    "AdamW": {},
+    "AdamW, loss by components": {"loss": "components"},
+    "Muon": MUON,
+    "Muon, long vectors scaled": MUON | {"model": {"vector_norm": True}},
+    "Muon, long vectors scaled, eight layers": MUON | {"model": DEEP},
+    "AdamW, long vectors scaled, eight layers": {"model": DEEP},
+}
+
+
 def experiments() -> dict[str, dict]:
     """Return options of every run by name; ``score`` names subsets to score besides those trained on."""
     out = {}
@@ -73,6 +85,9 @@ def experiments() -> dict[str, dict]:
         out[f"fine-tuned: {pairs} pairs of InSe"] = few | {"init": "held out: all but InSe", "rate": 5e-4}
     for name in HIGH:
         out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": 200, "warmup": 40}
+    for name, changes in STEPS.items():
+        model = SMALL | {"dropout": 0.2} | changes.get("model", {})
+        out[f"steps: {name}"] = {"shares": {"high/P": 1.0}, "steps": 400} | NOISY | changes | {"model": model}
     for name, changes in BY_HEART.items():  # long enough for 405 pairs of one host to be learned by heart
         out[f"by heart: {name}"] = {"shares": {"high/P": 1.0}, "steps": 1500, "model": SMALL} | changes
     return out

@@ -238,6 +238,35 @@ def high_row(table: dict) -> str:
     return " | ".join(f"{v:.4f}" if v is not None else "" for v in [*values, mean])
 
 
+def black_phosphorus(done: dict[str, dict]) -> list[str]:
+    """Return the tables of runs on black phosphorus alone."""
+    lines: list[str] = []
+    for kind, title, *text in (
+        (
+            "steps: ",
+            "How steps are taken",
+            "Black phosphorus alone, half of the structures on their way. Muon: orthogonalised steps for the matrices between",
+            "channels. Components: the loss is what the coordinate MAE scores, not the length of each atom's error.",
+        ),
+        (
+            "by heart: ",
+            "Learning by heart, and what keeps from it",
+            "Black phosphorus alone, 405 pairs, seen sixty times each. On their way: atoms start between the host's sites and",
+            "their relaxed places, with noise (`corrupt`, `noise`).",
+        ),
+    ):
+        hard = {name.removeprefix(kind): row for name, row in done.items() if name.startswith(kind)}
+        if len(hard) > 1:
+            some = next(iter(hard.values()))
+            lines += [f"### {title} ({some['config']['steps']:,} steps)", "", *text, ""]
+            lines += ["| | black P | A3 |", "| --- | --- | --- |"]
+            for name, row in sorted(hard.items()):
+                own = row["validation"]["high/P"]
+                lines.append(f"| {name} | {own['mae']:.4f} | {own['a3']:.4f} |")
+            lines.append("")
+    return lines
+
+
 def experiment_section(done: dict[str, dict]) -> list[str]:
     """Return the tables of ablations, data efficiency, transfer and single hosts."""
     head = f"| | {' | '.join(LABELS.get(h, h) for h in HIGH)} | average |"
@@ -266,23 +295,7 @@ def experiment_section(done: dict[str, dict]) -> list[str]:
             f"| one each | {high_row(merged)} |",
             "",
         ]
-    hard = {name.removeprefix("by heart: "): row for name, row in done.items() if name.startswith("by heart: ")}
-    if len(hard) > 1:
-        some = next(iter(hard.values()))
-        lines += [
-            f"### Learning by heart, and what keeps from it ({some['config']['steps']:,} steps)",
-            "",
-            "Black phosphorus alone, 405 pairs, seen sixty times each. On their way: atoms start between the host's sites and",
-            "their relaxed places, with noise (`corrupt`, `noise`).",
-            "",
-            "| | black P | A3 |",
-            "| --- | --- | --- |",
-            *(
-                f"| {name} | {row['validation']['high/P']['mae']:.4f} | {row['validation']['high/P']['a3']:.4f} |"
-                for name, row in sorted(hard.items())
-            ),
-            "",
-        ]
+    lines += black_phosphorus(done)
     few = {name: row for name, row in done.items() if name.startswith(("scratch: ", "fine-tuned: "))}
     if few:
         some = next(iter(few.values()))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SILENCE = 60.0
 """Seconds without a word where there is no progress bar."""
 
-PRESET_NAMES = ("small", "base", "paper")
+PRESET_NAMES = ("small", "base", "deep", "paper")
 
 
 @click.command("train")

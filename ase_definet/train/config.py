@@ -147,6 +147,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "small": {"steps": 4000, "model": {"features": 48, "layers": 4, "dropout": 0.1}},
         "base": {"steps": 12000, "corrupt": 0.5, "model": {"near_cutoff": 4.5, "dropout": 0.1}},
+        "deep": {
+            "steps": 4000,
+            "optimizer": "muon",
+            "loss": "components",
+            "rate": 2e-3,
+            "weight_decay": 0.1,
+            "warmup": 150,
+            "decay": 0.75,
+            "corrupt": 0.5,
+            "model": {"layers": 8, "vector_norm": True, "near_cutoff": 4.5, "dropout": 0.15},
+        },
         "paper": {
             "steps": 60000,
             "batch": 24,
@@ -160,7 +171,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""Recipes by name: ``small`` for minutes, ``base`` the bundled network, ``paper`` the published one."""
+"""Recipes by name: ``small`` for minutes, ``base`` the bundled networks of five layers, ``deep`` those of eight, for
+a host or two with some hundred pairs each, ``paper`` the published one."""
 
 
 def architecture_of(model: ModelConfig) -> str:

@@ -29,8 +29,10 @@ EXACT = 1e-8
 CONFIG = SiteNetworkConfig(cutoff=5.0, features=16, layers=2, radial=8, embedding=4)
 NEAR = replace(CONFIG, near_cutoff=3.5, near_features=4, near_radial=6, dropout=0.2)
 
+SCALED = replace(NEAR, vector_norm=True)
 
-@pytest.fixture(scope="module", params=[CONFIG, NEAR], ids=["ideal", "near"])
+
+@pytest.fixture(scope="module", params=[CONFIG, NEAR, SCALED], ids=["ideal", "near", "scaled"])
 def network(request):
     """Return a network whose predictions and guesses are about as large as real displacements."""
     torch.manual_seed(0)
@@ -313,3 +315,19 @@ def test_far_defects_do_not_matter_much_to_an_untrained_net_beyond_its_reach(net
     far = distances > 2 * CONFIG.cutoff + network.config.near_cutoff
     assert far.any()
     assert np.abs(here - there)[far].max() < 0.1 * np.abs(here - there)[~far].max()
+
+
+def test_long_vectors_do_not_blow_up():
+    """A layer adds to a vector at most what is in proportion to it; without scaling it adds the square."""
+    geometry, atoms = lattice_of(next(iter(SUPERCELLS)))
+    grown = {}
+    for scaled in (False, True):
+        torch.manual_seed(1)
+        layer = SiteNetwork(replace(CONFIG, vector_norm=scaled)).double().layers[0]
+        scalars = torch.randn(len(atoms), 1, CONFIG.features, dtype=torch.float64)
+        vectors = torch.randn(len(atoms), 1, 3, CONFIG.features, dtype=torch.float64)
+        with torch.no_grad():
+            sizes = [layer(geometry, scalars, scalars, factor * vectors)[1].norm() for factor in (1e3, 1e4)]
+        grown[scaled] = float(sizes[1] / sizes[0])
+    assert grown[False] > 50
+    assert 9 < grown[True] < 11

@@ -93,7 +93,7 @@ def test_what_cannot_be_meant_is_said(options, message):
 
 
 def test_unknown_presets_and_unreadable_files(tmp_path):
-    with pytest.raises(TrainingError, match="unknown preset 'large': expected one of small, base, paper"):
+    with pytest.raises(TrainingError, match="unknown preset 'large': expected one of small, base, deep, paper"):
         make_config(FILES, "large")
     (tmp_path / "a.toml").write_text("steps = = 5")
     with pytest.raises(TrainingError, match=r"a\.toml: cannot be read as TOML"):
