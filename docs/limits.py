@@ -1,12 +1,14 @@
 """Ask the data what a prediction can know: does DFT break symmetries, and do equal defects relax alike, how far does an error reach?
 
-Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Three measurements on every subset:
+Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Four measurements on every subset:
 
 - Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from having it too.
 - Defects without another one within ``ALONE``: how far the nearest atoms move out, its spread over the structures, and
   which share of the variance the bundled weights explain on validation pairs.
 - Which share of the squared error on validation pairs lies in the longest waves that fit into the cell, and which share
   of the out-of-plane part of that a single factor per structure explains: the right shape with another amplitude.
+- The error on validation pairs by the share of sites that are defective, and the correlation of the errors of the host's
+  network with those of the general one in the same file, trained apart from it: what both do wrong.
 """
 
 import json
@@ -26,6 +28,7 @@ from ase_definet.train.batches import SiteBatches
 
 ALONE = 4.5
 BATCH = 32
+DENSITIES = (0.04, 0.07, 0.1, 1.0)
 FEWEST = 10
 ZERO = 1e-6
 OUT = Path(__file__).parent / "results" / "limits.json"
@@ -177,6 +180,27 @@ def reach(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
     }
 
 
+@torch.no_grad()
+def dense(group: Group, batches: SiteBatches, network: torch.nn.Module, general: torch.nn.Module) -> dict:
+    """Return the coordinate MAE by density of defects, and how the errors of two networks correlate."""
+    chosen = group.indices("val")
+    shares, sizes, products = [], [], torch.zeros(3)
+    for start in range(0, len(chosen), BATCH):
+        numbers, kinds, target, real = batches.batch(chosen[start : start + BATCH])
+        own, other = (batches.predict(each, numbers, kinds)[-1] - target for each in (network, general))
+        products += torch.stack([(own * other).sum(), own.square().sum(), other.square().sum()])
+        sizes.append((own.abs().mean(-1) * real).sum(0) / real.sum(0))
+        shares.append((kinds > 0).float().mean(0))
+    size, share = torch.cat(sizes), torch.cat(shares)
+    rows, least = [], 0.0
+    for most in DENSITIES:
+        here = (share > least) & (share <= most)
+        rows.append({"n": int(here.sum()), "mae": float(size[here].mean()) if bool(here.any()) else None})
+        least = most
+    same = network is general
+    return {"by": rows, "correlation": None if same else float(products[0] / (products[1] * products[2]).sqrt())}
+
+
 def main() -> None:
     """Measure and write."""
     model = load_checkpoint(resolve_model("default")).model
@@ -186,9 +210,11 @@ def main() -> None:
         network = model.network_for(torch.as_tensor(group.host_numbers))
         batches = SiteBatches(group, network.config, torch.device("cpu"))
         row["symmetry"], row["lone"] = broken(group, batches), lone(group, batches, network)
-        row["waves"] = reach(group, batches, network)
+        row["waves"], row["density"] = reach(group, batches, network), dense(group, batches, network, model.general)
         print(group.subset, row["symmetry"], row["waves"], flush=True)
-    OUT.write_text(json.dumps({"weights": "default", "alone": ALONE, "subsets": table}, indent=1) + "\n")
+    OUT.write_text(
+        json.dumps({"weights": "default", "alone": ALONE, "densities": DENSITIES, "subsets": table}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

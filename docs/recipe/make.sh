@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The runs behind the bundled weights `default` 0.6.0, as they went on two CPU cores; each `train` resumes when killed.
+# The runs behind the bundled weights `default` 0.7.0, as they went on two CPU cores; each `train` resumes when killed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-version=0.6.0
+version=0.7.0
 run() { ase-definet train "docs/recipe/$1.toml"; ase-definet export "runs/$1" "runs/$1.safetensors" --version $version; }
 
 ase-definet data pack 2dmd .data/2dmd.pack
@@ -60,6 +60,17 @@ python docs/distill.py .data/2dmd.pack .data/labelled-bn-last.pack 1500 BN=runs/
   --again BN=runs/bn-wide.safetensors
 run bn-last
 
-ase-definet combine runs/low.safetensors ase_definet/weights/default.safetensors --name default --version $version --overwrite \
+ase-definet combine runs/low.safetensors runs/0.6.0.safetensors --name default --version 0.6.0 --overwrite \
   --expert GaSe,InSe runs/gase-inse-last.safetensors --expert P runs/p-last.safetensors --expert BN runs/bn-last.safetensors \
   --expert MoS2,WSe2 runs/mos2-wse2-end.safetensors
+
+# 0.7.0: deep networks, and Muon
+run gase-inse-deep
+python docs/distill.py .data/2dmd.pack .data/labelled-bn-deep.pack 2000 BN=runs/0.6.0.safetensors
+run bn-deep
+python docs/distill.py .data/2dmd.pack .data/labelled-gase-inse-deep.pack 1700 \
+  {GaSe,InSe}=runs/{0.6.0,gase-inse-deep}.safetensors --again {GaSe,InSe}=runs/gase-inse-deep.safetensors
+run gase-inse-deep-end
+
+ase-definet combine runs/0.6.0.safetensors ase_definet/weights/default.safetensors --name default --version $version --overwrite \
+  --expert GaSe,InSe runs/gase-inse-deep-end.safetensors --expert BN runs/bn-deep.safetensors
