@@ -15,6 +15,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import spglib
@@ -49,6 +50,34 @@ def operations(group: Group) -> tuple[np.ndarray, np.ndarray]:
         images.append(np.abs(apart - np.round(apart)).max(-1).argmin(1))
     turned = [group.cell.T @ rotation @ np.linalg.inv(group.cell.T) for rotation in found["rotations"]]
     return np.array(images), np.array(turned)
+
+
+class Part(NamedTuple):
+    """Some validation pairs and what a network predicts for them, sites first, in Å."""
+
+    pairs: np.ndarray
+    numbers: torch.Tensor
+    kinds: torch.Tensor
+    target: torch.Tensor
+    real: torch.Tensor
+    guess: torch.Tensor
+
+
+@torch.no_grad()
+def predicted_parts(group: Group, batches: SiteBatches, network: torch.nn.Module) -> list[Part]:
+    """Return all validation pairs with the displacements that a network predicts."""
+    chosen = group.indices("val")
+    parts = []
+    for start in range(0, len(chosen), BATCH):
+        pairs = chosen[start : start + BATCH]
+        numbers, kinds, target, real = batches.batch(pairs)
+        parts.append(Part(pairs, numbers, kinds, target, real, batches.predict(network, numbers, kinds)[-1]))
+    return parts
+
+
+def coordinate_mae(error: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Return the coordinate MAE of each structure, in Å."""
+    return (error.abs().mean(-1) * real).sum(0) / real.sum(0)
 
 
 def moves(batches: SiteBatches, pair: int) -> np.ndarray:
@@ -94,8 +123,7 @@ def outward(group: Group, distances: np.ndarray, vectors: np.ndarray, pair: int,
     return out
 
 
-@torch.no_grad()
-def lone(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
+def lone(group: Group, batches: SiteBatches, parts: list[Part]) -> dict:
     """Return the spread of lone defects, and the share of its variance that a network explains on validation pairs."""
     n = len(group.sites)
     vectors = minimum_image((group.sites[None] - group.sites[:, None]).reshape(-1, 3), group.cell).reshape(n, n, 3)
@@ -104,13 +132,9 @@ def lone(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
     for pair in np.concatenate([group.indices("train"), group.indices("val")]):
         for name, values in outward(group, distances, vectors, pair, moves(batches, pair)).items():
             found[name] += values
-    chosen = group.indices("val")
-    for start in range(0, len(chosen), BATCH):
-        part = chosen[start : start + BATCH]
-        numbers, kinds, target, _ = batches.batch(part)
-        guess = batches.predict(network, numbers, kinds)[-1]
-        for k, pair in enumerate(part):
-            for into, moved in ((true, target), (predicted, guess)):
+    for part in parts:
+        for k, pair in enumerate(part.pairs):
+            for into, moved in ((true, part.target), (predicted, part.guess)):
                 for name, values in outward(group, distances, vectors, pair, moved[:, k].numpy()).items():
                     into[name] += values
     table = {}
@@ -140,32 +164,29 @@ def longest_waves(group: Group) -> np.ndarray:
     return found[:, size > ZERO]
 
 
-@torch.no_grad()
-def reach(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
+def reach(group: Group, parts: list[Part]) -> dict:
     """Return what share of squared displacements and errors on validation pairs the longest waves have.
 
     Besides, for the displacements along z in these waves: how often over the predicted amplitude the true one is, one
     factor per structure by least squares, and which share of the squared error these factors explain.
     """
     waves = torch.as_tensor(longest_waves(group), dtype=torch.float32)
-    chosen = group.indices("val")
     squares = torch.zeros(2, 2)
     left = torch.zeros(2)
     bent: list[list[torch.Tensor]] = [[], []]
-    for start in range(0, len(chosen), BATCH):
-        numbers, kinds, target, real = batches.batch(chosen[start : start + BATCH])
-        guess = batches.predict(network, numbers, kinds)[-1]
-        error = guess - target
-        for k, field in enumerate((target, error)):
+    for part in parts:
+        error = part.guess - part.target
+        for k, field in enumerate((part.target, error)):
             amplitudes = torch.einsum("nw,nbx->wbx", waves, field)
             squares[k] += torch.stack([amplitudes.square().sum(), field.square().sum()])
         smooth = torch.einsum("nw,wbx->nbx", waves, amplitudes)
         for k, field in enumerate((error, error - smooth)):
-            left[k] += ((field.abs().mean(-1) * real).sum(0) / real.sum(0)).sum()
-        for k, field in enumerate((target, guess)):
+            left[k] += coordinate_mae(field, part.real).sum()
+        for k, field in enumerate((part.target, part.guess)):
             bent[k].append(waves.T @ field[..., 2])
     share = squares[:, 0] / squares[:, 1]
-    true, predicted = (torch.cat(parts, dim=1) for parts in bent)
+    true, predicted = (torch.cat(each, dim=1) for each in bent)
+    n = sum(len(part.pairs) for part in parts)
     factors = (true * predicted).sum(0) / predicted.square().sum(0).clamp_min(ZERO**2)
     unexplained = (true - factors * predicted).square().sum() / (true - predicted).square().sum()
     return {
@@ -173,32 +194,27 @@ def reach(group: Group, batches: SiteBatches, network: torch.nn.Module) -> dict:
         "of": len(group.sites),
         "displacement": float(share[0]),
         "error": float(share[1]),
-        "mae": float(left[0]) / len(chosen),
-        "mae_without": float(left[1]) / len(chosen),
+        "mae": float(left[0]) / n,
+        "mae_without": float(left[1]) / n,
         "factors": [float(x) for x in torch.quantile(factors, torch.tensor([0.1, 0.5, 0.9]))],
         "explained": 1 - float(unexplained) if true.abs().max() > ZERO else None,
     }
 
 
-@torch.no_grad()
-def dense(group: Group, batches: SiteBatches, network: torch.nn.Module, general: torch.nn.Module) -> dict:
-    """Return the coordinate MAE by density of defects, and how the errors of two networks correlate."""
-    chosen = group.indices("val")
-    shares, sizes, products = [], [], torch.zeros(3)
-    for start in range(0, len(chosen), BATCH):
-        numbers, kinds, target, real = batches.batch(chosen[start : start + BATCH])
-        own, other = (batches.predict(each, numbers, kinds)[-1] - target for each in (network, general))
-        products += torch.stack([(own * other).sum(), own.square().sum(), other.square().sum()])
-        sizes.append((own.abs().mean(-1) * real).sum(0) / real.sum(0))
-        shares.append((kinds > 0).float().mean(0))
-    size, share = torch.cat(sizes), torch.cat(shares)
+def dense(parts: list[Part], general: list[Part]) -> dict:
+    """Return the coordinate MAE by density of defects, and how the errors correlate with those of the general network."""
+    size = torch.cat([coordinate_mae(part.guess - part.target, part.real) for part in parts])
+    share = torch.cat([(part.kinds > 0).float().mean(0) for part in parts])
+    products = torch.zeros(3)
+    for part, other in zip(parts, general, strict=True):
+        one, two = part.guess - part.target, other.guess - part.target
+        products += torch.stack([(one * two).sum(), one.square().sum(), two.square().sum()])
     rows, least = [], 0.0
     for most in DENSITIES:
         here = (share > least) & (share <= most)
         rows.append({"n": int(here.sum()), "mae": float(size[here].mean()) if bool(here.any()) else None})
         least = most
-    same = network is general
-    return {"by": rows, "correlation": None if same else float(products[0] / (products[1] * products[2]).sqrt())}
+    return {"by": rows, "correlation": float(products[0] / (products[1] * products[2]).sqrt())}
 
 
 def main() -> None:
@@ -209,8 +225,9 @@ def main() -> None:
         row = table.setdefault(group.subset, {})
         network = model.network_for(torch.as_tensor(group.host_numbers))
         batches = SiteBatches(group, network.config, torch.device("cpu"))
-        row["symmetry"], row["lone"] = broken(group, batches), lone(group, batches, network)
-        row["waves"], row["density"] = reach(group, batches, network), dense(group, batches, network, model.general)
+        parts, general = (predicted_parts(group, batches, each) for each in (network, model.general))
+        row["symmetry"], row["lone"] = broken(group, batches), lone(group, batches, parts)
+        row["waves"], row["density"] = reach(group, parts), dense(parts, general)
         print(group.subset, row["symmetry"], row["waves"], flush=True)
     OUT.write_text(
         json.dumps({"weights": "default", "alone": ALONE, "densities": DENSITIES, "subsets": table}, indent=1) + "\n"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from ase_definet.errors import TrainingError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
@@ -17,14 +17,6 @@ ModelConfig: TypeAlias = SiteNetworkConfig | DefiNetConfig
 
 MODELS: Mapping[str, type[ModelConfig]] = MappingProxyType({"site": SiteNetworkConfig, "definet": DefiNetConfig})
 """Config of each architecture, by the name in ``[model] architecture``."""
-_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "optimizer": ("adamw", "muon"),
-        "schedule": ("cosine", "plateau"),
-        "loss": ("length", "components"),
-        "precision": ("32-true", "bf16-mixed"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +119,9 @@ class TrainConfig:
                 raise TrainingError(f"{name} must be between 0 and {most:g}, found {value}")
         if not 0 < self.fraction <= 1:
             raise TrainingError(f"fraction must be above 0 and at most 1, found {self.fraction}")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise TrainingError(f"{name} must be {' or '.join(known)}, found {getattr(self, name)!r}")
+        for name, hint in get_type_hints(TrainConfig).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise TrainingError(f"{name} must be {' or '.join(get_args(hint))}, found {getattr(self, name)!r}")
         if any(not isinstance(share, (int, float)) for share in self.shares.values()):
             raise TrainingError(f"shares must be numbers, found {dict(self.shares)}")
         if any(share < 0 for share in self.shares.values()) or (self.shares and not any(self.shares.values())):

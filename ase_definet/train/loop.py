@@ -228,9 +228,10 @@ class Run:
                     f"{self.skipped} steps without a finite gradient by step {self.step}: lower the learning rate"
                 )
             self.network.zero_grad(set_to_none=True)
-        for optimizer, factor in zip(self.optimizers, (1.0, self.config.muon), strict=False):
+        rate = self.rate()
+        for optimizer, own in zip(self.optimizers, (rate, self.config.muon * rate), strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = factor * self.rate()
+                group["lr"] = own
             optimizer.step()
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
