@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from ase_definet.cli.train import PRESET_NAMES
 from ase_definet.errors import TrainingError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.train.config import PRESETS, TrainConfig, make_config, read_config
@@ -21,6 +22,11 @@ def test_presets_are_sound_and_survive_json(preset):
     config = make_config(FILES, preset)
     assert make_config(json.loads(json.dumps(config.plain()))) == config
     assert isinstance(config.model, DefiNetConfig if preset == "paper" else SiteNetworkConfig)
+
+
+def test_the_command_line_knows_all_presets():
+    """It has their names by itself, because theirs come with torch."""
+    assert tuple(PRESETS) == PRESET_NAMES
 
 
 def test_a_file_names_its_preset_and_the_command_line_wins(tmp_path):
