@@ -26,6 +26,7 @@ from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack
 from ase_definet.metrics import minimum_image
 from ase_definet.train.batches import SiteBatches
+from ase_definet.train.loop import mean_over_sites
 
 ALONE = 4.5
 BATCH = 32
@@ -73,11 +74,6 @@ def predicted_parts(group: Group, batches: SiteBatches, network: torch.nn.Module
         numbers, kinds, target, real = batches.batch(pairs)
         parts.append(Part(pairs, numbers, kinds, target, real, batches.predict(network, numbers, kinds)[-1]))
     return parts
-
-
-def coordinate_mae(error: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Return the coordinate MAE of each structure, in Å."""
-    return (error.abs().mean(-1) * real).sum(0) / real.sum(0)
 
 
 def moves(batches: SiteBatches, pair: int) -> np.ndarray:
@@ -181,7 +177,7 @@ def reach(group: Group, parts: list[Part]) -> dict:
             squares[k] += torch.stack([amplitudes.square().sum(), field.square().sum()])
         smooth = torch.einsum("nw,wbx->nbx", waves, amplitudes)
         for k, field in enumerate((error, error - smooth)):
-            left[k] += coordinate_mae(field, part.real).sum()
+            left[k] += mean_over_sites(field.abs().mean(-1), part.real).sum()
         for k, field in enumerate((part.target, part.guess)):
             bent[k].append(waves.T @ field[..., 2])
     share = squares[:, 0] / squares[:, 1]
@@ -203,7 +199,7 @@ def reach(group: Group, parts: list[Part]) -> dict:
 
 def dense(parts: list[Part], general: list[Part]) -> dict:
     """Return the coordinate MAE by density of defects, and how the errors correlate with those of the general network."""
-    size = torch.cat([coordinate_mae(part.guess - part.target, part.real) for part in parts])
+    size = torch.cat([mean_over_sites((part.guess - part.target).abs().mean(-1), part.real) for part in parts])
     share = torch.cat([(part.kinds > 0).float().mean(0) for part in parts])
     products = torch.zeros(3)
     for part, other in zip(parts, general, strict=True):

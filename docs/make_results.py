@@ -1,8 +1,10 @@
-"""Write docs/results.md from the JSON files in docs/results. Run as ``python docs/make_results.py``."""
+"""Write docs/results.md from the JSON files, and the curves from the logs, in docs/results. Run as ``python docs/make_results.py``."""
 
 import itertools
 import json
 from pathlib import Path
+
+from ase_definet.plots import draw_learning_curve
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -459,4 +461,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    logs = {log.stem: log for log in sorted((RESULTS / "logs").glob("*.csv"))}
+    draw_learning_curve(logs, RESULTS / "plots" / "learning_curve_deep.png")
     (HERE / "results.md").write_text(page(), encoding="utf-8")

@@ -65,6 +65,16 @@ def build_network(model: ModelConfig) -> nn.Module:
     return SiteNetwork(model) if isinstance(model, SiteNetworkConfig) else DefiNet(model)
 
 
+def mean_over_sites(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean of each structure, shape ``(batch,)``.
+
+    Args:
+        values: What to average, shape ``(n_sites, batch)``.
+        weight: Which sites count, as 0 or 1, shape ``(n_sites, batch)``; the mean over none is 0.
+    """
+    return (values * weight).sum(0) / weight.sum(0).clamp_min(1)
+
+
 def loss_of(predicted: Tensor, target: Tensor, real: Tensor, kind: str = "length") -> Tensor:
     """Return the mean over real atoms of the error, averaged over structures, in Å.
 
@@ -77,7 +87,7 @@ def loss_of(predicted: Tensor, target: Tensor, real: Tensor, kind: str = "length
     """
     squares = (predicted - target).square()
     size = (squares.sum(-1) + 1e-8).sqrt() if kind == "length" else (squares + 1e-8).sqrt().sum(-1)
-    return ((size * real).sum(0) / real.sum(0)).mean()
+    return mean_over_sites(size, real).mean()
 
 
 def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -454,8 +464,7 @@ def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Te
     has_close = (close.sum(0) > 0).float()
     columns = []
     for error in ((predicted - target).abs().mean(-1), target.abs().mean(-1)):
-        columns.append(((error * real).sum(0) / real.sum(0)).sum())
-        columns.append(((error * close).sum(0) / close.sum(0).clamp_min(1)).sum())
+        columns += [mean_over_sites(error, which).sum() for which in (real, close)]
     count = torch.tensor(float(len(chosen)), device=predicted.device)
     return torch.stack([*columns, count, has_close.sum()])
 
