@@ -4,7 +4,8 @@ Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Four mea
 
 - Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from having it too.
 - Defects without another one within ``ALONE``: how far the nearest atoms move out, its spread over the structures, and
-  which share of the variance the bundled weights explain on validation pairs.
+  which share of the variance the bundled weights explain on validation pairs, and how often they send them the right way
+  where they leave the symmetry of the site.
 - Which share of the squared error on validation pairs lies in the longest waves that fit into the cell, and which share
   of the out-of-plane part of that a single factor per structure explains: the right shape with another amplitude.
 - The error on validation pairs by the share of sites that are defective, and the correlation of the errors of the host's
@@ -14,6 +15,7 @@ Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Four mea
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ from ase_definet.train.batches import SiteBatches
 from ase_definet.train.loop import mean_over_sites
 
 ALONE = 4.5
+LOPSIDED = 0.1
 BATCH = 32
 DENSITIES = (0.04, 0.07, 0.1, 1.0)
 FEWEST = 10
@@ -102,37 +105,65 @@ def broken(group: Group, batches: SiteBatches) -> dict:
     return {"pairs": len(pairs), "symmetric": len(apart), "largest": max(apart, default=0.0)}
 
 
-def outward(group: Group, distances: np.ndarray, vectors: np.ndarray, pair: int, moved: np.ndarray) -> dict:
-    """Return how far the nearest atoms of lone defects move out, by kind of defect, in Å."""
-    numbers = group.numbers[pair]
-    at = np.flatnonzero(numbers != group.host_numbers)
-    out = defaultdict(list)
-    for site in at:
-        if np.any(distances[site, at[at != site]] < ALONE):
-            continue
-        shell = np.where(distances[site] > 0, distances[site], np.inf)
-        near = np.flatnonzero((shell < shell.min() + 0.15) & (numbers > 0))
-        guest = chemical_symbols[numbers[site]] if numbers[site] else "V"
-        name = f"{guest}_{chemical_symbols[group.host_numbers[site]]}"
-        along = (moved[near] * vectors[site, near]).sum(1) / distances[site, near]
-        out[name].append(float(along.mean()))
-    return out
+class Sites:
+    """Distances between the sites of a group, and what keeps each of them in place."""
+
+    def __init__(self, group: Group) -> None:
+        n = len(group.sites)
+        apart = (group.sites[None] - group.sites[:, None]).reshape(-1, 3)
+        self.group = group
+        self.vectors = minimum_image(apart, group.cell).reshape(n, n, 3)
+        self.distances = np.linalg.norm(self.vectors, axis=2)
+        self.images, self.turned = operations(group)
+
+    def lone(self, pair: int) -> Iterator[tuple[str, int, np.ndarray]]:
+        """Yield name and site of each defect without another within ``ALONE``, and the atoms nearest to it."""
+        numbers = self.group.numbers[pair]
+        at = np.flatnonzero(numbers != self.group.host_numbers)
+        for site in at:
+            if np.any(self.distances[site, at[at != site]] < ALONE):
+                continue
+            shell = np.where(self.distances[site] > 0, self.distances[site], np.inf)
+            guest = chemical_symbols[numbers[site]] if numbers[site] else "V"
+            name = f"{guest}_{chemical_symbols[self.group.host_numbers[site]]}"
+            yield name, site, np.flatnonzero((shell < shell.min() + 0.15) & (numbers > 0))
+
+    def outward(self, site: int, near: np.ndarray, moved: np.ndarray) -> float:
+        """Return how far some atoms move away from a site, their mean, in Å."""
+        along = (moved[near] * self.vectors[site, near]).sum(1) / self.distances[site, near]
+        return float(along.mean())
+
+    def lopsided(self, site: int, near: np.ndarray, moved: np.ndarray) -> np.ndarray:
+        """Return what of the displacements of some atoms lacks the symmetry of the site, shape ``(n, 3)``, in Å."""
+        keeping = np.flatnonzero(self.images[:, site] == site)
+        mean = np.zeros_like(moved)
+        for k in keeping:
+            mean[self.images[k]] += moved @ self.turned[k].T / len(keeping)
+        return np.asarray((moved - mean)[near])
 
 
 def lone(group: Group, batches: SiteBatches, parts: list[Part]) -> dict:
-    """Return the spread of lone defects, and the share of its variance that a network explains on validation pairs."""
-    n = len(group.sites)
-    vectors = minimum_image((group.sites[None] - group.sites[:, None]).reshape(-1, 3), group.cell).reshape(n, n, 3)
-    distances = np.linalg.norm(vectors, axis=2)
-    found, true, predicted = defaultdict(list), defaultdict(list), defaultdict(list)
+    """Return how lone defects relax and what a network knows of it on validation pairs.
+
+    The spread of how far their nearest atoms move out and the share of its variance that the network explains; and of
+    those whose nearest atoms leave the symmetry of the site by ``LOPSIDED`` or more, how many the network sends the
+    right way.
+    """
+    sites = Sites(group)
+    found, true, predicted, ways = (defaultdict(list) for _ in range(4))
     for pair in np.concatenate([group.indices("train"), group.indices("val")]):
-        for name, values in outward(group, distances, vectors, pair, moves(batches, pair)).items():
-            found[name] += values
+        moved = moves(batches, pair)
+        for name, site, near in sites.lone(pair):
+            found[name].append(sites.outward(site, near, moved))
     for part in parts:
         for k, pair in enumerate(part.pairs):
-            for into, moved in ((true, part.target), (predicted, part.guess)):
-                for name, values in outward(group, distances, vectors, pair, moved[:, k].numpy()).items():
-                    into[name] += values
+            target, guess = part.target[:, k].numpy(), part.guess[:, k].numpy()
+            for name, site, near in sites.lone(pair):
+                true[name].append(sites.outward(site, near, target))
+                predicted[name].append(sites.outward(site, near, guess))
+                side = sites.lopsided(site, near, target)
+                if np.linalg.norm(side, axis=1).mean() >= LOPSIDED:
+                    ways[name].append(float((side * sites.lopsided(site, near, guess)).sum()) > 0)
     table = {}
     for name, values in sorted(found.items()):
         t, p = np.array(true[name]), np.array(predicted[name])
@@ -145,6 +176,8 @@ def lone(group: Group, batches: SiteBatches, parts: list[Part]) -> dict:
             "90%": high,
             "val": len(t),
             "explained": explained,
+            "lopsided": len(ways[name]),
+            "right_way": sum(ways[name]),
         }
     return table
 
@@ -226,7 +259,11 @@ def main() -> None:
         row["waves"], row["density"] = reach(group, parts), dense(parts, general)
         print(group.subset, row["symmetry"], row["waves"], flush=True)
     OUT.write_text(
-        json.dumps({"weights": "default", "alone": ALONE, "densities": DENSITIES, "subsets": table}, indent=1) + "\n"
+        json.dumps(
+            {"weights": "default", "alone": ALONE, "lopsided": LOPSIDED, "densities": DENSITIES, "subsets": table},
+            indent=1,
+        )
+        + "\n"
     )
 
 

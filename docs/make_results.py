@@ -139,15 +139,17 @@ def limits_section(limits: dict) -> list[str]:
         "",
         f"But defects of one kind relax differently. Those with no other within {limits['alone']} Å: how far their nearest atoms move out",
         "(mean, Å; quantiles over structures), and the share of its variance that the weights explain on validation pairs.",
+        f"Right way: where nearest atoms leave the symmetry of the site by {limits['lopsided']} Å or more, and the weights send them that way.",
         "",
-        "| | defect | n | 10 % | median | 90 % | validation | explained |",
-        "| --- " * 8 + "|",
+        "| | defect | n | 10 % | median | 90 % | validation | explained | right way |",
+        "| --- " * 9 + "|",
     ]
     for name, subset in sorted(limits["subsets"].items()):
         for defect, row in subset["lone"].items():
+            way = f"{row['right_way']} of {row['lopsided']}" if row["lopsided"] else ""
             explained = f"{row['explained']:.0%}".replace("%", " %") if row["explained"] is not None else ""
             lines.append(
-                f"| {name} | {defect} | {row['n']} | {row['10%']:+.3f} | {row['50%']:+.3f} | {row['90%']:+.3f} | {row['val']} | {explained} |"
+                f"| {name} | {defect} | {row['n']} | {row['10%']:+.3f} | {row['50%']:+.3f} | {row['90%']:+.3f} | {row['val']} | {explained} | {way} |"
             )
     return [
         *lines,
