@@ -143,8 +143,10 @@ def test_mixed_precision_trains_too(config):
 
 
 @needs_muon
-def test_muon_learns(config):
-    config = replace(config, model=replace(MODEL, features=16, vector_norm=True), optimizer="muon", muon=4.0)
+@pytest.mark.parametrize("tensors", [0, 6])
+def test_muon_learns(config, tensors):
+    model = replace(MODEL, features=16, vector_norm=True, tensor_features=tensors)
+    config = replace(config, model=model, optimizer="muon", muon=4.0)
     run = train(config)
     assert run.table[NAME]["mae"] < 0.3 * run.table[NAME]["dummy"]
 
