@@ -5,7 +5,7 @@ of PACK, N structures with the defects of a random training structure on random 
 their relaxed positions, are added to the groups of PACK as ``labelled/HOST`` and written to OUT. Only training pairs lend
 their compositions. Weights given as ``BN=FILE`` know one host only; hosts that nothing knows get no labels.
 
-Networks after ``--again``, which must have been trained with ``corrupt``, answer with the atoms begun half-way to that
+Networks after ``--again``, which must have been trained with ``corrupt`` to the end, answer with the atoms begun half-way to that
 mean, with noise; twice, the second time half-way to their first answers. Labels are then the mean of all three.
 """
 
@@ -48,6 +48,7 @@ class Teacher:
 
     def __init__(self, group: Group, path: str) -> None:
         loaded = load_checkpoint(resolve_model(path))
+        self.card = next((own for own in loaded.card.get("experts", []) if group.host in own["hosts"]), loaded.card)
         self.host = torch.as_tensor(group.host_numbers)
         model: Any = loaded.model
         self.network = model.network_for(self.host)
@@ -75,6 +76,11 @@ def labels(
     """Return what networks predict together, shape ``(n, n_sites, 3)``, in Å; see above."""
     teachers = {path: Teacher(group, path) for path in {*paths, *again}}
     rounds = [np.mean([teachers[path](numbers) for path in paths], axis=0)]
+    for path in again:
+        if not teachers[path].card["training"]["config"]["corrupt"]:
+            raise SystemExit(
+                f"{path}: last trained without `corrupt`, its answers for {group.host} get worse if asked again"
+            )
     for _ in range(2 if again else 0):
         starts = WAY * rounds[-1]
         askings = [teachers[path] for path in again for _ in range(DRAWS)]
