@@ -56,7 +56,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict")
 _ANCHOR = "atom_emb.embeddings.weight"
 _NAMED = 5
 _NO_SIZES = ("layers", "max_neighbors")
-_MAY_BE_ZERO = ("near_cutoff", "dropout", "error_hidden", "tensor_features")
+_MAY_BE_ZERO = ("near_cutoff", "dropout", "error_hidden")
 _HARMLESS = 1024
 
 

@@ -24,7 +24,6 @@ class SiteNetworkConfig:
         vector_products: Whether vectors act on each other and on the scalars of their site.
         vector_norm: Whether long vectors are scaled to about one before they act on their site; keeps deep networks
             from blowing up at high rates.
-        tensor_features: Channels of symmetric traceless tensors on the sites, fewer than ``features``; 0 for none.
         pooling: Whether sites hear the mean over the structure.
         near_moves: Whether close neighbours meet where they have been guessed to be, or on ideal sites.
         host_elements: Whether a site knows what the host has there.
@@ -47,7 +46,6 @@ class SiteNetworkConfig:
     dropout: float = 0.0
     vector_products: bool = True
     vector_norm: bool = False
-    tensor_features: int = 0
     pooling: bool = True
     near_moves: bool = True
     host_elements: bool = True

@@ -11,8 +11,7 @@ The message of edge ``j -> i`` with unit vector ``e`` (from i to j's image) is t
     [ p_ss      p_vs e^T              ]
     [ p_sv e    p_vv I + p_vt e e^T   ]
 
-acting on ``(scalar, vector)`` of j, each ``p`` a filter value per channel and class of edge. Fields that have a
-tensor besides have nine components and the kernels of :func:`~ase_definet.model.algebra.edge_shapes`.
+acting on ``(scalar, vector)`` of j, each ``p`` a filter value per channel and class of edge.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ase_definet.model.algebra import COMPONENTS, edge_shapes
 from ase_definet.model.near import NearTable
 
 N_PATHS = 5
@@ -33,7 +31,7 @@ CHUNK_BYTES = 2 * 2**20
 
 
 class Filters(Protocol):
-    """What gives every class of edge of a geometry its filter values, shape ``(n_classes, 5 or 14, F)``."""
+    """What gives every class of edge of a geometry its filter values, shape ``(n_classes, 5, F)``."""
 
     def __call__(self, geometry: Geometry, /) -> Tensor:
         """Return the filter values."""
@@ -102,14 +100,12 @@ class EdgeGeometry:
         """Sum the messages into every site, in chunks of bounded memory.
 
         Args:
-            filters: Gives the filter values, shape ``(n_classes, 5, F)``, or 14 for nine components.
-            field: Scalar and vector components, shape ``(n_sites, batch, 4, F)``, or with those of a tensor 9.
+            filters: Gives the filter values, shape ``(n_classes, 5, F)``.
+            field: Scalar and vector components, shape ``(n_sites, batch, 4, F)``.
 
         Returns:
-            The summed messages, of the same shape.
+            The summed messages, shape ``(n_sites, batch, 4, F)``.
         """
-        if field.shape[2] == COMPONENTS:
-            return self._propagate_tensors(filters(self), field)
         out = torch.zeros_like(field)
         values = filters(self)
         row_bytes = 4 * field[0].numel() * field.element_size()
@@ -128,19 +124,6 @@ class EdgeGeometry:
                 ],
                 dim=2,
             )
-            out.index_add_(0, self.target[part], message)
-        return out
-
-    def _propagate_tensors(self, values: Tensor, field: Tensor) -> Tensor:
-        """Do the same for fields of nine components, shape ``(n_sites, batch, 9, F)``."""
-        out = torch.zeros_like(field)
-        row_bytes = field.shape[2] * field[0].numel() * field.element_size()
-        step = max(1, CHUNK_BYTES // row_bytes)
-        for start in range(0, len(self.source), step):
-            part = slice(start, start + step)
-            shapes = edge_shapes(self.direction[part])
-            kernels = torch.einsum("ecdp,epf->ecdf", shapes, values[self.edge_class[part]])
-            message = (kernels[:, None] * field[self.source[part]][:, :, None]).sum(3)
             out.index_add_(0, self.target[part], message)
         return out
 

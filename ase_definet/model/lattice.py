@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ase_definet.model.algebra import COMPONENTS, edge_shapes
-from ase_definet.model.geometry import N_PATHS, Filters, classify
+from ase_definet.model.geometry import Filters, classify
 from ase_definet.model.near import NearTable
 
 MOST_DENSE = 300
@@ -58,7 +57,6 @@ class LatticeGeometry:
         self._edges = (source, target, cell_shift, edge_vector)
         self._supercell, self._cells = supercell, cells
         self._near: dict[float, NearTable] = {}
-        self._shapes: Tensor | None = None
         self._frozen: dict[int, tuple[Tensor, Tensor]] | None = {} if frozen else None
         self.device = edge_vector.device
         self.n_sub = len(host_numbers)
@@ -147,18 +145,18 @@ class LatticeGeometry:
         return out.reshape(self.n_cells, -1)[self._from_grid].view(field.shape)
 
     def _chunks(self, field: Tensor) -> Iterator[slice]:
-        row = 2 * (field.shape[2] * self.n_sub) ** 2 * field.shape[-1] * field.element_size()
+        row = 2 * (4 * self.n_sub) ** 2 * field.shape[-1] * field.element_size()
         step = max(1, CHUNK_BYTES // row)
         return (slice(start, start + step) for start in range(0, len(self._waves), step))
 
     def _multiply(self, k_re: Tensor, k_im: Tensor, re: Tensor, im: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the kernels of some waves to the spectrum there, real and imaginary part ``(n_waves, ...)``."""
-        _, batch, size, width = field.shape
+        _, batch, _, width = field.shape
         n, waves = self.n_sub, len(re)
-        both = torch.stack([re, im]).view(2, waves, n, batch, size, width).permute(0, 5, 1, 4, 2, 3)
-        re, im = both.reshape(2, width * waves, size * n, batch).unbind(0)
+        both = torch.stack([re, im]).view(2, waves, n, batch, 4, width).permute(0, 5, 1, 4, 2, 3)
+        re, im = both.reshape(2, width * waves, 4 * n, batch).unbind(0)
         out = torch.stack([torch.baddbmm(k_re @ re, k_im, im, alpha=-1), torch.baddbmm(k_re @ im, k_im, re)])
-        real, imaginary = out.view(2, width, waves, size, n, batch).permute(0, 2, 4, 5, 3, 1).unbind(0)
+        real, imaginary = out.view(2, width, waves, 4, n, batch).permute(0, 2, 4, 5, 3, 1).unbind(0)
         return real, imaginary
 
     def _multiply_by_pairs(
@@ -170,7 +168,7 @@ class LatticeGeometry:
         real = re.new_zeros(n, waves, *field.shape[1:])
         imaginary = torch.zeros_like(real)
         for source in range(n):
-            for component in range(field.shape[2]):
+            for component in range(4):
                 kernel_re, kernel_im = (k[:, source, :, None, :, component] for k in (k_re, k_im))
                 x_re, x_im = (x[:, source, :, None, component] for x in (re, im))
                 real.addcmul_(kernel_re, x_re).addcmul_(kernel_im, x_im, value=-1)
@@ -178,13 +176,13 @@ class LatticeGeometry:
         return real.transpose(0, 1), imaginary.transpose(0, 1)
 
     def _kernel(self, filters: Filters, part: slice) -> tuple[Tensor, Tensor]:
-        """Return the real and imaginary kernels of some waves, shape ``(F * n_waves, C n_sub, C n_sub)``."""
+        """Return the real and imaginary kernels of some waves, shape ``(F * n_waves, 4 n_sub, 4 n_sub)``."""
         whole = self._frozen is not None and part == slice(None)
         if whole and self._frozen is not None and id(filters) in self._frozen:
             return self._frozen[id(filters)]
         n = self.n_sub
         re, im = (
-            part.permute(5, 2, 3, 0, 4, 1).reshape(-1, n * part.shape[3], n * part.shape[4])
+            part.permute(5, 2, 3, 0, 4, 1).reshape(-1, 4 * n, 4 * n)
             for part in self._kernel_by_pairs(filters(self), part)
         )
         if whole and self._frozen is not None:
@@ -192,31 +190,24 @@ class LatticeGeometry:
         return re, im
 
     def _kernel_by_pairs(self, values: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Return the real and imaginary kernels of some waves, shape ``(n_sub, n_sub, n_waves, C, C, F)``.
+        """Return the real and imaginary kernels of some waves, shape ``(n_sub, n_sub, n_waves, 4, 4, F)``.
 
-        The first axes are target and source sublattice, then come target and source component, of four or of nine.
+        The first axes are target and source sublattice, then come target and source component.
         """
         width, n = values.shape[-1], self.n_sub
-        edges = self._edge_blocks(values)
-        size = edges.shape[1]
-        blocks = torch.cat([edges.flatten(1), values.new_zeros(1, size * size * width)])
+        blocks = torch.cat([self._edge_blocks(values).flatten(1), values.new_zeros(1, 16 * width)])
         waves = self._waves[part]
         shift = torch.cat([self._edges[2].double(), torch.zeros(1, 3, dtype=torch.float64)]).to(values.device)
         angle = 2 * math.pi * (waves @ shift[self._padded].transpose(1, 2))  # (pairs, waves, k)
         stacked = blocks[self._padded]
         re, im = (
-            (trigonometric.to(values.dtype) @ stacked).view(n, n, len(waves), size, size, width)
+            (trigonometric.to(values.dtype) @ stacked).view(n, n, len(waves), 4, 4, width)
             for trigonometric in (angle.cos(), angle.sin())
         )
         return re, im
 
     def _edge_blocks(self, filters: Tensor) -> Tensor:
-        """Return the kernel of every edge of a cell, shape ``(n_edges, C, C, F)``: target, then source component."""
-        if filters.shape[1] > N_PATHS:
-            if self._shapes is None:
-                self._shapes = edge_shapes(self._direction).view(len(self._direction), COMPONENTS**2, -1)
-            kernels = self._shapes @ filters[self._edge_class]
-            return kernels.view(len(kernels), COMPONENTS, COMPONENTS, -1)
+        """Return the kernel of every edge of a cell, shape ``(n_edges, 4, 4, F)``: target, then source component."""
         p_ss, p_vs, p_sv, p_vv, p_vt = filters[self._edge_class].unbind(1)
         e = self._direction[:, :, None]
         first = torch.cat([p_ss[:, None], p_vs[:, None] * e], dim=1)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ase_definet.model.algebra import components_of
 from ase_definet.model.config import SiteNetworkConfig
 
 TYPICAL = 10.0
@@ -97,10 +96,8 @@ class NearMessages(nn.Module):
         self.scalar_out = nn.Sequential(nn.Linear(3 * channels, width), nn.SiLU(), nn.Linear(width, width))
         self.mix = nn.Linear(channels, channels, bias=False)
         self.vector_out = nn.Linear(2 * channels, width, bias=False)
-        own = config.tensor_features
-        self.tensor_out = nn.Linear(channels, own, bias=False) if own else None
         nn.init.normal_(self.guess_out.weight, std=0.1 / math.sqrt(width))
-        for layer in (self.vector_out, self.scalar_out[2], self.tensor_out):
+        for layer in (self.vector_out, self.scalar_out[2]):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.5 / math.sqrt(layer.in_features))
 
@@ -110,10 +107,8 @@ class NearMessages(nn.Module):
         out: Tensor = self.guess_out(gate[:, :, None] * vectors).squeeze(-1)
         return out
 
-    def forward(
-        self, table: NearTable, guess: Tensor, scalars: Tensor, vectors: Tensor, tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the updated scalars ``(n_sites, batch, F)``, vectors ``(n_sites, batch, 3, F)`` and tensors."""
+    def forward(self, table: NearTable, guess: Tensor, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the updated scalars ``(n_sites, batch, F)`` and vectors ``(n_sites, batch, 3, F)``."""
         channels = self.channels
         hidden = self.norm(scalars)
         moments = self._moments(table, guess.transpose(0, 1), self.sent(hidden).transpose(0, 1)).transpose(0, 1)
@@ -129,9 +124,7 @@ class NearMessages(nn.Module):
         invariants = torch.cat([zeroth, (first * mixed).sum(2) * bound, (squares + 1e-6).sqrt()], -1)
         invariants = functional.dropout(invariants, self.dropout, self.training)
         covariants = torch.cat([first, turned * bound[:, :, None]], -1)
-        if self.tensor_out is not None and tensors is not None:
-            tensors = tensors + self.tensor_out(components_of(xx, yy, zz, xy, xz, yz))
-        return scalars + self.scalar_out(invariants), vectors + self.vector_out(covariants), tensors
+        return scalars + self.scalar_out(invariants), vectors + self.vector_out(covariants)
 
     def _moments(self, table: NearTable, guess: Tensor, sent: Tensor) -> Tensor:
         """Sum 1, e and the components of e e^T - 1/3 over neighbours: ``(batch, n_sites, 10, channels)``."""

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.filters import N_ELEMENTS, EdgeFilters
 from ase_definet.model.geometry import N_PATHS, Geometry
 from ase_definet.model.near import NearMessages
-from ase_definet.model.tensors import TensorPart
+
+N_ELEMENTS = 119
+"""Rows of an element table: 0 is an empty site, the rest are atomic numbers."""
 
 
 class SiteNetwork(nn.Module):
@@ -134,8 +135,6 @@ class SiteNetwork(nn.Module):
         site = self.start(torch.cat([self.element(numbers), host, self.kind(kinds)], dim=-1))
         scalars = site
         vectors = site.new_zeros(*site.shape[:2], 3, site.shape[2])
-        own = self.config.tensor_features
-        tensors = site.new_zeros(*site.shape[:2], 5, own) if own else None
         if start is not None:
             if self.start_in is None:
                 raise RuntimeError("this network was built without `starts`: its atoms begin on the host's sites")
@@ -148,9 +147,8 @@ class SiteNetwork(nn.Module):
                 guess = near.guess(scalars, vectors)
                 guesses.append((guess if start is None else guess + start) * real)
                 place = guesses[-1] if self.config.near_moves else torch.zeros_like(guesses[-1])
-                table = geometry.near(self.config.near_cutoff)
-                scalars, vectors, tensors = near(table, place, scalars, vectors, tensors)
-            scalars, vectors, tensors = layer(geometry, site, scalars, vectors, tensors)
+                scalars, vectors = near(geometry.near(self.config.near_cutoff), place, scalars, vectors)
+            scalars, vectors = layer(geometry, site, scalars, vectors)
         hidden = self.norm(scalars)
         gate = self.gate(hidden)
         displacement = self.read_out(gate[:, :, None] * vectors).squeeze(-1)
@@ -172,8 +170,7 @@ class _Layer(nn.Module):
         self.dropout = config.dropout
         self.pooling, self.vector_products = config.pooling, config.vector_products
         self.site_gates, self.vector_norm = config.site_gates, config.vector_norm
-        own = config.tensor_features
-        self.filters = EdgeFilters(config, N_PATHS, width - own)
+        self.filters = _Filters(config)
         self.norm_in = nn.LayerNorm(width)
         self.scalar_in = nn.Linear(width, 2 * width)
         self.site_in = nn.Linear(width, width)
@@ -182,7 +179,6 @@ class _Layer(nn.Module):
         self.scalar_out = nn.Linear(width, width)
         self.vector_out = nn.Linear(width, width, bias=False)
         self.pool = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.tensors = TensorPart(config) if own else None
         self.norm_update = nn.LayerNorm(width)
         self.vector_mix = nn.Linear(width, 2 * width, bias=False)
         self.update = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 3 * width))
@@ -190,10 +186,8 @@ class _Layer(nn.Module):
             if isinstance(last, nn.Linear):
                 nn.init.normal_(last.weight, std=0.5 / math.sqrt(last.in_features))
 
-    def forward(
-        self, geometry: Geometry, site: Tensor, scalars: Tensor, vectors: Tensor, tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return updated scalars ``(n, batch, F)``, vectors ``(n, batch, 3, F)``, tensors ``(n, batch, 5, F_t)``."""
+    def forward(self, geometry: Geometry, site: Tensor, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the updated scalars ``(n, batch, F)`` and vectors ``(n, batch, 3, F)``."""
         width = self.width
         hidden = self.norm_in(scalars)
         sent, gate = self.scalar_in(hidden).split(width, dim=-1)
@@ -201,12 +195,9 @@ class _Layer(nn.Module):
             sent = sent * self.site_in(site)
         sent_vectors = self.vector_in(vectors) * gate[:, :, None]
         field = torch.cat([sent[:, :, None], sent_vectors], dim=2)
-        heard, heard_tensors = self._propagate(geometry, hidden, field, tensors)
+        heard = geometry.propagate(self.filters, field)
         if self.training and self.dropout:  # whole channels of a site, or a vector would lose its direction
-            kept = functional.dropout(torch.ones_like(heard[:, :, :1]), self.dropout)
-            heard = heard * kept
-            if heard_tensors is not None:
-                heard_tensors = heard_tensors * kept[..., : heard_tensors.shape[-1]]
+            heard = heard * functional.dropout(torch.ones_like(heard[:, :, :1]), self.dropout)
         heard_scalars, heard_vectors = heard[:, :, 0], heard[:, :, 1:]
         if self.site_gates:
             gate_scalar, gate_vector = self.site_out(site).split(width, dim=-1)
@@ -229,21 +220,35 @@ class _Layer(nn.Module):
         known = torch.cat([self.norm_update(scalars), length, product], dim=-1)
         mixed = self.update(functional.dropout(known, self.dropout, self.training))
         add, scale, turn = mixed.split(width, dim=-1)
-        scalars, vectors = scalars + add + scale * product, vectors + turn[:, :, None] * left
-        if self.tensors is not None and tensors is not None and heard_tensors is not None:
-            tensors = self.tensors.heard(site, tensors, heard_tensors)
-            more, onto, tensors = self.tensors(self.norm_update(scalars), left, right, tensors)
-            scalars, vectors = scalars + more, vectors + onto
-        return scalars, vectors, tensors
+        return scalars + add + scale * product, vectors + turn[:, :, None] * left
 
-    def _propagate(
-        self, geometry: Geometry, hidden: Tensor, field: Tensor, tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return what sites hear: scalars and vectors ``(n, batch, 4, F)``, and tensors ``(n, batch, 5, F_t)``."""
-        if self.tensors is None or tensors is None:
-            return geometry.propagate(self.filters, field), None
-        own = tensors.shape[-1]
-        joined = torch.cat([field[..., :own], self.tensors.sent(hidden, tensors)], dim=2)
-        both = geometry.propagate(self.tensors.filters, joined)
-        rest = geometry.propagate(self.filters, field[..., own:])
-        return torch.cat([both[:, :, :4], rest], dim=-1), both[:, :, 4:]
+
+class _Filters(nn.Module):
+    """Filter values of every class of edge, from its length and the host elements at its ends."""
+
+    centres: Tensor
+
+    def __init__(self, config: SiteNetworkConfig) -> None:
+        super().__init__()
+        self.cutoff = config.cutoff
+        self.out = (N_PATHS, config.features)
+        self.register_buffer(
+            "centres", torch.linspace(config.shortest, config.cutoff, config.radial), persistent=False
+        )
+        self.inverse_width = (config.radial - 1) / (config.cutoff - config.shortest)
+        self.scale = 1 / math.sqrt(config.neighbors)
+        self.source = nn.Embedding(N_ELEMENTS, config.embedding)
+        self.target = nn.Embedding(N_ELEMENTS, config.embedding)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.radial + 2 * config.embedding, 64), nn.SiLU(), nn.Linear(64, math.prod(self.out))
+        )
+
+    def forward(self, geometry: Geometry) -> Tensor:
+        """Return the filters, shape ``(n_classes, 5, F)``."""
+        d = geometry.class_distance[:, None]
+        gaussians = torch.exp(-0.5 * ((d - self.centres) * self.inverse_width).square())
+        ends = geometry.class_numbers
+        features = torch.cat([gaussians, self.target(ends[:, 0]), self.source(ends[:, 1])], dim=1)
+        envelope = 0.5 * (1 + torch.cos(math.pi * (d / self.cutoff).clamp(max=1)))
+        out: Tensor = (self.mlp(features) * (envelope * self.scale)).view(-1, *self.out)
+        return out

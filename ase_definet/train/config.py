@@ -231,10 +231,6 @@ def _check_model(model: ModelConfig) -> None:
         raise TrainingError(f"near_cutoff must be between 0 and the cutoff, found {model.near_cutoff}")
     if not 0 <= model.dropout < 1:
         raise TrainingError(f"dropout must be at least 0 and below 1, found {model.dropout}")
-    if not 0 <= model.tensor_features < model.features:
-        raise TrainingError(
-            f"tensor_features must be at least 0 and below features ({model.features}), found {model.tensor_features}"
-        )
 
 
 _SORTS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

@@ -30,10 +30,9 @@ CONFIG = SiteNetworkConfig(cutoff=5.0, features=16, layers=2, radial=8, embeddin
 NEAR = replace(CONFIG, near_cutoff=3.5, near_features=4, near_radial=6, dropout=0.2)
 
 SCALED = replace(NEAR, vector_norm=True)
-TENSORS = replace(SCALED, tensor_features=6)
 
 
-@pytest.fixture(scope="module", params=[CONFIG, NEAR, SCALED, TENSORS], ids=["ideal", "near", "scaled", "tensors"])
+@pytest.fixture(scope="module", params=[CONFIG, NEAR, SCALED], ids=["ideal", "near", "scaled"])
 def network(request):
     """Return a network whose predictions and guesses are about as large as real displacements."""
     torch.manual_seed(0)
@@ -289,7 +288,7 @@ def test_atoms_may_start_off_the_sites():
         stages_of(SiteNetwork(NEAR).double(), {}, start)
 
 
-@pytest.mark.parametrize("config", [CONFIG, NEAR, TENSORS], ids=["ideal", "near", "tensors"])
+@pytest.mark.parametrize("config", [CONFIG, NEAR], ids=["ideal", "near"])
 def test_dropout_is_for_training_only(config):
     """And leaves directions alone: in training too the answer turns with the structure."""
     torch.manual_seed(0)
@@ -318,36 +317,17 @@ def test_far_defects_do_not_matter_much_to_an_untrained_net_beyond_its_reach(net
     assert np.abs(here - there)[far].max() < 0.1 * np.abs(here - there)[~far].max()
 
 
-def test_tensors_matter():
-    """Else the symmetries of a network that has them say little."""
-    torch.manual_seed(0)
-    network = SiteNetwork(TENSORS).double().eval()
-    torch.nn.init.normal_(network.read_out.weight, std=200.0)
-    given = arrays()
-    before = run(network, given)
-    for layer in network.layers:
-        torch.nn.init.zeros_(layer.tensors.update[2].weight)
-        torch.nn.init.zeros_(layer.tensors.update[2].bias)
-    assert np.abs(run(network, given) - before).max() > 1e-3
-
-
 def test_long_vectors_do_not_blow_up():
     """A layer adds to a vector at most what is in proportion to it; without scaling it adds the square."""
     geometry, atoms = lattice_of(next(iter(SUPERCELLS)))
     grown = {}
-    for name, config in (("bare", CONFIG), ("scaled", SCALED), ("tensors", TENSORS)):
+    for scaled in (False, True):
         torch.manual_seed(1)
-        layer = SiteNetwork(config).double().layers[0]
+        layer = SiteNetwork(replace(CONFIG, vector_norm=scaled)).double().layers[0]
         scalars = torch.randn(len(atoms), 1, CONFIG.features, dtype=torch.float64)
         vectors = torch.randn(len(atoms), 1, 3, CONFIG.features, dtype=torch.float64)
-        tensors = torch.randn(len(atoms), 1, 5, 6, dtype=torch.float64) if config.tensor_features else None
-        sizes = []
-        for factor in (1e3, 1e4):
-            long = None if tensors is None else factor * tensors
-            with torch.no_grad():
-                _, *outs = layer.eval()(geometry, scalars, scalars, factor * vectors, long)
-            sizes.append([out.norm() for out in outs if out is not None])
-        grown[name] = [float(b / a) for a, b in zip(*sizes, strict=True)]
-    assert grown["bare"][0] > 50
-    assert all(9 < ratio < 11 for ratio in grown["scaled"] + grown["tensors"])
-    assert len(grown["tensors"]) == 2
+        with torch.no_grad():
+            sizes = [layer(geometry, scalars, scalars, factor * vectors)[1].norm() for factor in (1e3, 1e4)]
+        grown[scaled] = float(sizes[1] / sizes[0])
+    assert grown[False] > 50
+    assert 9 < grown[True] < 11

@@ -91,10 +91,6 @@ def test_an_architecture_is_named_in_the_model():
         ({"shares": {"a": "much"}}, "shares must be numbers"),
         ({"model": {"near_cutoff": 8.0}}, "near_cutoff must be between 0 and the cutoff"),
         ({"model": {"dropout": 1.0}}, "dropout must be at least 0 and below 1"),
-        (
-            {"model": {"features": 8, "tensor_features": 8}},
-            "tensor_features must be at least 0 and below features .8., found 8",
-        ),
     ],
 )
 def test_what_cannot_be_meant_is_said(options, message):
