@@ -57,7 +57,13 @@ def main() -> None:
         if file.exists():
             continue
         options = BUDGET | STEPS | {"data": source, "model": MODEL, "shares": {subset: 1.0}}
-        parts = {"quarter": (0, 0.25), "half": (0, 0.5), "other half": (0.5, 1), "all": (0, 1), "all, other seed": (0, 1)}
+        parts = {
+            "quarter": (0, 0.25),
+            "half": (0, 0.5),
+            "other half": (0.5, 1),
+            "all": (0, 1),
+            "all, other seed": (0, 1),
+        }
         rows, errors = {}, {}
         for seed, (name, (first, last)) in enumerate(parts.items(), 1):
             config = make_config(options | {"out": f"runs/pairs/{subset}/{name}", "seed": seed})
