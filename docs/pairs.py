@@ -24,23 +24,25 @@ BUDGET = {"steps": 1200, "warmup": 150, "decay": 0.75, "corrupt": 0.5, "noise": 
 OUT = Path(__file__).parent / "results"
 
 
-def trained(config: TrainConfig, pairs: slice) -> tuple[int, np.ndarray, float]:
-    """Train on some of the pairs.
+def trained(config: TrainConfig, first: float, last: float) -> tuple[int, np.ndarray, float]:
+    """Train on the pairs between two shares of all, in an order that is the same every time.
 
     Returns:
         Their number; errors of displacements on all validation pairs, shape ``(n_sites, n_pairs, 3)`` in Å, NaN where no
         atom is; the coordinate MAE in Å.
     """
     run = Run(config)
-    run.train_pairs = [np.sort(np.random.default_rng(0).permutation(own)[pairs]) for own in run.train_pairs]
+    (own,) = run.train_pairs
+    chosen = np.random.default_rng(0).permutation(own)[round(first * len(own)) : round(last * len(own))]
+    run.train_pairs = [np.sort(chosen)]
     while run.step < config.steps:
         run.advance()
-    batches, chosen = run.batches[0], run.groups[0].indices("val")
-    numbers, kinds, target, real = batches.batch(chosen)
+    batches, group = run.batches[0], run.groups[0]
+    numbers, kinds, target, real = batches.batch(group.indices("val"))
     with torch.no_grad():
         guess = batches.predict(run.average, numbers, kinds)[-1]
     errors = torch.where(real[..., None] > 0, guess - target, torch.nan)
-    return len(run.train_pairs[0]), errors.numpy(), float(run.validate()[run.groups[0].subset]["mae"])
+    return len(chosen), errors.numpy(), float(run.validate()[group.subset]["mae"])
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> float:
@@ -67,8 +69,7 @@ def main() -> None:
         rows, errors = {}, {}
         for seed, (name, (first, last)) in enumerate(parts.items(), 1):
             config = make_config(options | {"out": f"runs/pairs/{subset}/{name}", "seed": seed})
-            n = len(Run(config).train_pairs[0])
-            pairs, errors[name], mae = trained(config, slice(round(first * n), round(last * n)))
+            pairs, errors[name], mae = trained(config, first, last)
             rows[name] = {"pairs": pairs, "mae": mae}
             print(subset, name, rows[name], flush=True)
         content = {
