@@ -230,20 +230,30 @@ def reach(group: Group, parts: list[Part]) -> dict:
     }
 
 
+def alike(parts: list[Part], others: list[Part]) -> float:
+    """Return the correlation of the errors that two networks make on the same pairs."""
+    products = torch.zeros(3)
+    for part, other in zip(parts, others, strict=True):
+        one, two = part.guess - part.target, other.guess - other.target
+        products += torch.stack([(one * two).sum(), one.square().sum(), two.square().sum()])
+    return float(products[0] / (products[1] * products[2]).sqrt())
+
+
+def sizes(parts: list[Part]) -> torch.Tensor:
+    """Return the coordinate MAE of every structure, in Å."""
+    return torch.cat([mean_over_sites((part.guess - part.target).abs().mean(-1), part.real) for part in parts])
+
+
 def dense(parts: list[Part], general: list[Part]) -> dict:
     """Return the coordinate MAE by density of defects, and how the errors correlate with those of the general network."""
-    size = torch.cat([mean_over_sites((part.guess - part.target).abs().mean(-1), part.real) for part in parts])
+    size = sizes(parts)
     share = torch.cat([(part.kinds > 0).float().mean(0) for part in parts])
-    products = torch.zeros(3)
-    for part, other in zip(parts, general, strict=True):
-        one, two = part.guess - part.target, other.guess - part.target
-        products += torch.stack([(one * two).sum(), one.square().sum(), two.square().sum()])
     rows, least = [], 0.0
     for most in DENSITIES:
         here = (share > least) & (share <= most)
         rows.append({"n": int(here.sum()), "mae": float(size[here].mean()) if bool(here.any()) else None})
         least = most
-    return {"by": rows, "correlation": float(products[0] / (products[1] * products[2]).sqrt())}
+    return {"by": rows, "correlation": alike(parts, general)}
 
 
 def main() -> None:
