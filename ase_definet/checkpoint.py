@@ -33,10 +33,12 @@ from ase_definet.model.config import DefiNetConfig, ExpertConfig, ExpertsConfig,
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.experts import Experts
 from ase_definet.model.site_network import SiteNetwork
+from ase_definet.naming import VACANCY_PREFIX
 
 FORMAT = "ase-definet"
-FORMAT_VERSION = 1
-"""Highest version this package reads, and the one it writes."""
+FORMAT_VERSION = 2
+"""The version this package reads and writes. Version 1 called vacancies ``V_X``, as if they were vanadium, and had no
+digest of its content."""
 
 SUFFIX = ".safetensors"
 
@@ -115,8 +117,67 @@ def save_checkpoint(
         "card": card_json,
     }
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    _write(path, save(tensors, metadata), overwrite=overwrite)
+    _write_checkpoint(path, metadata, tensors, overwrite=overwrite)
     return path
+
+
+def upgrade_checkpoint(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
+    """Write weights of format version 1 anew in the present version; the numbers stay the same to the bit.
+
+    Vacancies in the card, which version 1 called ``V_X``, become ``v_X``.
+
+    Args:
+        source: A checkpoint of version 1.
+        target: File to write.
+        overwrite: Replace a file that is in the way.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError: It is not of version 1, or its networks were trained on vanadium, whose defects version 1
+            did not tell from vacancies.
+        OutputExistsError: The file exists and ``overwrite`` is False.
+    """
+    source, target = Path(source), Path(target)
+    metadata, tensors = _read(source)
+    version = metadata.get("format_version")
+    if metadata.get("format") != FORMAT or version != "1":
+        raise CheckpointError(f"{source} has format version {version!r}, expected 1: nothing to upgrade")
+    card = _parsed(source, metadata, "card")
+    if "V" in _training_elements(card):
+        raise CheckpointError(
+            f"{source} was trained on vanadium, and its card does not tell V_X, vanadium on X, from a vacancy; "
+            "export the weights anew from their training run"
+        )
+    renamed = metadata | {"format_version": str(FORMAT_VERSION), "card": json.dumps(_vacancies_renamed(card))}
+    _write_checkpoint(target, renamed, tensors, overwrite=overwrite)
+    return target
+
+
+def _training_elements(card: Any) -> set[str]:
+    """Return the elements of all records of training in a card, at any depth."""
+    if isinstance(card, Mapping):
+        own = card.get("elements")
+        found = {e for e in own if isinstance(e, str)} if isinstance(own, list) else set()
+        return found.union(*(_training_elements(value) for value in card.values()))
+    if isinstance(card, list):
+        return set().union(*(_training_elements(value) for value in card))
+    return set()
+
+
+def _vacancies_renamed(card: Any) -> Any:
+    """Return a card with ``v_X`` for ``V_X`` in its lists of defects, at any depth."""
+    if isinstance(card, Mapping):
+        return {
+            key: [re.sub(r"^V_", f"{VACANCY_PREFIX}_", name) for name in value]
+            if key == "defects" and isinstance(value, list)
+            else _vacancies_renamed(value)
+            for key, value in card.items()
+        }
+    return [_vacancies_renamed(value) for value in card] if isinstance(card, list) else card
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
@@ -139,8 +200,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
     if not version.isdecimal() or int(version) < 1:
         raise CheckpointError(f"{path} is damaged: format_version is {version!r}, expected a whole number")
     if int(version) > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {version}, expected {FORMAT_VERSION}; upgrade ase-definet")
+    if int(version) < FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, this ase-definet reads up to {FORMAT_VERSION}; upgrade ase-definet"
+            f"{path} has format version {version}, expected {FORMAT_VERSION}; convert it with "
+            f"`ase-definet upgrade-weights {path} NEW{SUFFIX}`"
         )
     architecture = metadata.get("architecture", "")
     if architecture not in ARCHITECTURES:
@@ -154,11 +218,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
     else:
         kind: Any = ARCHITECTURES[architecture][0]
         model = _model(path, architecture, _config(path, kind, values), tensors)
+    card = _parsed(path, metadata, "card")
+    # last: the checks before it say better what is wrong
+    if metadata.get("content_sha256") != _content_sha256(metadata, tensors):
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the digest written with it; fetch or export it anew"
+        )
     return LoadedModel(
         model=model,
         config=typing.cast("Any", model.config),
         architecture=architecture,
-        card=_parsed(path, metadata, "card"),
+        card=card,
         sha256=_sha256(path),
     )
 
@@ -294,6 +364,24 @@ def _write(path: Path, content: bytes, *, overwrite: bool) -> None:
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     with replacing(path) as fresh:
         fresh.write_bytes(content)
+
+
+def _write_checkpoint(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], *, overwrite: bool) -> None:
+    """Write tensors and metadata with the digest of both."""
+    digest = {"content_sha256": _content_sha256(metadata, tensors)}
+    _write(path, save(tensors, metadata | digest), overwrite=overwrite)
+
+
+def _content_sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of everything a checkpoint says but the digest itself."""
+    digest = hashlib.sha256()
+    for key in sorted(metadata.keys() - {"content_sha256"}):
+        digest.update(f"{key}={metadata[key]}\0".encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

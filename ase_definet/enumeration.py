@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ase_definet.errors import EnumerationError
 from ase_definet.host import SYMMETRY_PRECISION, Host
+from ase_definet.naming import VACANCY_PREFIX, defect_name
 from ase_definet.supercell import cells_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Array: TypeAlias = NDArray[Any]
 
 _BLOCK = 20_000
 _SITE_TOLERANCE = 0.05
-_NAME = re.compile(r"^\s*(?P<what>[A-Z][a-z]?|\d+)_(?P<host>[A-Z][a-z]?)\s*(?:[*x]\s*(?P<count>\d+))?\s*$")
+_NAME = re.compile(r"^\s*(?P<what>v|[A-Z][a-z]?|\d+)_(?P<host>[A-Z][a-z]?)\s*(?:[*x]\s*(?P<count>\d+))?\s*$")
 
 
 @dataclass(frozen=True, order=True)
@@ -49,16 +50,16 @@ class DefectKind:
 
     @property
     def name(self) -> str:
-        """``V_S``, ``W_Mo``."""
-        return f"{chemical_symbols[self.element] if self.element else 'V'}_{chemical_symbols[self.host]}"
+        """``v_S``, ``W_Mo``."""
+        return defect_name(self.element, self.host)
 
 
 def parse_defects(text: str) -> dict[DefectKind, int]:
     """Read a list of defects.
 
     Args:
-        text: Such as ``"V_S*2 + W_Mo"``. ``V`` is a vacancy; vanadium, like any element, may be given by its number
-            (``23_Mo``).
+        text: Such as ``"v_S*2 + W_Mo"``. ``v`` is a vacancy and ``V`` vanadium; any element may be given by its
+            number too (``23_Mo``).
 
     Returns:
         Number of each kind.
@@ -67,15 +68,15 @@ def parse_defects(text: str) -> dict[DefectKind, int]:
         EnumerationError: The text cannot be understood.
 
     Examples:
-        >>> {kind.name: n for kind, n in parse_defects("V_S*2 + W_Mo").items()}
-        {'V_S': 2, 'W_Mo': 1}
+        >>> {kind.name: n for kind, n in parse_defects("v_S*2 + W_Mo").items()}
+        {'v_S': 2, 'W_Mo': 1}
     """
     out: dict[DefectKind, int] = {}
     for part in text.split("+"):
         found = _NAME.match(part)
         if not found:
-            raise EnumerationError(f"cannot read the defect {part.strip()!r}; expected V_S, W_Mo, V_S*2, joined by +")
-        known = {str(z): z for z in range(1, len(chemical_symbols))} | atomic_numbers | {"V": 0}
+            raise EnumerationError(f"cannot read the defect {part.strip()!r}; expected v_S, W_Mo, v_S*2, joined by +")
+        known = {str(z): z for z in range(1, len(chemical_symbols))} | atomic_numbers | {VACANCY_PREFIX: 0}
         if found["what"] not in known or found["host"] not in atomic_numbers:
             wrong = found["what"] if found["what"] not in known else found["host"]
             raise EnumerationError(f"{part.strip()!r}: {wrong} is no element")
@@ -111,7 +112,7 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Defects, then where they are: ``V_S+W_Mo-0-17``."""
+        """Defects, then where they are: ``v_S+W_Mo-0-17``."""
         what = "+".join(name if n == 1 else f"{name}x{n}" for name, n in self.counts.items())
         return f"{what}-{'-'.join(map(str, self.sites))}"
 

@@ -161,7 +161,7 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
 
 
 def defect_sites(result: RelaxResult) -> str:
-    """Write the defect sites of a result as text that any format keeps: ``V_S 1.234 5.678 9.012; W_Mo ...``, in Å."""
+    """Write the defect sites of a result as text that any format keeps: ``v_S 1.234 5.678 9.012; W_Mo ...``, in Å."""
     sites = ((defect.name, *defect.position) for defect in result.site_map.defects)
     return "; ".join(f"{name} {x:.4f} {y:.4f} {z:.4f}" for name, x, y, z in sites)
 

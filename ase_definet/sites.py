@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, MatchError
 from ase_definet.host import Host, as_atoms, check_structure, get_host, library
+from ase_definet.naming import defect_name
 from ase_definet.registration import (
     GATE,
     SPECIES_PENALTY,
@@ -62,7 +63,7 @@ class Defect:
     """One defect site.
 
     Attributes:
-        name: Kröger-Vink-like name without charge: ``V_S``, ``W_Mo``.
+        name: Without charge, as doped writes it: ``v_S``, ``W_Mo``; ``V_Mo`` is vanadium.
         kind: Substitution or vacancy.
         site: Index of the host site.
         host_element: Element the host has there.
@@ -170,7 +171,7 @@ class SiteMap:
             x, y, z = (float(v) for v in self.positions[site])
             out.append(
                 Defect(
-                    name=f"{element or 'V'}_{host_element}",
+                    name=defect_name(self.numbers[site], self.host_numbers[site]),
                     kind=kind,
                     site=int(site),
                     host_element=host_element,
@@ -183,7 +184,7 @@ class SiteMap:
 
     @property
     def defect_counts(self) -> dict[str, int]:
-        """How often each defect occurs, most frequent first: ``{"V_S": 2, "W_Mo": 1}``."""
+        """How often each defect occurs, most frequent first: ``{"v_S": 2, "W_Mo": 1}``."""
         return dict(Counter(defect.name for defect in self.defects).most_common())
 
 

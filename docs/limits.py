@@ -22,11 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import spglib
 import torch
-from ase.data import chemical_symbols
 
 from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack
 from ase_definet.metrics import minimum_image
+from ase_definet.naming import defect_name
 from ase_definet.train.batches import SiteBatches
 from ase_definet.train.loop import mean_over_sites
 
@@ -124,8 +124,7 @@ class Sites:
             if np.any(self.distances[site, at[at != site]] < ALONE):
                 continue
             shell = np.where(self.distances[site] > 0, self.distances[site], np.inf)
-            guest = chemical_symbols[numbers[site]] if numbers[site] else "V"
-            name = f"{guest}_{chemical_symbols[self.group.host_numbers[site]]}"
+            name = defect_name(numbers[site], self.group.host_numbers[site])
             yield name, site, np.flatnonzero((shell < shell.min() + 0.15) & (numbers > 0))
 
     def outward(self, site: int, near: np.ndarray, moved: np.ndarray) -> float:

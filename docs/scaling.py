@@ -14,7 +14,7 @@ from ase_definet.host import get_host
 
 NEAR, FAR = 3.0, 8.0
 SIZES = (4, 6, 8, 12, 16, 24, 32)
-CASES = {"V_S in MoS2": ("MoS2", 1), "V_Se in WSe2": ("WSe2", 1), "V_B in h-BN": ("BN", 0)}
+CASES = {"v_S in MoS2": ("MoS2", 1), "v_Se in WSe2": ("WSe2", 1), "v_B in h-BN": ("BN", 0)}
 
 
 def vacancy(host: str, site: int, n: int) -> tuple[Atoms, np.ndarray]:

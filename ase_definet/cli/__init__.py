@@ -24,7 +24,7 @@ from ase_definet.cli.report import report_command
 from ase_definet.cli.screen import screen_command
 from ase_definet.cli.train import export_command, train_command
 from ase_definet.cli.validate import validate_command
-from ase_definet.cli.weights import combine_command, import_checkpoint_command
+from ase_definet.cli.weights import combine_command, import_checkpoint_command, upgrade_weights_command
 from ase_definet.errors import DefiNetWarning
 
 
@@ -97,6 +97,7 @@ for command in (
     export_command,
     import_checkpoint_command,
     combine_command,
+    upgrade_weights_command,
 ):
     cli.add_command(command)
 

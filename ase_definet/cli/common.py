@@ -185,7 +185,7 @@ def image_notes(path: Path) -> list[str]:
 
 
 def counts(defects: Mapping[str, int]) -> str:
-    """Write defect counts as people do: ``V_S x2, W_Mo x1``."""
+    """Write defect counts as people do: ``v_S x2, W_Mo x1``."""
     return ", ".join(f"{name} x{n}" for name, n in defects.items()) or "none (pristine)"
 
 

@@ -147,16 +147,16 @@ def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
 
 def _describe(group: Group) -> Iterable[str]:
     import numpy as np  # noqa: PLC0415
-    from ase.data import chemical_symbols  # noqa: PLC0415
 
     from ase_definet.data import SPLITS  # noqa: PLC0415
+    from ase_definet.naming import defect_name  # noqa: PLC0415
     from ase_definet.supercell import describe  # noqa: PLC0415
 
     numbers, host = group.numbers, group.host_numbers
     defective = numbers != host
     found: Counter[str] = Counter()
     for z, h in zip(numbers[defective], np.broadcast_to(host, numbers.shape)[defective], strict=True):
-        found[f"{chemical_symbols[z] if z else 'V'}_{chemical_symbols[h]}"] += 1
+        found[defect_name(z, h)] += 1
     splits = ", ".join(f"{name} {int((group.split == k).sum())}" for k, name in enumerate(SPLITS))
     missing = int((~group.has_relaxed).sum())
     density = defective.mean(axis=1)

@@ -26,7 +26,7 @@ _SIZE = re.compile(r"^(\d+)x(\d+)(?:x(\d+))?$")
 @click.option("--host", required=True, metavar="HOST", help="Pristine host: a library name or a structure file.")
 @click.option("--supercell", required=True, metavar="NxM[xK]", help="Repeats, or nine integers of a matrix.")
 @click.option(
-    "--defects", required=True, metavar="LIST", help='Such as "V_S*2 + W_Mo"; with --density, what may occur.'
+    "--defects", required=True, metavar="LIST", help='Such as "v_S*2 + W_Mo"; with --density, what may occur.'
 )
 @click.option("--max-distance", type=float, help="No two defects further apart, in Å.")
 @click.option(

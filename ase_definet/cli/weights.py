@@ -1,4 +1,4 @@
-"""``ase-definet import-checkpoint`` and ``combine``: bring weights of the authors' code, make one file of several."""
+"""``import-checkpoint``, ``combine`` and ``upgrade-weights``: bring, join, convert weights."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:
     parameters = sum(p.numel() for p in loaded.model.parameters())
     click.echo(f"wrote {out}: {loaded.architecture}, {parameters:,} parameters; use it as --model {out}")
     click.echo("Nothing is known about its training data: every result will carry that warning.")
+
+
+@click.command("upgrade-weights")
+@click.argument("source", type=FILE)
+@click.argument("out", type=FILE)
+@overwrite_option
+def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
+    """Convert SOURCE, weights of format version 1, to OUT in the present format, and write its card beside it."""
+    from ase_definet.checkpoint import upgrade_checkpoint, write_card  # noqa: PLC0415
+
+    refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
+    check_folder(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    upgrade_checkpoint(source, out, overwrite=overwrite)
+    write_card(out, overwrite=overwrite)
+    click.echo(f"wrote {out}; use it as --model {out}")
 
 
 @click.command("combine")

@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 from ase_definet.checkpoint import save_checkpoint, write_card
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.site_network import SiteNetwork
+from ase_definet.naming import defect_name
 from ase_definet.train.loop import Run
 from ase_definet.train.uncertainty import FOLDS, fit_uncertainty
 
@@ -47,7 +48,7 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
         base = np.broadcast_to(group.host_numbers, numbers.shape)
         defective = numbers != base
         pairs = np.unique(np.stack([numbers[defective], base[defective]]), axis=1).T
-        defects = {f"{chemical_symbols[z] if z else 'V'}_{chemical_symbols[h]}" for z, h in pairs}
+        defects = {defect_name(z, h) for z, h in pairs}
         elements |= {chemical_symbols[z] for z in np.unique(numbers) if z}
         density = defective.mean(axis=1)
         entry = hosts.setdefault(

@@ -31,7 +31,7 @@ def atoms(request):
 
 def test_matching(benchmark, atoms):
     site_map = benchmark(match_sites, atoms, "MoS2")
-    assert site_map.defect_counts == {"V_S": 2, "W_Mo": 1}
+    assert site_map.defect_counts == {"v_S": 2, "W_Mo": 1}
 
 
 def test_graph(benchmark, atoms, relaxer):

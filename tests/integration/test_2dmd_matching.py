@@ -77,7 +77,7 @@ def implied(host, formula):
         else:
             counts[f"{element}_{replaces[element]}"] += n
             missing[replaces[element]] -= n
-    counts.update({f"V_{element}": n for element, n in missing.items()})
+    counts.update({f"v_{element}": n for element, n in missing.items()})
     return {name: n for name, n in counts.items() if n}
 
 
@@ -102,10 +102,10 @@ def test_densest_structures_of_bn(members):
     for formula, content in chosen:
         site_map = match_sites(structure(content), "BN")
         there, counts = composition(formula), site_map.defect_counts
-        assert set(counts) <= {"C_B", "C_N", "V_B", "V_N"}
+        assert set(counts) <= {"C_B", "C_N", "v_B", "v_N"}
         assert counts.get("C_B", 0) + counts.get("C_N", 0) == there["C"]
         for element in "BN":
-            assert counts.get(f"C_{element}", 0) + counts.get(f"V_{element}", 0) == 64 - there[element]
+            assert counts.get(f"C_{element}", 0) + counts.get(f"v_{element}", 0) == 64 - there[element]
         assert np.linalg.norm(site_map.offsets, axis=1).max() < SITE_TOLERANCE
         assert not site_map.ambiguous
 
@@ -119,7 +119,7 @@ def test_low_density_structures(members, host):
         atoms = structure(content)
         site_map = match_sites(atoms, host)
         full, replaces = HOSTS[host]
-        assert set(site_map.defect_counts) <= {*(f"V_{e}" for e in full), *(f"{e}_{r}" for e, r in replaces.items())}
+        assert set(site_map.defect_counts) <= {*(f"v_{e}" for e in full), *(f"{e}_{r}" for e, r in replaces.items())}
         assert 1 <= len(site_map.defects) <= 3
         assert len(site_map.kinds) == 192
         assert np.linalg.norm(site_map.offsets, axis=1).max() < THICKNESS_TOLERANCE

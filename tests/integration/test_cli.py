@@ -109,7 +109,7 @@ def test_default_output_is_beside_the_input_in_its_format(name, fmt, expected):
 def test_relax_says_what_it_found():
     output = ok("relax", "POSCAR", *RELAX)
     assert "MoS2, supercell 8x8x1 (192 sites), strain +0.00 %" in output
-    assert "V_S x2, W_Mo x1" in output
+    assert "v_S x2, W_Mo x1" in output
     assert "moved     at most 0." in output
     assert "warning" not in output
     assert "model" not in output
@@ -121,7 +121,7 @@ def test_relax_says_what_it_found():
 def test_hosts_by_any_name(host):
     write("host.cif", pristine("MoS2", 1))
     ok("relax", "POSCAR", *RELAX, "-o", "expected.vasp")
-    assert "V_S x2, W_Mo x1" in ok("relax", "POSCAR", "--host", host, "--device", "cpu")
+    assert "v_S x2, W_Mo x1" in ok("relax", "POSCAR", "--host", host, "--device", "cpu")
     delta = read("POSCAR_relaxed").positions - read("expected.vasp").positions
     assert np.abs(delta).max() < 10 * ROUNDED
 
@@ -134,7 +134,7 @@ def test_output_in_another_format_keeps_provenance():
     info = read("new/folder/b.xyz").info
     assert info["name"] == "probe"
     assert info["definet_host"] == "MoS2"
-    assert info["definet_defects"] == "V_S x2, W_Mo x1"
+    assert info["definet_defects"] == "v_S x2, W_Mo x1"
     assert info["definet_model"].startswith("default")
     ok("relax", "a.extxyz", *RELAX, "-o", "c.cif.gz")
     assert gzip.decompress(Path("c.cif.gz").read_bytes()).startswith(b"data_")
@@ -201,7 +201,7 @@ def test_one_bad_file_does_not_cost_the_others():
     assert ["error" in record for record in report] == [False, True, True, False]
     first = report[0]
     assert first["output"] == "one/x_relaxed.vasp"
-    assert {d["name"] for d in first["defects"]} == {"V_S", "W_Mo"}
+    assert {d["name"] for d in first["defects"]} == {"v_S", "W_Mo"}
     moved = np.linalg.norm(read("one/x_relaxed.vasp").positions - read("one/x.vasp").positions, axis=1)
     assert abs(moved.max() - first["largest_displacement"]) < ROUNDED
     assert moved.argmax() == first["largest_displacement_atom"]
@@ -224,7 +224,7 @@ def test_input_set_holds_the_relaxed_structure_and_its_provenance():
     assert np.abs(read("run/POSCAR").positions - read("a_relaxed.vasp").positions).max() < ROUNDED
     readme = Path("run/README.txt").read_text()
     assert "paper" in readme
-    assert "V_S x2, W_Mo x1" in readme
+    assert "v_S x2, W_Mo x1" in readme
 
 
 def test_the_control_run_starts_from_the_sites_and_has_the_same_settings():
@@ -404,9 +404,9 @@ def test_folder_without_permission():
 
 def test_match_lists_the_defects():
     output = ok("match", "POSCAR", "--host", "MoS2")
-    assert "V_S x2, W_Mo x1" in output
+    assert "v_S x2, W_Mo x1" in output
     assert "margin" in output
-    assert sum(line.startswith("  V_S ") for line in output.splitlines()) == 2
+    assert sum(line.startswith("  v_S ") for line in output.splitlines()) == 2
     assert "-0.000" not in output
 
 
@@ -424,9 +424,9 @@ def test_match_json():
     assert found["host"] == "MoS2"
     assert abs(np.linalg.det(found["supercell"])) == pytest.approx(36)
     defects = {defect["name"]: defect for defect in found["defects"]}
-    assert set(defects) == {"V_S", "S_Mo", "W_Mo"}
+    assert set(defects) == {"v_S", "S_Mo", "W_Mo"}
     expected = [
-        ("V_S", "vacancy", "S", None),
+        ("v_S", "vacancy", "S", None),
         ("S_Mo", "substitution", "Mo", "S"),
         ("W_Mo", "substitution", "Mo", "W"),
     ]

@@ -83,7 +83,7 @@ def test_from_files_to_scores(tmp_path):
     info = ok("data", "info", "set.pack").output
     assert "high/MoS2" in info
     assert "host MoS2, 4x4x1 (48 sites), 16 pairs: train 12, val 4, test 0" in info
-    assert re.search(r"V_S x\d+, V_Mo x\d+|V_Mo x\d+, V_S x\d+", info)
+    assert re.search(r"v_S x\d+, v_Mo x\d+|v_Mo x\d+, v_S x\d+", info)
     assert re.search(r"mean 0\.0\d+, 50% 0\.0\d+, 90% 0\.0\d+, 99% 0\.\d+, largest 0\.\d+", info)
     weights = tmp_path / "mine.safetensors"
     assert f"use it as --model {weights}" in " ".join(ok("export", "run", weights, "--version", "3").output.split())

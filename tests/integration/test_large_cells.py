@@ -62,4 +62,4 @@ def test_the_largest_cell_of_the_benchmark_matches():
     # more than 200 supercells of about as many sites fit this cell within half a per cent
     found = match_sites(mos2(184), "MoS2")
     assert found.supercell_name == "184x184x1"
-    assert found.defect_counts == {"V_S": 1128, "W_Mo": 564}
+    assert found.defect_counts == {"v_S": 1128, "W_Mo": 564}

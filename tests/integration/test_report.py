@@ -27,7 +27,7 @@ QUIET = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Screen all pairs of V_Se in 6x6 WSe2, and one structure that fails."""
+    """Screen all pairs of v_Se in 6x6 WSe2, and one structure that fails."""
     folder = tmp_path_factory.mktemp("screen")
     base = [
         "enumerate",
@@ -36,7 +36,7 @@ def results(tmp_path_factory):
         "--supercell",
         "6x6",
         "--defects",
-        "V_Se*2",
+        "v_Se*2",
         "-o",
         str(folder / "in.extxyz"),
     ]
@@ -75,7 +75,7 @@ def test_everything_is_in_the_page(results, tmp_path):
     assert [v / 100 for v in picture["after"][7]] == pytest.approx(own.positions[7], abs=0.006)
     before = own.positions[7] - own.arrays["definet_displacement"][7]
     assert [v / 100 for v in picture["before"][7]] == pytest.approx(before, abs=0.006)
-    assert [defect[0] for defect in picture["defects"]] == ["V_Se", "V_Se"]
+    assert [defect[0] for defect in picture["defects"]] == ["v_Se", "v_Se"]
 
 
 def test_most_uncertain_first(results, tmp_path):

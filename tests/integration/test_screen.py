@@ -95,7 +95,7 @@ def test_results_are_those_of_the_relaxer(many, whole):
         assert float(table[k]["largest_displacement"]) == pytest.approx(
             np.linalg.norm(result.displacement, axis=1).max(), abs=SAME
         )
-        assert table[k]["defects"] == "V_Sx2"
+        assert table[k]["defects"] == "v_Sx2"
     failures = rows(whole / FAILURES)
     assert [row["name"] for row in failures] == ["b.cif", "c.vasp"]
     assert [row["index"] for row in failures] == ["40", "41"]
@@ -210,7 +210,7 @@ def test_enumeration_piped_into_a_killed_screen(tmp_path):
     """The commands as a user joins them; the first screen is killed hard after its first block."""
     program = f"{sys.executable} -c 'from ase_definet.cli import main; main()'"
     chain = (
-        f"{program} enumerate --host WSe2 --supercell 6x6 --defects 'V_Se*2' -o - | "
+        f"{program} enumerate --host WSe2 --supercell 6x6 --defects 'v_Se*2' -o - | "
         f"{program} screen - --host WSe2 -o results --block 2 --device cpu"
     )
     process = subprocess.Popen(

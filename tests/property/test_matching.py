@@ -43,7 +43,7 @@ def test_planted_defects_are_found_again(name, seed, share, degrees):
     planted, gone = [], []
     for k in rng.choice(len(atoms), round(share * len(atoms)), replace=False):
         new = str(rng.choice([e for e in elements if e != atoms.symbols[k]])) if rng.random() < 0.5 else None
-        planted.append((f"{new or 'V'}_{atoms.symbols[k]}", k))
+        planted.append((f"{new or 'v'}_{atoms.symbols[k]}", k))
         if new:
             atoms.symbols[k] = new
         else:

@@ -5,20 +5,25 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from ase_definet import checkpoint
 from ase_definet.checkpoint import (
     ARCHITECTURES,
+    _content_sha256,
     bundled_models,
     import_authors_checkpoint,
     load_checkpoint,
     resolve_model,
     save_checkpoint,
+    upgrade_checkpoint,
     write_card,
 )
+from ase_definet.cli import cli
 from ase_definet.errors import CheckpointError, OutputExistsError
 from ase_definet.model.config import DefiNetConfig, ExpertConfig, ExpertsConfig, SiteNetworkConfig
 
@@ -57,7 +62,8 @@ def metadata_of(path):
 def resave(path, tensors=None, **changes):
     """Write a checkpoint again with other metadata or tensors; None drops an entry."""
     metadata = {k: v for k, v in (metadata_of(path) | changes).items() if v is not None}
-    save_file(load_file(path) if tensors is None else tensors, path, metadata)
+    tensors = load_file(path) if tensors is None else tensors
+    save_file(tensors, path, metadata | {"content_sha256": _content_sha256(metadata, tensors)})
     return path
 
 
@@ -94,7 +100,7 @@ def test_round_trip(tmp_path, architecture, dtype):
 def test_metadata_says_what_it_is(saved):
     metadata = metadata_of(saved)
     assert metadata["format"] == "ase-definet"
-    assert metadata["format_version"] == "1"
+    assert metadata["format_version"] == "2"
     assert metadata["architecture"] == "site"
     assert json.loads(metadata["config"]) == dataclasses.asdict(CONFIGS["site"])
     assert json.loads(metadata["card"]) == CARD
@@ -194,7 +200,8 @@ def test_foreign_safetensors(tmp_path, metadata):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": "2"}, "version 2, this ase-definet reads up to 1; upgrade"),
+        ({"format_version": "3"}, "version 3, expected 2; upgrade"),
+        ({"format_version": "1"}, "version 1, expected 2; convert it with `ase-definet upgrade-weights"),
         ({"format_version": "one"}, "format_version is 'one'"),
         ({"format_version": None}, "format_version is ''"),
         ({"architecture": "mace"}, "unknown architecture 'mace', expected one of site, definet"),
@@ -345,3 +352,49 @@ def test_models_are_found_by_name_or_path(saved, monkeypatch):
 def test_what_is_bundled_loads():
     for path in bundled_models().values():
         assert load_checkpoint(path).card
+
+
+VERSION_1 = {"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": {"defects": ["S_Mo", "V_Mo", "V_S"]}}}}
+
+
+def test_upgrade_of_version_1(saved, tmp_path):
+    before = load_file(saved)
+    card = VERSION_1 | {"parts": [VERSION_1]}
+    resave(saved, format_version="1", card=json.dumps(card), content_sha256=None)
+    new = tmp_path / "new.safetensors"
+    done = CliRunner().invoke(cli, ["upgrade-weights", str(saved), str(new)])
+    assert done.exit_code == 0, done.output
+    loaded = load_checkpoint(new)
+    expected = {"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": {"defects": ["S_Mo", "v_Mo", "v_S"]}}}}
+    assert loaded.card == expected | {"parts": [expected]}
+    assert json.loads(new.with_suffix(".json").read_text())["card"] == loaded.card
+    after = load_file(new)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    with pytest.raises(CheckpointError, match="nothing to upgrade"):
+        upgrade_checkpoint(new, tmp_path / "newer.safetensors")
+    with pytest.raises(OutputExistsError):
+        upgrade_checkpoint(saved, new)
+
+
+def test_vanadium_of_version_1_is_not_guessed(saved, tmp_path):
+    card = {"training": VERSION_1["training"] | {"elements": ["Mo", "S", "V"]}}
+    resave(saved, format_version="1", card=json.dumps({"parts": [card]}))
+    with pytest.raises(CheckpointError, match="trained on vanadium"):
+        upgrade_checkpoint(saved, tmp_path / "new.safetensors")
+
+
+def test_any_changed_byte_is_noticed(saved):
+    """Every byte of the tensors, and of what the metadata says, is covered by the digest."""
+    whole = saved.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    text = [whole.index(word) + len(word) + 3 for word in (b'"card"', b'"config"')]
+    places = [*rng.integers(8 + length, len(whole), 40), *text]
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(0, 7))
+        saved.write_bytes(flipped)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(saved)
+    saved.write_bytes(whole)
+    load_checkpoint(saved)

@@ -50,14 +50,14 @@ def brute_force(space: DefectSpace, defects) -> Counter:
 @pytest.mark.parametrize(
     ("host", "supercell", "text"),
     [
-        ("MoS2", np.diag([3, 3, 1]), "V_S*2 + W_Mo"),
-        ("MoS2", np.diag([4, 2, 1]), "V_S + Se_S"),
-        ("MoS2", OBLIQUE, "V_Mo + V_S*2"),
+        ("MoS2", np.diag([3, 3, 1]), "v_S*2 + W_Mo"),
+        ("MoS2", np.diag([4, 2, 1]), "v_S + Se_S"),
+        ("MoS2", OBLIQUE, "v_Mo + v_S*2"),
         ("BN", np.diag([3, 3, 1]), "C_B*2 + C_N"),
-        ("P", np.diag([3, 2, 1]), "V_P*3"),
-        ("GaSe", np.diag([2, 2, 1]), "V_Ga*2 + S_Se"),
-        ("rutile", np.diag([2, 2, 1]), "V_O*2 + Nb_Ti"),
-        ("two orbits", np.diag([2, 2, 1]), "V_Fe*3"),
+        ("P", np.diag([3, 2, 1]), "v_P*3"),
+        ("GaSe", np.diag([2, 2, 1]), "v_Ga*2 + S_Se"),
+        ("rutile", np.diag([2, 2, 1]), "v_O*2 + Nb_Ti"),
+        ("two orbits", np.diag([2, 2, 1]), "v_Fe*3"),
     ],
 )
 def test_against_brute_force(host, supercell, text):
@@ -83,7 +83,7 @@ def test_against_brute_force(host, supercell, text):
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("V_Se*2", 19), ("V_Se + S_Se", 29), ("V_W + V_Se", 15), ("V_W + V_Se*2", 743), ("V_W + V_Se + S_Se", 1415)],
+    [("v_Se*2", 19), ("v_Se + S_Se", 29), ("v_W + v_Se", 15), ("v_W + v_Se*2", 743), ("v_W + v_Se + S_Se", 1415)],
 )
 def test_the_published_numbers(text, number):
     space = DefectSpace(get_host("WSe2"), np.diag([8, 8, 1]))
@@ -95,11 +95,11 @@ def test_the_published_numbers(text, number):
 
 def test_structures_are_what_their_names_say():
     space = DefectSpace(get_host("MoS2"), np.diag([5, 5, 1]))
-    for configuration in itertools.islice(space.enumerate(parse_defects("V_S*2 + W_Mo")), 0, None, 40):
+    for configuration in itertools.islice(space.enumerate(parse_defects("v_S*2 + W_Mo")), 0, None, 40):
         atoms = space.atoms(configuration)
         site_map = match_sites(atoms, "MoS2")
-        assert site_map.defect_counts == {"V_S": 2, "W_Mo": 1}
-        assert atoms.info["defects"] == "W_Mo x1, V_S x2"
+        assert site_map.defect_counts == {"v_S": 2, "W_Mo": 1}
+        assert atoms.info["defects"] == "W_Mo x1, v_S x2"
         places = np.array([d.position for d in site_map.defects])
         lengths = sorted(
             np.linalg.norm(shift @ atoms.cell.array + a - b)
@@ -111,7 +111,7 @@ def test_structures_are_what_their_names_say():
 
 def test_max_distance_keeps_the_close_ones():
     space = DefectSpace(get_host("MoS2"), np.diag([6, 6, 1]))
-    defects = parse_defects("V_S*3")
+    defects = parse_defects("v_S*3")
     everything = list(space.enumerate(defects))
     close = list(space.enumerate(defects, max_distance=6.0))
     assert 0 < len(close) < len(everything)
@@ -121,22 +121,22 @@ def test_max_distance_keeps_the_close_ones():
 
 def test_samples_repeat_and_have_their_density():
     space = DefectSpace(get_host("WSe2"), np.diag([8, 8, 1]))
-    kinds = list(parse_defects("V_Se + S_Se + Mo_W"))
+    kinds = list(parse_defects("v_Se + S_Se + Mo_W"))
     one = list(itertools.islice(space.sample(0.05, kinds, seed=3), 20))
     again = list(itertools.islice(space.sample(0.05, kinds, seed=3), 20))
     other = list(itertools.islice(space.sample(0.05, kinds, seed=4), 20))
     assert [c.sites for c in one] == [c.sites for c in again] != [c.sites for c in other]
     assert {len(c.sites) for c in one} == {10}
-    assert {kind.name for c in one for kind in c.kinds} == {"V_Se", "S_Se", "Mo_W"}
+    assert {kind.name for c in one for kind in c.kinds} == {"v_Se", "S_Se", "Mo_W"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("V_S*2 + X", "cannot read the defect 'X'"),
-        ("V_Qq", "Qq is no element"),
+        ("v_S*2 + X", "cannot read the defect 'X'"),
+        ("v_Qq", "Qq is no element"),
         ("S_S", "is no defect"),
-        ("V_S*0", "no defect at all"),
+        ("v_S*0", "no defect at all"),
         ("", "cannot read"),
     ],
 )
@@ -148,11 +148,11 @@ def test_defects_that_cannot_be_read(text, message):
 def test_defects_that_do_not_fit():
     space = DefectSpace(get_host("MoS2"), np.diag([2, 2, 1]))
     with pytest.raises(EnumerationError, match=r"5 defects on Mo sites, of which .* has 4"):
-        next(space.enumerate(parse_defects("V_Mo*3 + W_Mo*2")))
+        next(space.enumerate(parse_defects("v_Mo*3 + W_Mo*2")))
     with pytest.raises(EnumerationError, match=r"0 defects on Se|1 defects on Se sites"):
-        next(space.enumerate(parse_defects("V_Se")))
+        next(space.enumerate(parse_defects("v_Se")))
     with pytest.raises(EnumerationError, match="makes 0 defects"):
-        next(space.sample(0.01, list(parse_defects("V_S"))))
+        next(space.sample(0.01, list(parse_defects("v_S"))))
     with pytest.raises(EnumerationError, match="last row"):
         DefectSpace(get_host("MoS2"), np.diag([2, 2, 2]))
     with pytest.raises(EnumerationError, match="volume"):
@@ -160,12 +160,12 @@ def test_defects_that_do_not_fit():
 
 
 def test_vanadium_is_no_vacancy():
-    kinds = list(parse_defects("V_V + Cr_V + 23_Mo"))
+    kinds = list(parse_defects("v_V + Cr_V + 23_Mo"))
     assert [(kind.host, kind.element) for kind in kinds] == [(23, 0), (23, 24), (42, 23)]
 
 
 def test_command(tmp_path):
-    base = ["enumerate", "--host", "WSe2", "--supercell", "8x8", "--defects", "V_Se*2"]
+    base = ["enumerate", "--host", "WSe2", "--supercell", "8x8", "--defects", "v_Se*2"]
     done = CliRunner().invoke(cli, base)
     assert done.exit_code == 0
     assert "19 configurations, 8128 with their images, 192 sites of WSe2" in done.output
@@ -190,7 +190,7 @@ def test_command(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--defects", "V_Te"], "has 0"),
+        (["--defects", "v_Te"], "has 0"),
         (["--supercell", "8"], "expected 8x8"),
         (["--density", "0.1"], "--limit"),
         (["--host", "auto"], "name the host"),
@@ -199,7 +199,7 @@ def test_command(tmp_path):
 )
 def test_bad_usage(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    base = ["enumerate", "--host", "WSe2", "--supercell", "4x4", "--defects", "V_Se"]
+    base = ["enumerate", "--host", "WSe2", "--supercell", "4x4", "--defects", "v_Se"]
     done = CliRunner().invoke(cli, [*base, *change])
     assert done.exit_code == 2
     assert message in done.output

@@ -198,7 +198,7 @@ def test_nothing_is_overwritten(combined, files):
 )
 def test_damaged_files_are_refused(combined, config, message):
     tensors = load_file(combined)
-    metadata = {"format": "ase-definet", "format_version": "1", "architecture": "experts", "card": "{}"}
+    metadata = {"format": "ase-definet", "format_version": "2", "architecture": "experts", "card": "{}"}
     save_file(tensors, combined, metadata | {"config": json.dumps(config)})
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(combined)

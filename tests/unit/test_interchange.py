@@ -83,7 +83,7 @@ def test_doped_as_installed(host, relaxer):
             assert site.distance(found.structure[k]) == pytest.approx(
                 np.linalg.norm(result.displacement[k]), abs=ROUNDED
             )
-    assert seen == {"v_S_-1": ({"V_S": 1}, -1), "v_Mo_0": ({"V_Mo": 1}, 0), "W_Mo_0": ({"W_Mo": 1}, 0)}
+    assert seen == {"v_S_-1": ({"v_S": 1}, -1), "v_Mo_0": ({"v_Mo": 1}, 0), "W_Mo_0": ({"W_Mo": 1}, 0)}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -37,7 +37,7 @@ def test_names_and_factor_are_written(pair, tmp_path):
         atoms, result.atoms, tmp_path / "a.svg", defects=result.site_map.defects, enlarged=7, title="two & one"
     )
     text = (tmp_path / "a.svg").read_text()
-    for label in ("V_S", "W_Mo", "displacements x 7", "two &amp; one"):
+    for label in ("v_S", "W_Mo", "displacements x 7", "two &amp; one"):
         assert f">{label}</text>" in text or f" {label}</text>" in text
 
 

@@ -64,7 +64,7 @@ def test_moves_most_at_the_defects_and_is_finite(relaxer, mos2):
 @pytest.mark.parametrize(
     ("element", "after", "largest"),
     [(16, 2.415, 0.092), (42, 2.493, 0.091)],
-    ids=["V_S", "V_Mo"],
+    ids=["v_S", "v_Mo"],
 )
 def test_single_vacancies_of_mos2_relax_as_in_dft(relaxer, element, after, largest):
     """Distance of the nearest neighbours to the empty site, and largest displacement, read off 2DMD, in Å."""
@@ -99,7 +99,7 @@ def test_input_is_unchanged_and_everything_else_comes_back(relaxer, mos2):
     assert np.array_equal(relaxed.get_initial_magnetic_moments(), mos2.get_initial_magnetic_moments())
     assert relaxed.info["name"] == "probe"
     assert relaxed.info["definet_host"] == "MoS2"
-    assert relaxed.info["definet_defects"] == "V_S x2, W_Mo x1"
+    assert relaxed.info["definet_defects"] == "v_S x2, W_Mo x1"
     assert relaxed.info["definet_model"].startswith("default")
     assert "definet_host" not in mos2.info
 
@@ -408,7 +408,7 @@ def test_provenance_and_warnings_reach_the_input_set(relaxer, mos2, tmp_path):
     report = write_vasp_inputs(result.atoms, tmp_path / "a")
     text = (tmp_path / "a" / "README.txt").read_text(encoding="utf-8")
     assert "MoS2" in text
-    assert "V_S x2, W_Mo x1" in text
+    assert "v_S x2, W_Mo x1" in text
     assert "net charge -1" in text
     assert "NELECT" in report.incar
     relaxed = relaxer.relax(AseAtomsAdaptor.get_structure(mos2_with_defects(4)))

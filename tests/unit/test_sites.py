@@ -46,7 +46,7 @@ def pristine(name, c=20.0, size=None):
 
 def plant(atoms, changes):
     """Plant ``{index: symbol or None}``; return the structure and the set of (name, ideal position) it holds."""
-    defects = [(f"{new or 'V'}_{atoms.symbols[k]}", atoms.positions[k].copy()) for k, new in changes.items()]
+    defects = [(f"{new or 'v'}_{atoms.symbols[k]}", atoms.positions[k].copy()) for k, new in changes.items()]
     out = atoms.copy()
     for k, new in changes.items():
         if new:
@@ -369,7 +369,7 @@ def test_case_07_each_kind_alone(name):
         index = int(np.flatnonzero(ideal.symbols == element)[5])
         for new in {None, FOREIGN[name], *ideal.symbols} - {element}:
             site_map = assert_found(*plant(ideal, {index: new}), host_of(name))
-            assert site_map.defect_counts == {f"{new or 'V'}_{element}": 1}
+            assert site_map.defect_counts == {f"{new or 'v'}_{element}": 1}
             assert not site_map.ambiguous
 
 
@@ -488,7 +488,7 @@ def test_case_10_atom_between_two_sites_is_refused_or_flagged(name, fraction):
         # it may be sure of an atom that is clearly nearer to one of the two sites, and then must be right
         assert abs(fraction - 0.5) > 0.1
         empty = ideal.positions[first if fraction < 0.5 else second]
-        assert_found(atoms, [(f"V_{ideal.symbols[first]}", empty)], host_of(name), tolerance=RATTLE_TOLERANCE)
+        assert_found(atoms, [(f"v_{ideal.symbols[first]}", empty)], host_of(name), tolerance=RATTLE_TOLERANCE)
         return
     assert any(f"margin {site_map.margin:.2f}" in warning for warning in site_map.warnings)
     assert site_map.margin < MIN_MARGIN

@@ -558,7 +558,7 @@ def test_exported_weights_carry_their_card(config, tmp_path, monkeypatch):
     assert (card["attribution"], card["license"]) == ("Made here.", "CC0")
     assert card["training"]["elements"] == ["Mo", "S"]
     host = card["training"]["hosts"]["MoS2"]
-    assert host["defects"] == ["V_Mo", "V_S"]
+    assert host["defects"] == ["v_Mo", "v_S"]
     assert (host["sites"], host["training_pairs"]) == (48, 18)
     assert host["density"] == pytest.approx([1 / 48, 1 / 48])
     assert (card["training"]["steps"], card["training"]["batch"]) == (60, 4)

@@ -265,7 +265,7 @@ def test_command(copper, tmp_path):
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 1
     assert "1 of 2 structures could not be used" in done.output
-    assert "V_Cu x1" in done.output
+    assert "v_Cu x1" in done.output
     report = json.loads((tmp_path / "out.json").read_text())
     good, bad = report["structures"]
     assert good["unrelaxed"]["steps"] > 1

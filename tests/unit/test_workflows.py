@@ -54,7 +54,7 @@ def test_what_a_job_returns(structure, relaxer, tmp_path):
     output = responses[job.uuid][1].output
     result = relaxer.predict(structure)
     assert job.name == "first"
-    assert output["defects"] == {"V_S": 2, "W_Mo": 1}
+    assert output["defects"] == {"v_S": 2, "W_Mo": 1}
     assert output["host"] == "MoS2"
     assert output["supercell"] == "8x8x1"
     assert output["warnings"] == []
