@@ -520,7 +520,7 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
     repeat = (2, 2, 1 if host.layered else 2)
     atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)
     for name, candidate in library().items():
-        if candidate.formula != host.formula or candidate.layered != host.layered:
+        if candidate.composition != host.composition or candidate.layered != host.layered:
             continue
         try:
             found = match_sites(atoms, candidate)
