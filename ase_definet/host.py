@@ -32,7 +32,7 @@ OVERLAP = 0.4
 SYMMETRY_PRECISION = 0.01
 """Positions closer than this are equivalent when a host is reduced to its primitive cell, in Å."""
 
-_LOOSER = (0.02, 0.04, 0.08, 0.15)  # tried where a host may be a supercell with noise, in Å
+_LOOSER = (0.02, 0.04, 0.08)  # tried where a host may be a supercell with noise, in Å
 
 NOISE = 0.02
 """Copies of a host's primitive cell that differ by less are the same, in Å, root mean square."""
@@ -53,7 +53,6 @@ class Host:
             unit normal times :data:`VACUUM_LENGTH`, or more where it is a thick slab.
         layered: Whether the host is two-dimensional, its last axis the vacuum.
         source: Where the geometry is from.
-        remark: What to know about how the host was given, empty if nothing.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Host:
     cell: Array
     layered: bool
     source: str
-    remark: str = ""
 
     @property
     def formula(self) -> str:
@@ -431,40 +429,31 @@ def _reduced(atoms: Atoms, name: str, source: str) -> Host:
     if axis is not None:
         normal = frame[2] / np.linalg.norm(frame[2])
         positions = positions - normal * (positions @ normal).min()
-    numbers, positions, cell, remark = _primitive(atoms.numbers, positions, frame, name)
+    numbers, positions, cell = _primitive(atoms.numbers, positions, frame, name)
     if axis is None:
         cell = np.array(minkowski_reduce(cell)[0])
-        return Host(name, numbers, positions, cell, layered=False, source=source, remark=remark)
+        return Host(name, numbers, positions, cell, layered=False, source=source)
     cell, positions, axis = layer_frame(cell, positions)
     if axis is None:
         raise HostError(f"host {name!r}: lost its vacuum on reduction: give its primitive cell")
     cell = np.array(minkowski_reduce(cell, pbc=(True, True, False))[0])
-    return Host(name, numbers, positions, cell, layered=True, source=source, remark=remark)
+    return Host(name, numbers, positions, cell, layered=True, source=source)
 
 
-def _primitive(numbers: Array, positions: Array, cell: Array, name: str) -> tuple[Array, Array, Array, str]:
-    """Return numbers, positions and cell of the primitive cell, means over its copies, and what to know about it.
+def _primitive(numbers: Array, positions: Array, cell: Array, name: str) -> tuple[Array, Array, Array]:
+    """Return numbers, positions and cell of the primitive cell, means over its copies.
 
     The tolerance is the smallest at which the copies agree: a supercell that somebody relaxed is a little noisy. A
     cell whose copies differ by more than noise is a superstructure, and stays whole.
     """
-    best, remark = _fold(numbers, positions, cell, SYMMETRY_PRECISION), ""
+    best = _fold(numbers, positions, cell, SYMMETRY_PRECISION)
     if best is None:
         raise HostError(f"host {name!r}: spglib finds no primitive cell: are atoms too close to one another?")
     for tolerance in _LOOSER:
         found = _fold(numbers, positions, cell, tolerance)
-        if found is None or len(found.numbers) >= len(best.numbers):
-            continue
-        if found.noise <= NOISE:
+        if found is not None and len(found.numbers) < len(best.numbers) and found.noise <= NOISE:
             best = found
-        else:
-            remark = (
-                f"it has {len(numbers)} atoms that differ by {found.noise:.2f} Å (rms) from repeats of "
-                f"{len(found.numbers)}, too much for noise, and is taken as it is: if that is not meant, give its "
-                "primitive cell"
-            )
-            break
-    return best.numbers, best.positions, best.cell, remark
+    return best.numbers, best.positions, best.cell
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,7 @@ from ase_definet.supercell import (
     describe,
     diffracted_mappings,
     mapping_stages,
+    remark_on,
     supercell_sites,
 )
 
@@ -64,6 +65,9 @@ CLOSE = 0.05
 
 MOST_READINGS = 64
 """Registrations that are judged by all atoms, at most."""
+
+SUBLATTICE = 0.1
+"""An element with a smaller share of the host's sites is a dopant and no sublattice."""
 
 MAX_LOOSE = 0.1
 """With a larger share of atoms on no site it is not those atoms but the host that is wrong."""
@@ -440,12 +444,14 @@ def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
         raise MatchError(
             f"only {same} of the {len(sites)} sites of host {host.name} hold the host's own element "
             f"({(~matched).sum()} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
-            "check the host, its polytype and the cell"
+            f"check the host, its polytype and the cell{remark_on(host)}"
         )
     for element in np.unique(host_numbers):
         here = placed.numbers[matched & (host_numbers[chosen] == element)]
         there, own = int((host_numbers == element).sum()), int((here == element).sum())
-        if own < MIN_PRISTINE * there:
+        if there < SUBLATTICE * len(sites):  # a dopant of the host
+            continue
+        if len(here) - own > MIN_PRISTINE * there:
             symbol = chemical_symbols[element]
             held = Counter(chemical_symbols[z] for z in here[here != element].tolist())
             held["nothing"] = there - len(here)
@@ -460,7 +466,7 @@ def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
     if len(loose) > MAX_LOOSE * n_atoms:
         raise MatchError(
             f"{len(loose)} of {n_atoms} atoms are further than {GATE} Å from every free site of host {host.name}: "
-            "check the host and its polytype, or start from the unrelaxed structure"
+            f"check the host and its polytype, or start from the unrelaxed structure{remark_on(host)}"
         )
     k = int(loose[0])
     alone = Placement(placed.positions[[k]], placed.numbers[[k]], placed.cell, placed.pbc)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ase_definet.diffraction import supercell_candidates
 from ase_definet.errors import HostError
-from ase_definet.host import SYMMETRY_PRECISION, Host
+from ase_definet.host import NOISE, SYMMETRY_PRECISION, Host
 
 Array: TypeAlias = NDArray[Any]
 Atoms_: TypeAlias = tuple[Array, Array]
@@ -33,6 +33,7 @@ _SLACK = 1e-6  # rounding of a cell written with a few decimals, relative
 MISFITS = (0.12, 0.25)
 """Strains tried to name the misfit of a host that does not fit."""
 
+_LARGE_BASIS = 12  # atoms of a host that may be a supercell
 _ENUMERATED = 100  # primitive cells up to which all supercells are tried; beyond, the atoms choose
 _STILL_ENUMERATED = 400  # the same where the atoms show no reflection of the host
 _KEEP = 200  # mappings kept of one stage; large cells have thousands within a few per cent
@@ -93,16 +94,26 @@ def find_mappings(
                 f"host {host.name} is not commensurate with the cell: the likeliest supercell "
                 f"({describe(best.matrix)}, {best.n_cells * len(host.numbers)} sites for {n_atoms} atoms) needs a "
                 f"strain of {best.max_strain:+.1%}, at most {max_strain:.1%} is allowed; check the host and the cell"
-                f"{_remark(host)}"
+                f"{remark_on(host)}"
             )
     raise HostError(
         f"host {host.name} is not commensurate with the cell: no supercell within {MISFITS[-1]:.0%} strain has "
-        f"about as many sites as the structure has atoms ({n_atoms}); check the host and the cell{_remark(host)}"
+        f"about as many sites as the structure has atoms ({n_atoms}); check the host and the cell{remark_on(host)}"
     )
 
 
-def _remark(host: Host) -> str:
-    return f" (host {host.name}: {host.remark})" if host.remark else ""
+def remark_on(host: Host) -> str:
+    """Return what may be wrong with a host whose primitive cell is large, for the end of a message; else nothing.
+
+    Args:
+        host: The host.
+    """
+    if len(host.numbers) < _LARGE_BASIS:
+        return ""
+    return (
+        f" (the smallest cell that {host.name} repeats, within {NOISE:g} Å, has {len(host.numbers)} atoms: if it was "
+        "given as a relaxed supercell, give its primitive cell)"
+    )
 
 
 def mapping_stages(
