@@ -120,4 +120,4 @@ def _matrices(spots: list[Array], reflections: Array) -> Array:
     found = columns @ np.linalg.inv(reflections.T)
     whole = np.round(found)
     fits = (np.abs(found - whole) < 1e-6).all(axis=(1, 2)) & (np.abs(np.linalg.det(whole)) > 0.5)  # noqa: PLR2004
-    return whole[fits].astype(int)
+    return np.asarray(whole[fits], dtype=int)

@@ -209,7 +209,7 @@ def _good(tried: list[Registration]) -> bool:
     """Return whether the best registration so far leaves no need to look further."""
     if not tried:
         return False
-    costs = {}
+    costs: dict[int, float] = {}
     for registration in tried:
         costs.setdefault(id(registration.mapping), registration.cost)  # the first shift of a mapping is its best
     best = min(costs.values())
