@@ -1,7 +1,7 @@
 """Directions in which atoms are held: of ASE's constraints, and of VASP's selective dynamics.
 
-Selective dynamics says for each atom along which cell vectors it may move. It can therefore hold an atom to a plane or
-a line only if that is spanned by cell vectors: a plane normal to z is, in a slab whose a and b lie in it, whatever c.
+Selective dynamics says for each atom along which cell vectors it may move. It can therefore hold an atom to a plane
+or a line only if cell vectors span that: the plane normal to z, in a slab whose a and b lie in it, whatever c.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def _orthonormal(rows: Array) -> Array:
 
 
 def _spanned(rows: Array, cell: Array) -> Array | None:
-    """Return which cell vectors are held where rows are forbidden directions, None where no choice of them says it."""
+    """Return which cell vectors to hold where rows are forbidden directions, None where no choice of them says so."""
     basis = _orthonormal(rows)
     length = np.linalg.norm(cell, axis=1)
     free = np.linalg.norm(cell @ basis.T, axis=1) < ALIGNED * length
-    return ~free if np.count_nonzero(free) == 3 - len(basis) else None  # noqa: PLR2004 - three dimensions
+    return ~free if np.count_nonzero(free) == 3 - len(basis) else None

@@ -216,7 +216,7 @@ def as_atoms(structure: object) -> Atoms:
 
 
 def as_structure(atoms: Atoms) -> Any:
-    """Return a pymatgen Structure from an Atoms, its charge and what is held with it: the inverse of :func:`as_atoms`.
+    """Return a pymatgen Structure from an Atoms, with its charge and what is held: the inverse of :func:`as_atoms`.
 
     A charge that nobody stated, and constraints that selective dynamics cannot say, are a DefiNetWarning.
     """

@@ -143,7 +143,9 @@ def _from_outcar(path: Path) -> IonicSteps:
             settings.setdefault("NKPTS", found[1])
     notes = [] if _ENDED in text else ["the file is cut off: the run was killed or still goes on"]
     stream = io.StringIO(text)
-    stream.name = str(path / path.name)  # ASE would take the constraints of any CONTCAR beside the file, or fail on it
+    stream.name = str(
+        path / path.name
+    )  # ASE would take the constraints of any CONTCAR beside the file, or fail on it
     images = _images(path, "vasp-out", stream)
     held, note = _held_beside(path, images[0])
     for image in images:
@@ -206,7 +208,7 @@ def _from_vasprun(path: Path) -> IonicSteps:
 
 def _held_in_vasprun(path: Path, n_atoms: int) -> Array:
     """Return which atoms a vasprun.xml holds along which cell vectors; it tells that of the first structure only."""
-    from xml.etree import ElementTree as ET  # noqa: PLC0415, S405 - the file was parsed before
+    from xml.etree import ElementTree as ET  # noqa: PLC0415 - the file was parsed before
 
     held = np.zeros((n_atoms, 3), dtype=bool)
     with _opened(path) as stream:
@@ -225,7 +227,11 @@ def _sigma_to_zero(step: Mapping[str, Any]) -> float:
         https://www.vasp.at/forum/viewtopic.php?t=16942
     """
     electronic = step.get("electronic_steps") or [{}]
-    free, last_free, last = step.get("e_fr_energy"), electronic[-1].get("e_fr_energy"), electronic[-1].get("e_0_energy")
+    free, last_free, last = (
+        step.get("e_fr_energy"),
+        electronic[-1].get("e_fr_energy"),
+        electronic[-1].get("e_0_energy"),
+    )
     if free is None or last_free is None or last is None:
         return float(step["e_0_energy"])
     return float(free) + float(last) - float(last_free)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.plan import Job, output_format
-from ase_definet.errors import StructureError
+from ase_definet.errors import DefiNetWarning, StructureError
 from ase_definet.files import replacing
 
 if TYPE_CHECKING:
@@ -96,15 +97,17 @@ def _write_input_set(
             "defects": info["definet_defects"],
             "version": info["definet_version"],
         }
-    written = write_vasp_inputs(
-        result.atoms if predicted else result.unrelaxed,
-        directory,
-        notes=result.warnings if predicted else (),
-        provenance=provenance,
-        predicted=predicted,
-        overwrite=overwrite,
-        **input_set,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DefiNetWarning)  # the report has them too
+        written = write_vasp_inputs(
+            result.atoms if predicted else result.unrelaxed,
+            directory,
+            notes=result.warnings if predicted else (),
+            provenance=provenance,
+            predicted=predicted,
+            overwrite=overwrite,
+            **input_set,
+        )
     return {
         "directory": str(written.directory),
         "files": list(written.files),
