@@ -132,9 +132,9 @@ def _rows(constraint: Any, cell: Array) -> Array | None:
     if isinstance(constraint, FixScaled):  # free along the other cell vectors: normal to them is forbidden
         return np.array(np.linalg.inv(cell).T[np.broadcast_to(constraint.mask, 3)])
     if isinstance(constraint, FixCartesian):
-        return np.eye(3)[np.broadcast_to(constraint.mask, 3)]
+        return np.array(np.eye(3)[np.broadcast_to(constraint.mask, 3)])
     if isinstance(constraint, FixedPlane):
-        return np.asarray(constraint.dir, dtype=float)[None]
+        return np.array(constraint.dir, dtype=float)[None]
     if isinstance(constraint, FixedLine):
         return np.array(np.linalg.svd(np.asarray(constraint.dir, dtype=float)[None])[2][1:])
     return None

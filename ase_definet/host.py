@@ -206,7 +206,7 @@ def as_atoms(structure: object) -> Atoms:
         charge = vars(structure).get("_charge")  # its property guesses from oxidation states where this is None
         if charge is not None:
             atoms.info["charge"] = charge
-        flags = structure.site_properties.get("selective_dynamics")
+        flags = getattr(structure, "site_properties", {}).get("selective_dynamics")
         if flags is not None:  # along cell vectors, where pymatgen's adaptor takes them for x, y and z
             hold(atoms, ~np.array(flags, dtype=bool))
         return atoms

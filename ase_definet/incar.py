@@ -192,9 +192,8 @@ def typed(tag: str, value: Any) -> Any:
     if _ASSIGNMENT.fullmatch(f"{tag}=x") is None:
         raise InputSetError(f"{tag!r} is not an INCAR tag; expected a name such as NSW.")
     kinds = {kind.strip() for kind in (Incar.INCAR_PARAMS.get(tag, {}).get("type") or "").split("|")} - {""}
-    refusal = InputSetError(
-        f"{value if isinstance(value, str) else repr(value)} is not a value of the INCAR tag {tag}."
-    )
+    shown = value if isinstance(value, str) else repr(value)
+    refusal = InputSetError(f"{shown} is not a value of the INCAR tag {tag}.")
     if isinstance(value, Mapping):
         return _by_element(tag, value)
     if isinstance(value, list | tuple | np.ndarray):
@@ -233,6 +232,21 @@ def _by_element(tag: str, value: Mapping[Any, Any]) -> dict[str, float]:
         if not np.isfinite(number):
             raise InputSetError(f"{tag} by element needs finite numbers; found {key!r}: {number!r}.")
         out[str(key)] = number
+    return out
+
+
+def named(incar: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tags in capitals with values in their types.
+
+    Raises:
+        InputSetError: A value is not one of its tag, or a tag comes twice in other capitals.
+    """
+    out: dict[str, Any] = {}
+    for name, value in incar.items():
+        tag = name.strip().upper()
+        if tag in out:
+            raise InputSetError(f"The INCAR tag {tag} is overridden twice; give it once.")
+        out[tag] = typed(tag, value)
     return out
 
 
@@ -295,7 +309,7 @@ def final_incar(
     """Return the Incar with its overrides, what they replaced, and which of its tags and values nobody knows."""
     from pymatgen.io.vasp.inputs import Incar  # noqa: PLC0415 - slow to import
 
-    class Verbatim(Incar):  # type: ignore[misc]
+    class Verbatim(Incar):
         """Writes text as it was given: pymatgen's own makes ``R2scan`` of ``R2SCAN``."""
 
         @classmethod

@@ -128,12 +128,13 @@ def broken_rules(planned: Planned, rules: tuple[Rule, ...] | None = None) -> lis
         "n_species": len(planned.species),
         "n_atoms": len(planned.symbols),
         "grid": "x".join(map(str, planned.grid)),
-        "charge": f"{planned.charge:+d}",
-        "implied": f"{planned.implied_charge:+g}",
+        "charge": f"{planned.charge:+d}" if planned.charge else "0",
+        "implied": f"{planned.implied_charge:+g}" if planned.implied_charge else "0",
         "gaps": ", ".join("abc"[axis] for axis in planned.vacuum) or "no axis",
         "enmax": planned.enmax,
     }
-    refused, warned = [], []
+    refused: list[str] = []
+    warned: list[str] = []
     for rule in RULES if rules is None else rules:
         if not any(tag in planned.incar for tag in rule.tags):
             continue
@@ -277,8 +278,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("MAGMOM",),
         _other_size("MAGMOM", lambda p: (3 if p.noncollinear else 1) * len(p.symbols)),
-        "MAGMOM needs {wanted} values for {n_atoms} atoms (three each with LNONCOLLINEAR or LSORBIT, else one); found "
-        "{found}",
+        "MAGMOM needs {wanted} values for {n_atoms} atoms (three each with LNONCOLLINEAR or LSORBIT, else one); "
+        "found {found}",
         refuse=True,
     ),
     Rule(
@@ -471,7 +472,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("GGA",),
         lambda p: not _is(p, "GGA", "PE"),
-        "GGA = {GGA} is not the PBE of the POTCARs and the training data: its minimum and lattice constant are others",
+        "GGA = {GGA} is not the PBE of the POTCARs and the training data: its minimum and lattice constant are "
+        "others",
     ),
     Rule(
         ("IVDW", "LUSE_VDW"),

@@ -143,9 +143,7 @@ def _from_outcar(path: Path) -> IonicSteps:
             settings.setdefault("NKPTS", found[1])
     notes = [] if _ENDED in text else ["the file is cut off: the run was killed or still goes on"]
     stream = io.StringIO(text)
-    stream.name = str(
-        path / path.name
-    )  # ASE would take the constraints of any CONTCAR beside the file, or fail on it
+    stream.name = str(path / path.name)  # else ASE takes the constraints of any CONTCAR beside it, or fails on it
     images = _images(path, "vasp-out", stream)
     held, note = _held_beside(path, images[0])
     for image in images:
@@ -227,11 +225,8 @@ def _sigma_to_zero(step: Mapping[str, Any]) -> float:
         https://www.vasp.at/forum/viewtopic.php?t=16942
     """
     electronic = step.get("electronic_steps") or [{}]
-    free, last_free, last = (
-        step.get("e_fr_energy"),
-        electronic[-1].get("e_fr_energy"),
-        electronic[-1].get("e_0_energy"),
-    )
+    free, last_free = step.get("e_fr_energy"), electronic[-1].get("e_fr_energy")
+    last = electronic[-1].get("e_0_energy")
     if free is None or last_free is None or last is None:
         return float(step["e_0_energy"])
     return float(free) + float(last) - float(last_free)

@@ -173,9 +173,7 @@ def write_vasp_inputs(
     potcars, problems = incar_tags.library_potcars(potcar_symbols)
     warnings += problems
 
-    given = {
-        tag.strip().upper(): incar_tags.typed(tag.strip().upper(), value) for tag, value in (incar or {}).items()
-    }
+    given = incar_tags.named(incar or {})
     overrides = incar_tags.expanded(given, symbols)
     electrons = _Electrons(symbols, potcar_symbols, potcars)
     tags = dict(PROFILES[profile]) | ({"LREAL": "Auto"} if large_cell else {})
