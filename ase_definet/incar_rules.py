@@ -187,7 +187,7 @@ def _order_of_species(tag: str) -> Callable[[Planned], Finding]:
         if tag not in planned.overridden - planned.by_element or len(planned.species) == 1:
             return False
         values = planned.incar[tag]
-        return {"given": ", ".join(f"{s} {v}" for s, v in zip(planned.species, values, strict=False))}
+        return {"given": ", ".join(f"{s} {v:g}" for s, v in zip(planned.species, values, strict=False))}
 
     return check
 
