@@ -15,7 +15,9 @@ from ase.data import chemical_symbols
 from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
-from ase_definet.errors import HostError, StructureError
+from ase_definet.charges import CHARGE_SOURCE, charge_of
+from ase_definet.constraints import held_directions, hold
+from ase_definet.errors import DefiNetWarning, HostError, StructureError
 from ase_definet.neighbors import pairs_within
 
 if TYPE_CHECKING:
@@ -196,21 +198,6 @@ def _elements_of(name: str) -> set[str]:
     return set(symbols) if whole and set(symbols) <= set(chemical_symbols) else set()
 
 
-def charge_of(atoms: Atoms) -> float:
-    """Return the net charge a structure says it has: ``info["charge"]``, else the sum of its initial charges, in e.
-
-    Raises:
-        StructureError: ``info["charge"]`` is not a number.
-    """
-    given = atoms.info.get("charge")
-    if given is None:
-        return float(atoms.get_initial_charges().sum())
-    try:
-        return float(given)
-    except (TypeError, ValueError) as error:
-        raise StructureError(f"atoms.info['charge'] must be a number in e, found {given!r}") from error
-
-
 def as_atoms(structure: object) -> Atoms:
     """Return an Atoms from an Atoms or a pymatgen Structure, whose charge goes to ``info["charge"]``.
 
@@ -228,8 +215,11 @@ def as_atoms(structure: object) -> Atoms:
         if not isinstance(atoms, Atoms):  # pragma: no cover - depends on pymatgen's version
             raise StructureError(f"pymatgen returned {type(atoms).__name__}, expected an ase.Atoms")
         charge = vars(structure).get("_charge")  # its property guesses from oxidation states where this is None
-        if charge:
+        if charge is not None:
             atoms.info["charge"] = charge
+        flags = getattr(structure, "site_properties", {}).get("selective_dynamics")
+        if flags is not None:  # along cell vectors, where pymatgen's adaptor takes them for x, y and z
+            hold(atoms, ~np.array(flags, dtype=bool))
         return atoms
     raise StructureError(
         f"expected an ase.Atoms or a pymatgen Structure, found {type(structure).__name__}: read the file first"
@@ -237,12 +227,27 @@ def as_atoms(structure: object) -> Atoms:
 
 
 def as_structure(atoms: Atoms) -> Any:
-    """Return a pymatgen Structure from an Atoms, its charge with it: the inverse of :func:`as_atoms`."""
+    """Return a pymatgen Structure from an Atoms, with its charge and what is held: the inverse of :func:`as_atoms`.
+
+    A charge that nobody stated, and constraints that selective dynamics cannot say, are a DefiNetWarning.
+    """
     from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
 
-    structure = AseAtomsAdaptor.get_structure(atoms)
-    if charge := charge_of(atoms):
-        structure.set_charge(charge)
+    held, lost = held_directions(atoms)
+    charge = charge_of(atoms)
+    for text in filter(None, [charge.note, *lost]):
+        warnings.warn(text, DefiNetWarning, stacklevel=2)
+    bare = atoms.copy()  # pymatgen's adaptor knows two kinds of constraints only
+    bare.set_constraint()
+    bare.calc = atoms.calc
+    bare.info.pop("charge", None)
+    if charge.source == "initial charges":
+        bare.info[CHARGE_SOURCE] = charge.source
+    structure = AseAtomsAdaptor.get_structure(bare)
+    if held.any():
+        structure.add_site_property("selective_dynamics", (~held).tolist())
+    if charge.source != "none":
+        structure.set_charge(charge.value)
     return structure
 
 

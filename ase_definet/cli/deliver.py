@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.plan import Job, output_format
-from ase_definet.errors import StructureError
+from ase_definet.errors import DefiNetWarning, StructureError
 from ase_definet.files import replacing
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
             "largest_uncertainty": finite(result.uncertainty[doubtful]),
             "largest_uncertainty_atom": doubtful,
         }
-    with _staged(job.output, result.atoms, output_format(job)):
+    atoms, lost = _writable(result.atoms, output_format(job))
+    record["warnings"] += lost
+    with _staged(job.output, atoms, output_format(job)):
         if job.vasp is not None:
             record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
         if job.control is not None:
@@ -62,6 +65,21 @@ def write_report(path: Path, records: list[dict[str, Any]]) -> None:
     text = json.dumps(records, indent=1, allow_nan=False) + "\n"
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
+    """Return atoms whose constraints ASE can write to a POSCAR, and name those that none can hold.
+
+    ASE's writer drops FixCartesian, takes the last of several constraints on one atom, and refuses other planes.
+    """
+    from ase_definet.constraints import held_directions, hold  # noqa: PLC0415
+
+    if fmt != "vasp" or not atoms.constraints:
+        return atoms, []
+    held, lost = held_directions(atoms)
+    out = atoms.copy()
+    hold(out, held)
+    return out, lost
 
 
 @contextmanager
@@ -96,15 +114,17 @@ def _write_input_set(
             "defects": info["definet_defects"],
             "version": info["definet_version"],
         }
-    written = write_vasp_inputs(
-        result.atoms if predicted else result.unrelaxed,
-        directory,
-        notes=result.warnings if predicted else (),
-        provenance=provenance,
-        predicted=predicted,
-        overwrite=overwrite,
-        **input_set,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DefiNetWarning)  # the report has them too
+        written = write_vasp_inputs(
+            result.atoms if predicted else result.unrelaxed,
+            directory,
+            notes=result.warnings if predicted else (),
+            provenance=provenance,
+            predicted=predicted,
+            overwrite=overwrite,
+            **input_set,
+        )
     return {
         "directory": str(written.directory),
         "files": list(written.files),
