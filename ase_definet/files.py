@@ -1,8 +1,8 @@
 """Files and folders that are the old one or the new one, whatever happens while they are written.
 
-Everything is written under a name of its own beside its place, ``.ase-definet-MACHINE-PROCESS-RANDOM-NAME``, and takes
-the place when it is whole. Nobody can guess that name, and no two writers share one. What killed runs left under such
-names goes when the next one writes there, unless its writer may still be at it.
+Everything is written under a name of its own beside its place, ``.ase-definet-MACHINE-PROCESS-RANDOM-NAME``, and
+takes the place when it is whole. Nobody can guess that name, and no two writers share one. What killed runs left
+under such names goes when the next one writes there, unless its writer may still be at it.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to write files to; they become the content of a folder if all goes well, else they go.
 
     A folder that does not exist appears complete, at once. In one that exists, the files that an earlier call wrote
-    there are replaced, all of them and no others; a file :data:`INCOMPLETE` is there for that moment, and stays if the
-    process is killed in it. The next call with the same path mends that.
+    there are replaced, all of them and no others; a file :data:`INCOMPLETE` is there for that moment, and stays if
+    the process is killed in it. The next call with the same path mends that.
 
     Args:
         path: The folder. The folder that holds it must exist.
@@ -342,5 +342,5 @@ def _machine() -> str:
     """Name the set of processes that share their numbers: this machine, or this container."""
     space = ""
     with suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")
+        space = str(Path("/proc/self/ns/pid").readlink())
     return hashlib.sha256(f"{platform.node()} {space}".encode("utf-8", "replace")).hexdigest()[:8]
