@@ -361,7 +361,7 @@ class DefectSpace:
         atoms.info |= {
             "name": configuration.name,
             "defects": ", ".join(f"{name} x{n}" for name, n in configuration.counts.items()),
-            "host": self.host.name,
+            "host": " ".join(self.host.name.encode("utf-8", "replace").decode().split()),  # any file may be the host
         }
         if configuration.multiplicity:
             atoms.info["multiplicity"] = configuration.multiplicity

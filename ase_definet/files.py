@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ase_definet.errors import OutputExistsError, ScreeningError
 
@@ -92,6 +93,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def new_database(path: Path, kind: str = "db") -> Iterator[Any]:
+    """Yield an empty ASE database in a file that nobody else uses, as :func:`replacing` yields one.
+
+    It has no lock file: one that a killed process leaves makes everyone after it wait for ever.
+
+    Args:
+        path: The file; what it holds is lost.
+        kind: ASE's name for the kind of database, ``db`` or ``json``.
+
+    Raises:
+        OSError: The database cannot be written, for lack of room perhaps.
+    """
+    import sqlite3  # noqa: PLC0415
+
+    from ase.db import connect  # noqa: PLC0415
+
+    try:
+        with connect(path, type=kind, use_lock_file=False, append=False) as database:
+            yield database
+    except sqlite3.OperationalError as error:
+        full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
+
+
+@contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to write files to; they become the content of a folder if all goes well, else they go.
 
@@ -147,6 +173,11 @@ def refuse_incomplete(folder: Path) -> None:
             f"{folder} is incomplete: it was being written when {mark} was made; wait until that is gone, or write "
             "the folder again with --overwrite"
         )
+
+
+def is_vacant(folder: Path) -> bool:
+    """Say whether there is nothing in a folder but what killed writers left."""
+    return all(_OURS.match(entry.name) for entry in os.scandir(folder))
 
 
 def others_in(folder: Path) -> int:
