@@ -99,7 +99,7 @@ def new_database(path: Path, kind: str = "db") -> Iterator[Any]:
     It has no lock file: one that a killed process leaves makes everyone after it wait for ever.
 
     Args:
-        path: The file; what it holds is lost.
+        path: The file; empty.
         kind: ASE's name for the kind of database, ``db`` or ``json``.
 
     Raises:
@@ -110,7 +110,7 @@ def new_database(path: Path, kind: str = "db") -> Iterator[Any]:
     from ase.db import connect  # noqa: PLC0415
 
     try:
-        with connect(path, type=kind, use_lock_file=False, append=False) as database:
+        with connect(path, type=kind, use_lock_file=False, append=kind == "db") as database:
             yield database
     except sqlite3.OperationalError as error:
         full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
@@ -310,15 +310,20 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def private_prefix(folder: Path) -> str:
+    """Return how names begin that nobody else uses in a folder, and sweep what killed runs left under such names."""
+    _sweep(folder)
+    return f".ase-definet-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}-"
+
+
 def _beside(path: Path) -> Path:
-    """Return a name beside a path that nobody else uses, and sweep what killed runs left under such names."""
+    """Return a name beside a path that nobody else uses."""
     folder = path.parent
     if not folder.is_dir():
         raise FileNotFoundError(
             errno.ENOENT, "there is no such folder, or it was removed in the meantime", str(folder)
         )
-    _sweep(folder)
-    head = f".ase-definet-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}-"
+    head = private_prefix(folder)
     room = _LONGEST_NAME - len(head) - 16  # SQLite adds an ending of its own
     tails = (path.name, path.suffix, "")
     return folder / (head + next(tail for tail in tails if len(os.fsencode(tail)) <= room))

@@ -18,6 +18,7 @@ from ase import Atoms
 
 from ase_definet import incar as incar_tags
 from ase_definet.errors import InputSetError, OutputExistsError, StructureError
+from ase_definet.files import private_prefix
 from ase_definet.host import VACUUM_GAP, as_atoms, charge_of, widest_gap
 from ase_definet.incar import (
     FUNCTIONAL,
@@ -401,7 +402,7 @@ def _publish(files: Mapping[str, str], target: Path, *, overwrite: bool) -> None
         raise OutputExistsError(f"{target / stale[0]} exists; pass overwrite=True (--overwrite) to replace it.")
     aside = target if target.is_dir() else target.parent
     aside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=aside, prefix=".ase-definet-") as temporary:
+    with tempfile.TemporaryDirectory(dir=aside, prefix=private_prefix(aside)) as temporary:
         for name, text in files.items():
             (Path(temporary) / name).write_text(text, encoding="utf-8")
         target.mkdir(exist_ok=True)

@@ -139,7 +139,9 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
         return
     if output == Path("-"):
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # whatever the terminal's is: it goes into a pipe
+            sys.stdout.reconfigure(
+                encoding="utf-8", errors="backslashreplace", newline="\n"
+            )  # whatever the terminal's is: it goes into a pipe
         yield lambda configuration: _to_extxyz(sys.stdout, space, configuration)
         return
     check_folder(output.parent)
