@@ -188,12 +188,33 @@ def others_in(folder: Path) -> int:
 
 def _merge(fresh: Path, target: Path) -> None:
     """Move new files into a folder and remove those of an earlier call that are not among them."""
-    old, new = _read_manifest(target), list(_digests(fresh))
+    _take_mark(target)
+    try:  # nothing is changed yet
+        old, new = _read_manifest(target), list(_digests(fresh))
+        stale = _stale(target, old, {name for name, _ in new})
+        # Both lists, so that whatever is there when this is stopped is known to be ours.
+        _write_manifest(target, [*old, *new])
+    except BaseException:
+        (target / INCOMPLETE).unlink(missing_ok=True)
+        raise
+    for path in stale:
+        path.unlink(missing_ok=True)
+    for name, _ in new:
+        (fresh / name).replace(target / name)
+    _write_manifest(target, new)
+    (target / INCOMPLETE).unlink()
+
+
+def _stale(folder: Path, old: list[tuple[str, str]], kept: set[str]) -> list[Path]:
+    """Return the files of an earlier call that have to go.
+
+    Raises:
+        OutputExistsError: One of them was changed since, or a folder has the name of a file that is to come.
+    """
     written: dict[str, set[str]] = {}
     for name, digest in old:
         written.setdefault(name, set()).add(digest)
-    kept = {name for name, _ in new}
-    stale = [target / name for name in written if name not in kept and (target / name).is_file()]
+    stale = [folder / name for name in written if name not in kept and (folder / name).is_file()]
     for path in stale:
         if _digest(path) not in written[path.name]:
             raise OutputExistsError(
@@ -201,19 +222,9 @@ def _merge(fresh: Path, target: Path) -> None:
                 "it away, or write to another folder"
             )
     for name in kept:
-        if (target / name).is_dir():
-            raise OutputExistsError(
-                f"{target / name} is a folder, and a file of that name is to be written; rename it"
-            )
-    _take_mark(target)
-    # Both lists, so that whatever is there when this is stopped is known to be ours.
-    _write_manifest(target, [*old, *new])
-    for path in stale:
-        path.unlink(missing_ok=True)
-    for name, _ in new:
-        (fresh / name).replace(target / name)
-    _write_manifest(target, new)
-    (target / INCOMPLETE).unlink()
+        if (folder / name).is_dir():
+            raise OutputExistsError(f"{folder / name} is a folder, expected a file or nothing there; rename it")
+    return stale
 
 
 def _take_mark(folder: Path) -> None:
@@ -320,9 +331,7 @@ def _beside(path: Path) -> Path:
     """Return a name beside a path that nobody else uses."""
     folder = path.parent
     if not folder.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, "there is no such folder, or it was removed in the meantime", str(folder)
-        )
+        raise FileNotFoundError(errno.ENOENT, "no such folder; was it removed in the meantime?", str(folder))
     head = private_prefix(folder)
     room = _LONGEST_NAME - len(head) - 16  # SQLite adds an ending of its own
     tails = (path.name, path.suffix, "")
