@@ -85,7 +85,8 @@ def replacing(path: Path) -> Iterator[Path]:
             with fresh.open("r+b") as stream:  # Windows syncs only what is open for writing
                 os.fsync(stream.fileno())
             if target.exists():
-                shutil.copymode(target, fresh)
+                with suppress(PermissionError):  # some network file systems know no such bits
+                    shutil.copymode(target, fresh)
             fresh.replace(target)
         finally:
             with suppress(OSError):
