@@ -45,6 +45,7 @@ def write_report(
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
     keep_existing(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
     table = _rows(results / TABLE)
     failures = _rows(results / FAILURES) if (results / FAILURES).exists() else []
     if not table and not failures:

@@ -22,6 +22,7 @@ from ase_definet import incar as incar_tags
 from ase_definet.charges import NetCharge, charge_of, whole_charge
 from ase_definet.constraints import held_directions
 from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError, StructureError
+from ase_definet.files import private_prefix
 from ase_definet.host import VACUUM_GAP, as_atoms, widest_gap
 from ase_definet.incar import (
     FUNCTIONAL,
@@ -453,7 +454,7 @@ def _publish(files: Mapping[str, str], target: Path, *, overwrite: bool) -> None
         raise OutputExistsError(f"{target / stale[0]} exists; pass overwrite=True (--overwrite) to replace it.")
     aside = target if target.is_dir() else target.parent
     aside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=aside, prefix=".ase-definet-") as temporary:
+    with tempfile.TemporaryDirectory(dir=aside, prefix=private_prefix(aside)) as temporary:
         for name, text in files.items():
             (Path(temporary) / name).write_text(text, encoding="utf-8")
         target.mkdir(exist_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,21 @@ from typing import TYPE_CHECKING, Any
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.plan import Job, output_format
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.files import replacing
+from ase_definet.files import new_database, replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from ase_definet.relaxer import RelaxResult
+
+
+def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
+    """Make the folders that results go to, once: one that is removed later is not made anew.
+
+    Folders of input sets are made when those are written, in folders that exist.
+    """
+    for folder in {path.parent for job in jobs for path in (job.output, job.vasp, job.control, report) if path}:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
@@ -89,7 +99,11 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
 
     with replacing(path) as fresh:
         try:
-            write(str(fresh), atoms, format=fmt)
+            if fmt in {"db", "json"}:
+                with new_database(fresh, fmt) as database:
+                    database.write(atoms)
+            else:
+                write(str(fresh), atoms, format=fmt)
         except OSError:
             raise
         except Exception as error:  # ASE's writers raise anything
@@ -106,6 +120,10 @@ def _write_input_set(
     """Write the input set of the prediction, or that of the control run from the host's sites."""
     from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
 
+    if not directory.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "no such folder; was it removed in the meantime?", str(directory.parent)
+        )
     info = result.atoms.info
     provenance = {"host": f"{result.site_map.host.name} {result.site_map.supercell_name}"}
     if predicted:

@@ -23,7 +23,7 @@ from ase_definet.cli.common import (
     input_set_options,
     overwrite_option,
 )
-from ase_definet.cli.deliver import deliver, write_report
+from ase_definet.cli.deliver import deliver, make_folders, write_report
 from ase_definet.cli.plan import CONTROL, Job, plan_jobs
 from ase_definet.errors import CheckpointError, DeviceError, StructureError
 
@@ -91,6 +91,7 @@ def relax_command(
         relaxer = DefiNetRelaxer(model, resolved, device, start="given" if keep_positions else "ideal", strict=strict)
     except (CheckpointError, DeviceError) as error:
         raise BadUsage(error_text(error)) from error
+    make_folders(jobs, report)
     records = []
     with _progress(len(jobs), quiet=quiet) as advance:
         for job, item in zip(jobs, relaxer.relax_many(_read(jobs)), strict=True):

@@ -295,10 +295,9 @@ class Run:
         }
 
     def save(self) -> None:
-        """Write a checkpoint: to a new file, synced, then renamed over the last one."""
+        """Write a checkpoint: to a new file, synced, then renamed over the last one. The folder must exist."""
         if self.fabric.global_rank:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
         with replacing(self.out / LAST) as fresh:
             torch.save(self.state(), fresh)
 
@@ -403,7 +402,8 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
     run.resume()
     if fabric.global_rank == 0:
         run.out.mkdir(parents=True, exist_ok=True)
-        (run.out / "config.json").write_text(json.dumps(run.config.plain(), indent=1) + "\n")
+        with replacing(run.out / "config.json") as fresh:
+            fresh.write_text(json.dumps(run.config.plain(), indent=1) + "\n", encoding="utf-8")
     losses: list[float] = []
     began = time.perf_counter() - run.seconds
     while run.step < config.steps:
