@@ -132,7 +132,7 @@ def draw(rng: np.random.Generator) -> Case:
     atoms.set_cell(cell, scale_atoms=True)
     share = float(rng.choice([0.0, 0.02, 0.1]))
     count = max(1, round(share * rng.random() * len(atoms)))
-    # a dopant of the host stays where it is, alone: without it, or beside another, the same structure has other readings
+    # a dopant of the host stays, and stays alone: else the same structure has other readings
     common = [z for z in set(unit.numbers.tolist()) if np.count_nonzero(unit.numbers == z) > len(unit) / 50]
     chosen = rng.choice(np.flatnonzero(np.isin(atoms.numbers, common)), count, replace=False)
     planted, gone = [], []
