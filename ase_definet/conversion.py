@@ -1,9 +1,10 @@
-"""Structures of other packages as Atoms and back, with what a DFT run needs: moments, fixed atoms, whole occupancies."""
+"""Structures of other packages as Atoms and back, with the moments and fixed atoms that a DFT run needs."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -56,13 +57,15 @@ def _partial_sites(atoms: Atoms) -> Iterator[tuple[str, Mapping[str, float]]]:
         present = None if kinds is None else {str(kind): k for k, kind in reversed(list(enumerate(kinds)))}
         for kind, shares in given.items():
             if isinstance(shares, Mapping) and (present is None or str(kind) in present):
-                k = str(kind) if present is None else str(present[str(kind)])
-                yield k, {str(element): _number(share) for element, share in shares.items()}
+                yield (
+                    str(kind if present is None else present[str(kind)]),
+                    {str(element): _number(share) for element, share in shares.items()},
+                )
     columns = [values for name, values in atoms.arrays.items() if name.lower() in _OCCUPANCIES]
     for values in columns:
         if np.shape(values) == (len(atoms),):
             for k, share in enumerate(values):
-                label = str(k) if labels is None else str(labels[k])
+                label = str(k) if labels is None else f"{k} {str(labels[k])!r}"
                 yield label, {atoms.symbols[k]: _number(share)}
 
 
@@ -80,9 +83,9 @@ def _refuse(sites: Iterable[tuple[str, Mapping[str, float]]]) -> None:
     named = ", ".join(f"{label} ({_shares(shares)})" for label, shares in partial[:_NAMED])
     more = f" and {len(partial) - _NAMED} more" if len(partial) > _NAMED else ""
     raise StructureError(
-        f"expected every site to hold one whole atom, found partial occupancies: site {named}{more}; delete the sites "
-        "that are vacant, set the occupancy of the others to 1, or write an ordered supercell of a disordered crystal "
-        "(pymatgen's OrderDisorderedStructureTransformation makes one)"
+        f"expected every site to hold one whole atom, found partial occupancies: site {named}{more}; delete the "
+        "sites that are vacant, set the occupancy of the others to 1, or write an ordered supercell of a disordered "
+        "crystal (pymatgen's OrderDisorderedStructureTransformation makes one)"
     )
 
 
@@ -129,8 +132,12 @@ def with_moments(atoms: Atoms) -> Atoms:
     if moments is None:
         return atoms
     out: Atoms = atoms.copy()
-    out.calc = atoms.calc
     out.set_initial_magnetic_moments(moments)
+    if atoms.calc is not None and (known := getattr(atoms.calc, "atoms", None)) is not None and known == atoms:
+        out.calc = copy(atoms.calc)  # a result is one of these atoms only with these moments
+        out.calc.atoms = out.copy()
+    else:
+        out.calc = atoms.calc
     return out
 
 

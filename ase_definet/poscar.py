@@ -1,7 +1,7 @@
 """POSCAR as people and programs write it, put into the form that ASE's reader takes.
 
-Element lines with oxidation states, POTCAR suffixes or hashes, or none at all as in VASP 4; flags in any spelling; and
-what molecular dynamics leaves behind the coordinates.
+Element lines with oxidation states, POTCAR suffixes or hashes, or none at all as in VASP 4; flags in any spelling;
+and what molecular dynamics leaves behind the coordinates.
 
 References:
     https://www.vasp.at/wiki/POSCAR
@@ -45,10 +45,8 @@ class Poscar:
 
 def looks_like_poscar(text: str) -> bool:
     """Whether the first lines of a file are scale and cell vectors, as of a POSCAR."""
-    rows = [line.split() for line in text.splitlines()[1:_HEAD]]
-    return (
-        len(rows) == _HEAD - 1 and _all_numbers(rows[0][:1]) and all(len(r) > 2 and _all_numbers(r[:3]) for r in rows[1:])  # noqa: PLR2004
-    )
+    scale, *vectors = [line.split() for line in text.splitlines()[1:_HEAD]] or [[]]
+    return _numbers(scale[:1]) == 1 and [_numbers(words[:3]) for words in vectors] == [3, 3, 3]
 
 
 def normalised(text: str, path: Path) -> Poscar:
@@ -63,7 +61,7 @@ def normalised(text: str, path: Path) -> Poscar:
     """
     lines = text.splitlines()
     if len(lines) <= _HEAD + 1:
-        raise StructureError(f"{path}: cannot be read: expected a POSCAR, found {len(lines)} lines; the file is cut off")
+        raise StructureError(f"{path}: cannot be read: found {len(lines)} lines of a POSCAR, the file is cut off")
     head = [lines[0], *(_EXPONENT.sub("e", line) for line in lines[1:_HEAD])]
     row = _COMMENT.sub("", lines[_HEAD]).split()
     old = all(word.isdigit() for word in row) and bool(row)
@@ -73,7 +71,7 @@ def normalised(text: str, path: Path) -> Poscar:
     selective = at < len(lines) and lines[at].strip()[:1].lower() == "s"
     at += selective
     mode = lines[at].strip() if at < len(lines) else ""
-    if _all_numbers(mode.split()[:3]) and mode:
+    if _numbers(mode.split()[:3]):
         raise StructureError(f"{path}: line {at + 1} of a POSCAR says Direct or Cartesian, found {mode!r}")
     body = lines[at + 1 : at + 1 + sum(counts)]
     if not mode or len([line for line in body if line.strip()]) < sum(counts):
@@ -127,7 +125,7 @@ def element_of(word: str) -> str | None:
     >>> [element_of(word) for word in ("Mo_sv/0123456", "S2-", "se", "Qq")]
     ['Mo', 'S', 'Se', None]
     """
-    found = _SPECIES.fullmatch(word.split("/")[0].split("_")[0])
+    found = _SPECIES.fullmatch(word.split("/", maxsplit=1)[0].split("_", maxsplit=1)[0])
     if found is None:
         return None
     return next((symbol for symbol in (found[1], found[1].capitalize()) if symbol in _ELEMENTS), None)
@@ -148,7 +146,7 @@ def _old_symbols(comment: str, counts: list[int], body: list[str], path: Path) -
     numbers = " ".join(map(str, counts))
     raise StructureError(
         f"{path}: the line of elements is missing (the format of VASP 4), and neither the first line nor a POTCAR "
-        f"names {len(counts)}: add a line such as 'Mo S' above the numbers of atoms ({numbers})"
+        f"beside it names {len(counts)} elements: add a line such as 'Mo S' above the numbers of atoms ({numbers})"
     )
 
 
@@ -213,7 +211,7 @@ def _beside(counts: list[int], path: Path) -> list[str]:
 def _coordinates(line: str, number: int, path: Path, *, selective: bool) -> str:
     """Return a line of coordinates with plain numbers and flags, without its label."""
     words = _EXPONENT.sub("e", line).split()
-    if not _all_numbers(words[:3]) or len(words) < 3:  # noqa: PLR2004
+    if _numbers(words[:3]) != 3:  # noqa: PLR2004
         raise StructureError(f"{path}: expected three coordinates in line {number}, found {line.strip()!r}")
     if not selective:
         return " ".join(words[:3])
@@ -251,11 +249,12 @@ def _moving(lines: list[str]) -> bool:
 
 def _is_vector(line: str) -> bool:
     words = _EXPONENT.sub("e", line).split()
-    return len(words) == 3 and _all_numbers(words)  # noqa: PLR2004
+    return len(words) == 3 and _numbers(words) == 3  # noqa: PLR2004
 
 
-def _all_numbers(words: list[str]) -> bool:
+def _numbers(words: list[str]) -> int:
+    """Return how many words there are if all of them are numbers, else 0."""
     try:
-        return [float(word) for word in words] is not None
+        return len([float(word) for word in words])
     except ValueError:
-        return False
+        return 0

@@ -1,4 +1,4 @@
-"""Read structures from files: any that ASE reads, and those kinds of them that its readers take wrongly or not at all.
+"""Read structures from files: any that ASE reads, and those that its readers take wrongly or not at all.
 
 Files may be compressed, in any Unicode encoding, and called as people call them.
 """
@@ -13,8 +13,8 @@ import lzma
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 LARGEST_EXPANDED = 512 * 2**20
 """A compressed file that expands to more than this is not read, in bytes."""
 
+LARGEST_POSCAR = 128 * 2**20
+"""A POSCAR larger than this, a million atoms or more, is none, in bytes."""
+
 COMPRESSED = frozenset({".gz", ".bz2", ".xz"})
 """Suffixes of compressed files, lower case."""
 
@@ -38,7 +41,7 @@ _IN_MEMORY = 16 * 2**20
 _CHUNK = 2**20
 _PEEK = 2**16
 _TAR_MAGIC = slice(257, 262)
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _ARCHIVES = {b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed with zstd", b"\x1f\x9d": "compressed"}
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -75,6 +78,7 @@ _OF_VASP = {
 }
 _SYMOPS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _MAGNETIC = re.compile(r"(?mi)^\s*_(?:atom_site_moment|space_group_symop_magn)")
+_TWICE = re.compile(r"scaled_positions (\d+) and (\d+) are equivalent")
 _SPIN = re.compile(r",spin=([-+.\deE]+)$")
 
 
@@ -93,10 +97,8 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
             occupied.
     """
     path = Path(path)
-    with _reasons(path):
-        frames = _frames(path, slice(index, index + 1 or None))
+    with _reasons(path), closing(_frames(path, slice(index, index + 1 or None))) as frames:
         atoms = next(frames, None)
-        frames.close()
     if atoms is None or len(atoms) == 0:
         raise StructureError(f"{path}: holds no atoms")
     try:
@@ -109,7 +111,8 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
 def read_structures(path: str | Path) -> Iterator[Atoms]:
     """Read all structures of a file, one after the other.
 
-    Partly occupied sites are left to :func:`~ase_definet.host.as_atoms`, so that one structure does not cost the rest.
+    Partly occupied sites are left to :func:`~ase_definet.host.as_atoms`, so that one structure does not cost the
+    rest.
 
     Raises:
         StructureError: As in :func:`read_structure`, after those that could be read.
@@ -147,8 +150,7 @@ def structure_format(path: str | Path) -> str:
         head = stream.read(_PEEK)
     try:
         # a name of its own, which ASE takes for no database address and no place to write to
-        peek = cast("IO[bytes]", _Named(head, f"./{name.name}"))
-        found = str(filetype(peek))  # type: ignore[arg-type]
+        found = str(filetype(_Named(head, f"./{name.name}")))
     except UnknownFileTypeError:
         found = ""
     if found in ioformats and ioformats[found].can_read:
@@ -180,6 +182,8 @@ def _format_of(text: str, path: Path) -> str:
 
 
 def _looks_like(path: Path, text: str) -> str:
+    if not text.strip():
+        return "blank"
     if path.suffix.lower() == ".py":
         return "a Python script"
     if "\x00" in text or sum(not c.isprintable() and not c.isspace() for c in text) > len(text) // 10:
@@ -191,12 +195,15 @@ def _looks_like(path: Path, text: str) -> str:
 def _existing(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
-        inside = next((path / name for name in ("CONTCAR", "POSCAR") if (path / name).is_file()), "its CONTCAR")
-        raise StructureError(f"{path}: no such file, only a folder of that name: give a file in it, such as {inside}")
+        inside = [path / name for name in ("CONTCAR", "POSCAR") if (path / name).is_file()]
+        such = f", such as {inside[0]}" if inside else ""
+        raise StructureError(
+            f"{path}: cannot be read: no such file, only a folder of that name: give a file in it{such}"
+        )
     if not path.is_file():
-        raise StructureError(f"{path}: no such file")
+        raise StructureError(f"{path}: cannot be read: no such file")
     if path.stat().st_size == 0:
-        raise StructureError(f"{path}: the file is empty, expected a structure")
+        raise StructureError(f"{path}: cannot be read: the file is empty, expected a structure")
     return path
 
 
@@ -213,6 +220,8 @@ def _reasons(path: Path) -> Iterator[None]:
         raise StructureError(f"{path}: no permission to read it") from error
     except Exception as error:  # ASE's readers raise anything
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        if isinstance(error, KeyError) and re.fullmatch(r"'[A-Z][a-z]{0,2}'", reason):  # of ASE's table of elements
+            raise StructureError(f"{path}: {reason} is no element: correct the symbol, or remove the site") from error
         raise StructureError(
             f"{path}: cannot be read as a structure ({type(error).__name__}: {reason}); "
             "check that the file is complete and its name tells the format"
@@ -237,8 +246,8 @@ def _expanded(path: Path) -> Iterator[IO[bytes]]:
             archive = "a tar archive"
         if archive:
             raise StructureError(f"{path}: is {archive}: unpack it, and give the structure in it")
+        stream.seek(0)
         if opener is None:
-            stream.seek(0)
             yield stream
             return
         with (
@@ -277,10 +286,29 @@ def _text(content: bytes) -> str:
     return content.decode(_encoding(content), errors="replace")
 
 
+def _read_text(path: Path, fmt: str, limit: int | None = None) -> str:
+    """Read a file as text.
+
+    Raises:
+        StructureError: It is no text, or longer than the limit, in bytes.
+    """
+    with _expanded(path) as stream:
+        content = stream.read() if limit is None else stream.read(limit + 1)
+    if limit is not None and len(content) > limit:
+        raise StructureError(f"{path}: is larger than {limit // 2**20} MiB: expected one structure ({fmt})")
+    _refuse_binary(content[:_PEEK], fmt, path)
+    return _text(content)
+
+
+def _refuse_binary(head: bytes, fmt: str, path: Path) -> None:
+    if b"\x00" in head and not _encoding(head).startswith("utf-16"):
+        raise StructureError(f"{path}: cannot be read: expected text of the format {fmt}, found a binary file")
+
+
 # Structures
 
 
-def _frames(path: Path, index: slice) -> Iterator[Atoms]:
+def _frames(path: Path, index: slice) -> Generator[Atoms, None, None]:
     """Yield structures of a file, all of them or one."""
     fmt = structure_format(path)
     if fmt == "vasp":
@@ -303,10 +331,13 @@ def _read_with_ase(path: Path, fmt: str, index: slice) -> Iterator[Atoms]:
     if not form.can_read:
         raise StructureError(f"{path}: ASE reads no structures from files of the format {fmt}")
     with _expanded(path) as stream:
-        packed = not isinstance(stream, io.BufferedReader)
+        # ASE goes by the name
+        packed = not isinstance(stream, io.BufferedReader) or path.suffix.lower() in COMPRESSED
         head = b"" if form.isbinary else stream.read(_PEEK)
         stream.seek(0)
         encoding = _encoding(head)
+        if form.acceptsfd and not form.isbinary:
+            _refuse_binary(head, fmt, path)
         if not form.acceptsfd or (not packed and (form.isbinary or encoding == "utf-8")):
             if packed:
                 raise StructureError(f"{path}: files of the format {fmt} can be read unpacked only: unpack it first")
@@ -324,8 +355,7 @@ def _read_with_ase(path: Path, fmt: str, index: slice) -> Iterator[Atoms]:
 def _read_poscar(path: Path) -> Atoms:
     from ase.io import read  # noqa: PLC0415
 
-    with _expanded(path) as stream:
-        poscar = normalised(_text(stream.read()), path)
+    poscar = normalised(_read_text(path, "vasp", LARGEST_POSCAR), path)
     atoms: Atoms = read(io.StringIO(poscar.text), format="vasp")
     if poscar.spins is not None:
         atoms.set_initial_magnetic_moments(poscar.spins)
@@ -335,14 +365,17 @@ def _read_poscar(path: Path) -> Atoms:
 def _read_cif(path: Path, index: slice) -> Iterator[Atoms]:
     from ase.io.cif import parse_cif  # noqa: PLC0415
 
-    with _expanded(path) as stream:
-        text = _text(stream.read())
+    text = _read_text(path, "cif")
     if _MAGNETIC.search(text):
         yield from _read_with_pymatgen(path)[index]
         return
     # ASE decodes a CIF as Latin-1
     parsed = parse_cif(io.BytesIO(text.encode("latin-1", errors="replace")))
-    blocks = [block for block in parsed if block.has_structure()]
+    try:
+        blocks = [block for block in parsed if block.has_structure()]
+    except AssertionError as error:  # what ASE raises where a block should begin
+        first = (text.strip().splitlines() or [""])[0][:60]
+        raise StructureError(f"{path}: cannot be read: expected a CIF, found {first!r}") from error
     if not blocks:
         raise StructureError(f"{path}: holds no structure: no atom sites with symbols and coordinates")
     for block in blocks[index]:
@@ -362,7 +395,8 @@ def _atoms_of_block(block: CIFBlock, path: Path) -> Atoms:
     shares = np.array([_occupancy(value) for value in _column(tags, "_atom_site_occupancy") or [1.0] * len(labels)])
     if "?" in _column(tags, "_atom_site_occupancy"):
         unknown = [str(label) for label, v in zip(labels, tags["_atom_site_occupancy"], strict=True) if v == "?"]
-        text = f"{path}: the occupancy of {len(unknown)} sites, the first of them {unknown[0]}, is given as unknown: taken as 1"
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        text = f"{path}: occupancies given as unknown were taken as 1: site {unknown[0]}{more}"
         warnings.warn(text, DefiNetWarning, stacklevel=2)
     tags.pop("_atom_site_occupancy", None)
     block = CIFBlock(block.name, tags)
@@ -372,7 +406,7 @@ def _atoms_of_block(block: CIFBlock, path: Path) -> Atoms:
         atoms.set_array(SITE_LABEL, np.array([str(label) for label in labels]))
         return atoms
     if not _lists_all_sites(block):
-        atoms = block.get_atoms()
+        atoms = _with_equivalent_sites(block, labels, path)
         if any(spins):
             text = f"{path}: the spins of its symbols were left out: they do not say those of equivalent atoms"
             warnings.warn(text, DefiNetWarning, stacklevel=2)
@@ -382,6 +416,23 @@ def _atoms_of_block(block: CIFBlock, path: Path) -> Atoms:
     atoms.pbc = True
     if any(spins):
         atoms.set_initial_magnetic_moments([float(found[1]) if found else 0.0 for found in spins])
+    return atoms
+
+
+def _with_equivalent_sites(block: CIFBlock, labels: list[Any], path: Path) -> Atoms:
+    """Apply the symmetry of a block. ASE keeps one of several sites in one place, whichever element it holds."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        atoms: Atoms = block.get_atoms()
+    symbols = block.get_symbols()
+    for warning in said:
+        twice = _TWICE.search(str(warning.message))
+        if twice is None:
+            warnings.warn(warning.message, warning.category, stacklevel=2)
+        elif symbols[a := int(twice[1])] != symbols[b := int(twice[2])]:
+            raise StructureError(
+                f"{path}: sites {labels[a]} ({symbols[a]}) and {labels[b]} ({symbols[b]}) share one place: remove one"
+            )
     return atoms
 
 
@@ -422,8 +473,7 @@ def _read_with_pymatgen(path: Path) -> list[Atoms]:
     """Read a magnetic CIF, of which ASE takes neither moments nor symmetry."""
     from pymatgen.io.cif import CifParser  # noqa: PLC0415
 
-    with _expanded(path) as stream:
-        text = _text(stream.read())
+    text = _read_text(path, "mcif")
     with warnings.catch_warnings():  # of rounded coordinates and the like
         warnings.simplefilter("ignore")
         found = CifParser(io.StringIO(text), occupancy_tolerance=np.inf).parse_structures(primitive=False)
@@ -445,8 +495,7 @@ def _pymatgen_json(path: Path) -> Atoms | None:
     Raises:
         StructureError: It is neither.
     """
-    with _expanded(path) as stream:
-        text = _text(stream.read())
+    text = _read_text(path, "json")
     try:
         content = json.loads(text)
     except ValueError as error:
