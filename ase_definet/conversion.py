@@ -220,7 +220,7 @@ def _mend_columns(atoms: Atoms) -> None:
             atoms.arrays[name] = np.array([np.nan if value is None else value for value in values], dtype=float)
         except (TypeError, ValueError):
             if all(value is None or isinstance(value, str) for value in values):
-                atoms.arrays[name] = np.array([value or "" for value in values])
+                atoms.arrays[name] = np.array([value or "-" for value in values])  # "" would shift columns of extended XYZ
                 continue
             del atoms.arrays[name]
             text = f"the site property {name!r} was left out: it holds neither numbers nor text"
@@ -298,8 +298,13 @@ def to_structure(atoms: Atoms) -> Any:
         structure.add_site_property("magmom", moments.tolist())
     if states is not None or in_species:
         for k, site in enumerate(structure):
-            state = None if states is None or np.isnan(states[k]) else float(states[k])
-            spin = float(moments[k]) if in_species and np.isfinite(spins[k]) else None
+            state = None if states is None or np.isnan(states[k]) else _short(states[k])
+            spin = _short(moments[k]) if in_species and np.isfinite(spins[k]) else None
             if state is not None or spin is not None:
                 site.species = {Species(site.specie.symbol, state, spin): 1}
     return structure
+
+
+def _short(value: float) -> float | int:
+    """Return a whole number as an int: 5 and 5.0 are not the same spin to pymatgen."""
+    return int(value) if float(value).is_integer() else float(value)
