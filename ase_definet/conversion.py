@@ -220,7 +220,8 @@ def _mend_columns(atoms: Atoms) -> None:
             atoms.arrays[name] = np.array([np.nan if value is None else value for value in values], dtype=float)
         except (TypeError, ValueError):
             if all(value is None or isinstance(value, str) for value in values):
-                atoms.arrays[name] = np.array([value or "-" for value in values])  # "" would shift columns of extended XYZ
+                # "" would shift the columns of extended XYZ
+                atoms.arrays[name] = np.array([value or "-" for value in values])
                 continue
             del atoms.arrays[name]
             text = f"the site property {name!r} was left out: it holds neither numbers nor text"

@@ -77,7 +77,7 @@ _OF_VASP = {
     "IBZKPT": "k-points",
 }
 _SYMOPS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
-_MAGNETIC = re.compile(r"(?mi)^\s*_(?:atom_site_moment|space_group_symop_magn)")
+_MAGNETIC = re.compile(r"(?mi)^[ \t]*_(?:atom_site_moment|space_group_symop_magn)")
 _TWICE = re.compile(r"scaled_positions (\d+) and (\d+) are equivalent")
 _SPIN = re.compile(r",spin=([-+.\deE]+)$")
 
@@ -171,7 +171,7 @@ def _format_of(text: str, path: Path) -> str:
     lines = text.splitlines()
     if looks_like_poscar(text):
         return "vasp"
-    if re.search(r"(?m)^data_\S*\s*$", text) and "_cell_length_a" in text:
+    if re.search(r"(?m)^data_\S*[ \t]*$", text) and "_cell_length_a" in text:
         return "cif"
     if len(lines) > 1 and lines[0].strip().isdigit() and "Lattice=" in lines[1]:
         return "extxyz"
@@ -283,7 +283,8 @@ def _encoding(head: bytes) -> str:
 
 
 def _text(content: bytes) -> str:
-    return content.decode(_encoding(content), errors="replace")
+    text = content.decode(_encoding(content), errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_text(path: Path, fmt: str, limit: int | None = None) -> str:
@@ -313,9 +314,7 @@ def _frames(path: Path, index: slice) -> Generator[Atoms, None, None]:
     fmt = structure_format(path)
     if fmt == "vasp":
         yield from [_read_poscar(path)][index]
-    elif fmt == "mcif":
-        yield from _read_with_pymatgen(path)[index]
-    elif fmt == "cif":
+    elif fmt in {"cif", "mcif"}:
         yield from _read_cif(path, index)
     elif fmt == "json" and (structure := _pymatgen_json(path)) is not None:
         yield from [structure][index]
@@ -365,14 +364,14 @@ def _read_poscar(path: Path) -> Atoms:
 def _read_cif(path: Path, index: slice) -> Iterator[Atoms]:
     from ase.io.cif import parse_cif  # noqa: PLC0415
 
-    text = _read_text(path, "cif")
+    text = _read_text(path, "CIF")
     if _MAGNETIC.search(text):
-        yield from _read_with_pymatgen(path)[index]
+        yield from _read_magnetic(text, path)[index]
         return
     # ASE decodes a CIF as Latin-1
     parsed = parse_cif(io.BytesIO(text.encode("latin-1", errors="replace")))
     try:
-        blocks = [block for block in parsed if block.has_structure()]
+        blocks = [block for block in parsed if _tidied(block).has_structure()]
     except AssertionError as error:  # what ASE raises where a block should begin
         first = (text.strip().splitlines() or [""])[0][:60]
         raise StructureError(f"{path}: cannot be read: expected a CIF, found {first!r}") from error
@@ -384,22 +383,17 @@ def _read_cif(path: Path, index: slice) -> Iterator[Atoms]:
 
 def _atoms_of_block(block: CIFBlock, path: Path) -> Atoms:
     """Make Atoms of a block of a CIF; one with partly occupied sites carries them, and what they are called."""
-    from ase.io.cif import CIFBlock  # noqa: PLC0415
-
     tags: dict[str, Any] = dict(block)
     kinds = _column(tags, "_atom_site_type_symbol")
     labels = _column(tags, "_atom_site_label") or kinds
-    spins = [_SPIN.search(kind) for kind in kinds]
-    if kinds:
-        tags["_atom_site_type_symbol"] = [_symbol(kind) for kind in kinds]
+    spins = [_SPIN.search(str(kind)) for kind in kinds]
     shares = np.array([_occupancy(value) for value in _column(tags, "_atom_site_occupancy") or [1.0] * len(labels)])
     if "?" in _column(tags, "_atom_site_occupancy"):
         unknown = [str(label) for label, v in zip(labels, tags["_atom_site_occupancy"], strict=True) if v == "?"]
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         text = f"{path}: occupancies given as unknown were taken as 1: site {unknown[0]}{more}"
         warnings.warn(text, DefiNetWarning, stacklevel=2)
-    tags.pop("_atom_site_occupancy", None)
-    block = CIFBlock(block.name, tags)
+    block = _tidied(block)
     if not (np.abs(shares - 1) <= WHOLE).all():
         atoms: Atoms = block.get_unsymmetrized_structure()
         atoms.set_array(OCCUPANCY, shares)
@@ -417,6 +411,16 @@ def _atoms_of_block(block: CIFBlock, path: Path) -> Atoms:
     if any(spins):
         atoms.set_initial_magnetic_moments([float(found[1]) if found else 0.0 for found in spins])
     return atoms
+
+
+def _tidied(block: CIFBlock) -> CIFBlock:
+    """Return a block with symbols that ASE understands, and without occupancies."""
+    from ase.io.cif import CIFBlock  # noqa: PLC0415
+
+    tags: dict[str, Any] = {name: value for name, value in block.items() if name != "_atom_site_occupancy"}
+    if kinds := _column(tags, "_atom_site_type_symbol"):
+        tags["_atom_site_type_symbol"] = [_symbol(kind) for kind in kinds]
+    return CIFBlock(block.name, tags)
 
 
 def _with_equivalent_sites(block: CIFBlock, labels: list[Any], path: Path) -> Atoms:
@@ -469,11 +473,10 @@ def _lists_all_sites(block: CIFBlock) -> bool:
     return block.get_cell().rank > 0 and (number == "1" if not operations else len(operations) == 1)
 
 
-def _read_with_pymatgen(path: Path) -> list[Atoms]:
+def _read_magnetic(text: str, path: Path) -> list[Atoms]:
     """Read a magnetic CIF, of which ASE takes neither moments nor symmetry."""
     from pymatgen.io.cif import CifParser  # noqa: PLC0415
 
-    text = _read_text(path, "mcif")
     with warnings.catch_warnings():  # of rounded coordinates and the like
         warnings.simplefilter("ignore")
         found = CifParser(io.StringIO(text), occupancy_tolerance=np.inf).parse_structures(primitive=False)
@@ -505,7 +508,10 @@ def _pymatgen_json(path: Path) -> Atoms | None:
     if isinstance(content, Mapping) and {"lattice", "sites"} <= content.keys():
         from pymatgen.core import Structure  # noqa: PLC0415
 
-        return _named(from_structure, Structure.from_dict(_harmless(content)), path)
+        with warnings.catch_warnings():  # of charges that its oxidation states do not sum to
+            warnings.simplefilter("ignore")
+            structure = Structure.from_dict(_harmless(content))
+        return _named(from_structure, structure, path)
     if isinstance(content, Mapping):
         what = content.get("@class") or f"an object with the keys {', '.join(map(str, [*content][:5])) or '(none)'}"
     else:

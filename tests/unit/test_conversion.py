@@ -71,7 +71,9 @@ def test_disorder_in_pymatgen_is_refused_by_every_function(site, named, relaxer,
 def test_label_and_number_of_further_sites_are_named():
     disordered = structure(*[{"S": 0.5}] * 4)
     disordered[1].label = "S1a"
-    with pytest.raises(StructureError, match=r"site 0 \(S with occupancy 0.5\), 1 'S1a' \(.*\), 2 \(.*\) and 1 more;"):
+    with pytest.raises(
+        StructureError, match=r"site 0 \(S with occupancy 0.5\), 1 'S1a' \(.*\), 2 \(.*\) and 1 more;"
+    ):
         as_atoms(disordered)
 
 
@@ -84,7 +86,7 @@ def test_rounded_occupancies_are_whole(share):
 
 @pytest.mark.parametrize("dummy", [DummySpecies("X"), DummySpecies("Xv", 2), DummySpecies("Qq")], ids=str)
 def test_what_is_no_element_is_refused(dummy):
-    with pytest.raises(StructureError, match="site 1 .* is no element: remove placeholders of vacancies"):
+    with pytest.raises(StructureError, match=r"site 1 .* is no element: remove placeholders of vacancies"):
         as_atoms(structure("Mo", dummy))
 
 
@@ -100,7 +102,12 @@ def test_occupancy_columns_of_atoms(column, value, relaxer, tmp_path):
     assert as_atoms(atoms) is atoms
     atoms.arrays[column][7] = value
     expected = rf"site 7 \({atoms.symbols[7]} with occupancy {value:g}\)"
-    for take in (as_atoms, relaxer.predict, lambda a: match_sites(a, "MoS2"), lambda a: write_vasp_inputs(a, tmp_path)):
+    for take in (
+        as_atoms,
+        relaxer.predict,
+        lambda a: match_sites(a, "MoS2"),
+        lambda a: write_vasp_inputs(a, tmp_path),
+    ):
         with pytest.raises(StructureError, match=expected):
             take(atoms)
 
@@ -112,7 +119,7 @@ def test_occupancies_as_ase_leaves_them():
     text = crystal.to(fmt="cif", symprec=1e-3)
     atoms = read(BytesIO(text.encode()), format="cif")
     assert set(atoms.symbols) == {"Ni", "O"}  # what ASE makes of it
-    with pytest.raises(StructureError, match="site 0 .*Ni with occupancy 0.6 [+] Fe with occupancy 0.4"):
+    with pytest.raises(StructureError, match=r"site 0 .*Ni with occupancy 0.6 [+] Fe with occupancy 0.4"):
         as_atoms(atoms)
     with pytest.raises(HostError, match="partial occupancies"):
         get_host(atoms)
@@ -247,7 +254,7 @@ def test_selective_dynamics_go_there_and_back_in_a_cell_of_any_angle():
     atoms = as_atoms(before)
     assert {type(constraint) for constraint in atoms.constraints} == {FixAtoms, FixScaled}
     moved = atoms.copy()
-    moved.set_positions(atoms.positions + [0.3, 0.2, 0.1])
+    moved.set_positions(atoms.positions + np.array([0.3, 0.2, 0.1]))
     delta = moved.get_scaled_positions(wrap=False) - atoms.get_scaled_positions(wrap=False)
     np.testing.assert_array_equal(np.isclose(delta, 0), ~np.array(flags))
     assert as_structure(atoms).site_properties["selective_dynamics"] == flags
