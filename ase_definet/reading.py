@@ -197,13 +197,11 @@ def _existing(path: str | Path) -> Path:
     if path.is_dir():
         inside = [path / name for name in ("CONTCAR", "POSCAR") if (path / name).is_file()]
         such = f", such as {inside[0]}" if inside else ""
-        raise StructureError(
-            f"{path}: cannot be read: no such file, only a folder of that name: give a file in it{such}"
-        )
+        raise StructureError(f"{path}: no such file, only a folder of that name: give a file in it{such}")
     if not path.is_file():
-        raise StructureError(f"{path}: cannot be read: no such file")
+        raise StructureError(f"{path}: no such file")
     if path.stat().st_size == 0:
-        raise StructureError(f"{path}: cannot be read: the file is empty, expected a structure")
+        raise StructureError(f"{path}: the file is empty and cannot be read as a structure")
     return path
 
 

@@ -298,6 +298,8 @@ def _load(what: Atoms | Path) -> Atoms:
 
 
 def _read(path: Path, index: int = -1) -> Atoms:
+    if not path.is_file():
+        raise StructureError(f"{path}: cannot be read: no such file")
     atoms = read_structure(path, index)
     if path.name.startswith("vasprun.xml"):
         _refuse_unconverged(path)

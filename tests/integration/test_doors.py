@@ -20,7 +20,10 @@ RELAX = ("--host", "MoS2", "--device", "cpu")
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write("whole.vasp", mos2_with_defects(4), format="vasp")
+    atoms = mos2_with_defects(4)
+    write("whole.vasp", atoms, format="vasp")
+    atoms.set_array("relaxed_positions", atoms.positions)
+    write("pair.extxyz", atoms)
     return tmp_path
 
 
@@ -55,7 +58,7 @@ def partial(name: str, occupancy: str, n: int = 4) -> Path:
         ("plot", "whole.vasp", "whole.vasp", "-o", "x.png", "--host", "x.cif"),
         ("enumerate", "--host", "x.cif", "--supercell", "2x2", "--defects", "v_S", "-o", "out"),
         ("screen", "whole.vasp", "--host", "x.cif", "-o", "out"),
-        ("data", "pack", "whole.vasp", "--host", "x.cif", "-o", "out"),
+        ("data", "pack", "pair.extxyz", "out.pack", "--host", "x.cif"),
     ],
     ids=" ".join,
 )
@@ -98,7 +101,7 @@ def test_a_pack_leaves_out_partial_occupancies():
             write(f"pairs/{key}_{stage}.cif", atoms, format="cif")
     text = Path("pairs/b_unrelaxed.cif").read_text()
     Path("pairs/b_unrelaxed.cif").write_text(text.replace("1.0000", "0.5000", 1))
-    result = run("data", "pack", "pairs", "--host", "MoS2", "-o", "packed")
+    result = run("data", "pack", "pairs", "packed", "--host", "MoS2", "--workers", 1)
     assert "partial occupancies: site 0 'Mo1' (Mo with occupancy 0.5)" in result.output + "".join(
         path.read_text(errors="replace") for path in Path().glob("packed*") if path.is_file()
     )
