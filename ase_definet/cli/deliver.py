@@ -72,9 +72,9 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     with replacing(path) as fresh:
         try:
             write(str(fresh), atoms, format=fmt)
-        except OSError:
-            raise
         except Exception as error:  # ASE's writers raise anything
+            if isinstance(error, (OSError, MemoryError)) or type(error).__module__ == "sqlite3":
+                raise
             raise StructureError(
                 f"{path}: ASE cannot write this structure as {fmt} ({type(error).__name__}: {error}); "
                 "choose another format with -o"
