@@ -380,7 +380,7 @@ def _content_sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) 
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

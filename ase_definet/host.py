@@ -333,7 +333,9 @@ def _check_cell(cell: Array) -> None:
     """
     shown = [[float(f"{x:.4g}") for x in row] for row in cell]
     if not np.isfinite(cell).all():
-        raise StructureError(f"expected a periodic cell, found a component that is not a number (vectors {shown}): check the cell")
+        raise StructureError(
+            f"expected a periodic cell, found a component that is not a number (vectors {shown}): check it"
+        )
     given = np.abs(cell).max(axis=1) > 0
     longest = np.abs(cell).max()
     if longest > LARGEST:

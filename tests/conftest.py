@@ -58,7 +58,7 @@ FULL = 1 << 14
 
 @pytest.fixture
 def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a folder in which no more than :data:`FULL` bytes fit: a real one where we may mount, else a feigned one.
+    """Return a folder with room for :data:`FULL` bytes: a real disk where we may mount one, else a feigned one.
 
     The feigned one lets ``os.fsync`` fail, which everything written here goes through.
     """

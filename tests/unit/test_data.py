@@ -805,7 +805,7 @@ def test_any_changed_byte_of_a_pack_is_noticed(tmp_path):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(rng.integers(0, 8))
         pack.path.write_bytes(flipped)
-        with pytest.raises(StructureError, match="pack it anew|data pack"):
+        with pytest.raises(StructureError, match=r"pack it anew|data pack"):
             Pack.open(pack.path)
     pack.path.write_bytes(whole)
     assert Pack.open(pack.path).sha256 == pack.sha256
@@ -827,7 +827,9 @@ def test_packs_of_an_older_version_are_refused_as_such(tmp_path):
     pack, _ = packed([reference()], tmp_path)
     pack.path.write_bytes(pack.path.read_bytes().replace(FORMAT.encode(), b"ase-definet pairs 1"))
     assert is_pack(pack.path)
-    with pytest.raises(StructureError, match="found 'ase-definet pairs 1'; pack it anew with `ase-definet data pack`"):
+    with pytest.raises(
+        StructureError, match="found 'ase-definet pairs 1'; pack it anew with `ase-definet data pack`"
+    ):
         Pack.open(pack.path)
 
 

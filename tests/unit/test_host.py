@@ -247,7 +247,10 @@ def test_unusable_structures_are_refused(change, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda a: a.set_atomic_numbers([*a.numbers[:2], 119]), "atom 2 has the atomic number 119, expected 1 to 118"),
+        (
+            lambda a: a.set_atomic_numbers([*a.numbers[:2], 119]),
+            "atom 2 has the atomic number 119, expected 1 to 118",
+        ),
         (lambda a: a.set_atomic_numbers([-5, *a.numbers[1:]]), "atom 0 has the atomic number -5"),
         (lambda a: a.set_atomic_numbers([10**6, *a.numbers[1:]]), "atom 0 has the atomic number 1000000"),
         (lambda a: a.set_cell(a.cell * 1e-320), "the cell repeats after"),
