@@ -356,8 +356,8 @@ def _check_cell(cell: Array) -> None:
         shortest = np.linalg.norm(reduced[given], axis=1).min()
     if shortest < OVERLAP:
         raise StructureError(
-            f"the cell repeats after {shortest:.3g} Å, so that every atom overlaps its own images: check the cell and "
-            "its unit"
+            f"the cell repeats after {shortest:.3g} Å, so that every atom overlaps its own images: check "
+            "the cell and its unit"
         )
 
 
