@@ -237,7 +237,7 @@ def pack_rows(results: Iterable[Row | Problem], out: Path, *, progress: Any = No
 
     Args:
         results: The pairs, and what is wrong with those that are not.
-        out: File to write; it appears only when it is complete.
+        out: File to write; it appears only when it is complete. Its folder is made if need be.
         progress: Called with each of them as it comes.
 
     Returns:
@@ -246,6 +246,7 @@ def pack_rows(results: Iterable[Row | Problem], out: Path, *, progress: Any = No
     Raises:
         StructureError: No pair is good.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
     building: list[tuple[Row, list[Row]]] = []
     problems: list[Problem] = []
     seen: set[tuple[str, str]] = set()

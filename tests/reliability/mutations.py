@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read, write
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetError
@@ -177,7 +177,18 @@ def insert(content: bytes, rng: np.random.Generator) -> bytes:
 
 TEXT: tuple[Mutation, ...] = (flip, flip_in_head, truncate, drop, double, no_number, no_number, no_numbers)
 TEXT = (*TEXT, lines, lines, words, insert, other_digit)
-BINARY: tuple[Mutation, ...] = (flip, flip, flip_in_head, truncate, drop, double, blank, other_digit, no_number, insert)
+BINARY: tuple[Mutation, ...] = (
+    flip,
+    flip,
+    flip_in_head,
+    truncate,
+    drop,
+    double,
+    blank,
+    other_digit,
+    no_number,
+    insert,
+)
 
 
 # what is mutated, and what reads it
@@ -413,6 +424,8 @@ def trial(number: int, seed: int, made: Path, keep: Path | None = None) -> Trial
             content = INCAR[int(rng.integers(0, len(INCAR)))].encode()
         mutated = mutation(content, rng)
         (folder / subject.file).write_bytes(mutated)
+        before = folder / "before"  # the command may replace the file itself
+        before.write_bytes(mutated)
         text = mutated.decode("utf-8", "surrogateescape")
         arguments = [part.format(file=folder / subject.file, made=made, text=text) for part in command.split()]
         began = time.perf_counter()
@@ -420,7 +433,7 @@ def trial(number: int, seed: int, made: Path, keep: Path | None = None) -> Trial
         seconds = time.perf_counter() - began
         if outcome == "fine" and subject.same is not None and mutated != content:
             with suppress(Exception):
-                outcome = "fine" if subject.same(made / subject.file, folder / subject.file) else "accepted"
+                outcome = "fine" if subject.same(made / subject.file, before) else "accepted"
         if keep is not None:
             shutil.copytree(folder, keep / str(number), dirs_exist_ok=True)
     return Trial(number, subject.name, mutation.__name__, command, outcome, said, seconds)
@@ -437,21 +450,29 @@ def _outcome(arguments: list[str], folder: Path) -> tuple[str, str]:
         return "hang", ""
     finally:
         os.chdir(before)
+    return _judged(result, folder)
+
+
+def _judged(result: Result, folder: Path) -> tuple[str, str]:
+    """Say what a command's exit code, output and files amount to."""
     written = result.output.splitlines()
     errors = [line for line in result.stderr.splitlines() if line.strip()]
     said = (errors or written or [""])[-1]
-    if "Traceback (most recent call last)" in result.output:
-        return "traceback", said
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        return "traceback", repr(result.exception)
-    if any("this is a bug" in line for line in written):
-        return "bug", next(line for line in written if "this is a bug" in line)
-    if any("out of memory" in line for line in written):
-        return "memory", said
-    if result.exit_code == 0:
-        return ("fine" if _all_finite(folder / "out") else "wrong"), said
-    one_line = sum(line.startswith("Error: ") for line in errors) == 1 and said.startswith("Error: ")
-    return ("refused" if one_line and result.exit_code in {1, 2} else "traceback"), said
+    bugs = [line for line in written if "this is a bug" in line]
+    crashed = result.exception is not None and not isinstance(result.exception, SystemExit)
+    if crashed or "Traceback (most recent call last)" in result.output:
+        outcome = "traceback"
+        said = repr(result.exception) if crashed else said
+    elif bugs:
+        outcome, said = "bug", bugs[0]
+    elif any("out of memory" in line for line in written):
+        outcome = "memory"
+    elif result.exit_code == 0:
+        outcome = "fine" if _all_finite(folder / "out") else "wrong"
+    else:
+        one_line = sum(line.startswith("Error: ") for line in errors) == 1 and said.startswith("Error: ")
+        outcome = "refused" if one_line and result.exit_code in {1, 2} else "traceback"
+    return outcome, said
 
 
 def _all_finite(folder: Path) -> bool:
@@ -531,7 +552,9 @@ def main(arguments: list[str] | None = None) -> int:
             if one.outcome not in GOOD or given.only is not None:
                 if given.keep is not None and given.only is None:
                     trial(number, given.seed, made, given.keep)
-                print(f"{one.outcome} in trial {number}, {one.seconds:.1f} s: {one.mutation} of {one.subject}: {one.command}")
+                print(
+                    f"{one.outcome} in trial {number}, {one.seconds:.1f} s: {one.mutation} of {one.subject}: {one.command}"
+                )
                 print(f"    {one.said[:600]}", flush=True)
     print(*table(trials), sep="\n")
     return int(any(one.outcome not in GOOD for one in trials))

@@ -335,6 +335,7 @@ def test_a_killed_run_of_muon_goes_on_exactly(config, tmp_path):
 
 def test_a_kill_while_saving_leaves_the_last_checkpoint(config, monkeypatch):
     run = Run(config)
+    run.out.mkdir()
     run.advance()
     run.save()
     run.advance()
