@@ -552,9 +552,8 @@ def main(arguments: list[str] | None = None) -> int:
             if one.outcome not in GOOD or given.only is not None:
                 if given.keep is not None and given.only is None:
                     trial(number, given.seed, made, given.keep)
-                print(
-                    f"{one.outcome} in trial {number}, {one.seconds:.1f} s: {one.mutation} of {one.subject}: {one.command}"
-                )
+                place = f"{one.outcome} in trial {number}, {one.seconds:.1f} s"
+                print(f"{place}: {one.mutation} of {one.subject}: {one.command}")
                 print(f"    {one.said[:600]}", flush=True)
     print(*table(trials), sep="\n")
     return int(any(one.outcome not in GOOD for one in trials))
