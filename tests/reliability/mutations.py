@@ -36,17 +36,20 @@ from types import FrameType
 import numpy as np
 import torch
 from ase import Atoms
+from ase.db import connect
 from ase.io import read, write
 from click.testing import CliRunner, Result
 
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetError
+from ase_definet.model.config import DefiNetConfig
+from ase_definet.model.definet import DefiNet
 from tests.conftest import mos2_with_defects, pristine
 from tests.pairs import radial_pairs
 
 OUTCOMES = ("fine", "refused", "bug", "traceback", "accepted", "wrong", "memory", "hang")
 GOOD = frozenset(("fine", "refused"))
-LIMIT = 30.0
+LIMIT = 60.0
 """Seconds a command may take."""
 ROOM = 6 << 30
 """Bytes that the commands may have, beyond what is in use when all is prepared."""
@@ -260,6 +263,12 @@ SUBJECTS = (
     ),
     Subject("host", "host.vasp", ("match {made}/good.vasp --host {file}", _OTHER[6], "match {file} --host auto")),
     Subject("pairs", "pairs.xyz", ("data pack {file} out/a.pack --host MoS2 --workers 1",)),
+    Subject("database", "set.db", ("data pack {file} out/a.pack --host MoS2 --workers 1",), BINARY),
+    Subject("trajectory", "set.traj", ("data pack {file} out/a.pack --host MoS2 --workers 1",), BINARY),
+    Subject(
+        "list of pairs", "layout/MoS2/train.csv", ("data pack layout out/a.pack --workers 1",), needs=("layout",)
+    ),
+    Subject("authors' file", "authors.pt", ("import-checkpoint {file} out/a.safetensors",), BINARY),
     Subject("pack", "set.pack", ("data info {file}",), BINARY, _bytes_alike),
     Subject(
         "pack, evaluated",
@@ -333,7 +342,7 @@ def prepare(made: Path) -> None:
     write(made / "in.extxyz", _with_arrays(good))
     write(made / "host.vasp", pristine("MoS2", 1), sort=True)
     some = []
-    for k, pair in enumerate(radial_pairs(10, 6)):
+    for k, pair in enumerate(radial_pairs(12, 4)):
         frame = pair.unrelaxed
         frame.set_array("relaxed_positions", pair.relaxed.positions)
         frame.info |= {"id": f"k{k}", "split": pair.split, "subset": pair.subset, "name": f"k{k}"}
@@ -341,6 +350,16 @@ def prepare(made: Path) -> None:
     write(made / "pairs.xyz", some[:4])
     write(made / "set.xyz", some)
     write(made / "some.extxyz", [*some[:3], Atoms("H", cell=[5, 5, 20], pbc=True, info={"name": "bad"})])
+    with connect(made / "set.db") as database:
+        for frame in some[:2]:
+            database.write(frame, data={"relaxed_positions": frame.arrays["relaxed_positions"]}, split="train")
+    write(made / "set.traj", [frame.copy() for frame in some[:1] * 2])
+    (made / "layout" / "MoS2" / "CIF").mkdir(parents=True)
+    for frame in some[:3]:
+        for stage in ("unrelaxed", "relaxed"):
+            write(made / "layout" / "MoS2" / "CIF" / f"{frame.info['id']}_{stage}.cif", frame)
+    (made / "layout" / "MoS2" / "train.csv").write_text("atoms_id\nk0\nk1\nk2\n")
+    torch.save(DefiNet(DefiNetConfig(features=8, layers=1, radial=8)).state_dict(), made / "authors.pt")
     (made / "incar.txt").write_text(INCAR[0])
     (made / "kpoints.txt").write_text("2x2x1")
     _sound("data", "pack", made / "set.xyz", made / "set.pack", "--host", "MoS2", "--workers", 1)

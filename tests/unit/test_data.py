@@ -349,6 +349,14 @@ def test_names_with_an_at_sign(tmp_path):
     assert_loads(one, unrelaxed, relaxed)
 
 
+@pytest.mark.parametrize("content", [b"atoms_id\n\xff\n", b"name\na\n", b"a,atoms_id\n1\n", b"\xff\xfe"])
+def test_damaged_lists(tmp_path, content):
+    write_2dmd(tmp_path / "a" / "MoS2", {"train": ["a"]})
+    (tmp_path / "a" / "MoS2" / "train.csv").write_bytes(content)
+    with pytest.raises(StructureError, match=r"train\.csv: (cannot be read as a list|expected a column atoms_id)"):
+        list(find_pairs(tmp_path))
+
+
 # sources that cannot be read
 
 
