@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
-VACUUM = 40.0
-"""Height given to a layer's cell, in Å, so that its images do not meet."""
-
 Start: TypeAlias = Literal["ideal", "given"]
 
 
@@ -69,10 +66,7 @@ def build_lattice(
         cutoff: Longest edge, in Å.
         frozen: Whether the networks that use it never change, so that what it makes of their filters may be kept.
     """
-    cell = cell.copy()
-    if not pbc[2]:
-        cell[2] *= VACUUM / np.linalg.norm(cell[2])
-    target, source, shift, vector = neighbor_list(positions, cell, (True, True, True), cutoff)
+    target, source, shift, vector = neighbor_list(positions, cell, pbc, cutoff)
     return LatticeGeometry(
         torch.as_tensor(source),
         torch.as_tensor(target),

@@ -1,17 +1,45 @@
-"""Files that are the old one or the new one, whatever happens while they are written, and never lost unasked."""
+"""Files and folders that are the old one or the new one, whatever happens while they are written.
+
+Everything is written under a name of its own beside its place, ``.ase-definet-MACHINE-PROCESS-RANDOM-NAME``, and
+takes the place when it is whole. Nobody can guess that name, and no two writers share one. What killed runs left
+under such names goes when the next one writes there, unless its writer may still be at it.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import platform
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from ase_definet.errors import OutputExistsError
+from ase_definet.errors import OutputExistsError, ScreeningError
 
-_SQLITE = {8: errno.EROFS, 10: errno.EIO, 13: errno.ENOSPC}
-"""What the file system says where SQLite says READONLY, IOERR and FULL."""
+INCOMPLETE = "INCOMPLETE"
+"""Name of the file in a folder whose files are being replaced, and stay mixed if the writer is stopped."""
+MANIFEST = ".ase-definet-files"
+"""Name of the file in a folder that lists what this package wrote there: names and digests of the contents."""
+
+_OURS = re.compile(r"^\.ase-definet-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}-")
+_WRITER = re.compile(r"^written by ase-definet, process (?P<process>\d+) on (?P<machine>[0-9a-f]{8})$", re.MULTILINE)
+_LONGEST_NAME = 255
+"""What common file systems allow, in bytes."""
+_DEAD_AFTER = 86_400.0
+"""A writer elsewhere that wrote nothing for so long is gone, in s."""
+_MERGED_AFTER = 3_600.0
+"""Moving files into a folder takes less, in s."""
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+_swept: set[Path] = set()
 
 
 def keep_existing(*paths: Path, overwrite: bool) -> None:
@@ -31,44 +59,334 @@ def keep_existing(*paths: Path, overwrite: bool) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield another name beside a file, to write to; it takes the file's place if all goes well, else it goes.
+    """Yield an empty file beside a file, to write to; it takes the file's place if all goes well, else it goes.
 
     What was written is on the disk before it takes the place: a full disk or a lost machine costs the new file only.
+    A file that is replaced keeps its permission bits; a new one gets those that the umask leaves. Of a symbolic link,
+    the file that it points to is replaced, and the link stays.
 
     Args:
-        path: The file to write or replace. Its folder is made if need be. The other name has the same ending.
+        path: The file to write or replace. Its folder must exist: one that was removed in between is not made anew.
+            The file to write to has the same ending.
+
+    Raises:
+        OutputExistsError: A folder, a pipe or a device has that name.
+        FileNotFoundError: There is no such folder, or it was removed or moved while the file was written.
+        OSError: The file system refuses; the error names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".new.{path.name}")  # one name, so that kills leave no heap of them
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.exists() and not target.is_file():
+        raise OutputExistsError(f"{path} is no ordinary file; choose another name")
+    fresh = _beside(target)
+    with _named(path, fresh):
+        fresh.open("x").close()  # follows no link, and takes no file that is there
+        try:
+            yield fresh
+            with fresh.open("r+b") as stream:  # Windows syncs only what is open for writing
+                os.fsync(stream.fileno())
+            if target.exists():
+                with suppress(PermissionError):  # some network file systems know no such bits
+                    shutil.copymode(target, fresh)
+            fresh.replace(target)
+        finally:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_database(path: Path, kind: str = "db") -> Iterator[Any]:
+    """Yield an empty ASE database in a file that nobody else uses, as :func:`replacing` yields one.
+
+    It has no lock file: one that a killed process leaves makes everyone after it wait for ever.
+
+    Args:
+        path: The file; empty.
+        kind: ASE's name for the kind of database, ``db`` or ``json``.
+
+    Raises:
+        OSError: The database cannot be written, for lack of room perhaps.
+    """
+    import sqlite3  # noqa: PLC0415
+
+    from ase.db import connect  # noqa: PLC0415
+
     try:
-        yield fresh
-        with fresh.open("rb") as stream:
-            os.fsync(stream.fileno())
-        fresh.replace(path)
-    except Exception as error:
-        if (named := _named(error, path, fresh)) is None:
-            raise
-        raise named from error
-    finally:
-        fresh.unlink(missing_ok=True)
+        with connect(path, type=kind, use_lock_file=False, append=kind == "db") as database:
+            yield database
+    except sqlite3.OperationalError as error:
+        full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
 
 
-def _named(error: Exception, path: Path, fresh: Path) -> OSError | None:
-    """Return what a file system or SQLite has against a file under the name that the caller knows.
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write files to; they become the content of a folder if all goes well, else they go.
 
-    A full disk is told by ``write`` and ``fsync``, which do not say of which file.
+    A folder that does not exist appears complete, at once. In one that exists, the files that an earlier call wrote
+    there are replaced, all of them and no others; a file :data:`INCOMPLETE` is there for that moment, and stays if
+    the process is killed in it. The next call with the same path mends that.
 
     Args:
-        error: Anything.
-        path: The file that is to be written.
-        fresh: The other name that it is written under.
+        path: The folder. The folder that holds it must exist.
+
+    Raises:
+        OutputExistsError: The path is no folder, another process is writing there, or a file that an earlier call
+            wrote and that has to go was changed since; nothing is changed then.
+        FileNotFoundError: The folder that holds it does not exist, or was removed while the files were written.
+        OSError: The file system refuses.
     """
-    if isinstance(error, OSError):
-        unnamed = error.filename is None or os.fsdecode(error.filename) == str(fresh)
-        if error.errno is None or not unnamed or isinstance(error, BrokenPipeError):
-            return None
-        return OSError(error.errno, error.strerror, str(path))
-    if type(error).__module__ == "sqlite3":
-        reason = _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-        return None if reason is None else OSError(reason, os.strerror(reason), str(path))
-    return None
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.exists() and not target.is_dir():
+        raise OutputExistsError(f"{path} is a file, expected a folder; choose another name")
+    there = target.is_dir()
+    if there:
+        _writer_of_mark(target)
+    fresh = _beside(target / "files" if there else target)
+    with _named(path, fresh):
+        fresh.mkdir()
+        try:
+            yield fresh
+            if there:
+                _merge(fresh, target)
+                return
+            _write_manifest(fresh, _digests(fresh))
+            try:
+                fresh.rename(target)
+            except OSError as error:
+                if not target.exists():
+                    raise
+                raise OutputExistsError(
+                    f"{path} was made by another process in the meantime; choose another name"
+                ) from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def refuse_incomplete(folder: Path) -> None:
+    """Refuse to read a folder that is a mixture of old and new files.
+
+    Raises:
+        ScreeningError: The process that wrote the folder was stopped in the middle, or is still at it.
+    """
+    mark = folder / INCOMPLETE
+    if mark.is_file() and _WRITER.search(mark.read_text(encoding="utf-8", errors="replace")):
+        raise ScreeningError(
+            f"{folder} is incomplete: it was being written when {mark} was made; wait until that is gone, or write "
+            "the folder again with --overwrite"
+        )
+
+
+def is_vacant(folder: Path) -> bool:
+    """Say whether there is nothing in a folder but what killed writers left."""
+    return all(_OURS.match(entry.name) for entry in os.scandir(folder))
+
+
+def others_in(folder: Path) -> int:
+    """Return how many visible files there are in a folder that :func:`replacing_folder` did not write."""
+    visible = sum(1 for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_file())
+    return visible - len({name for name, _ in _read_manifest(folder)})
+
+
+def _merge(fresh: Path, target: Path) -> None:
+    """Move new files into a folder and remove those of an earlier call that are not among them."""
+    _take_mark(target)
+    try:  # nothing is changed yet
+        old, new = _read_manifest(target), list(_digests(fresh))
+        stale = _stale(target, old, {name for name, _ in new})
+        # Both lists, so that whatever is there when this is stopped is known to be ours.
+        _write_manifest(target, [*old, *new])
+    except BaseException:
+        (target / INCOMPLETE).unlink(missing_ok=True)
+        raise
+    for path in stale:
+        path.unlink(missing_ok=True)
+    for name, _ in new:
+        (fresh / name).replace(target / name)
+    _write_manifest(target, new)
+    (target / INCOMPLETE).unlink()
+
+
+def _stale(folder: Path, old: list[tuple[str, str]], kept: set[str]) -> list[Path]:
+    """Return the files of an earlier call that have to go.
+
+    Raises:
+        OutputExistsError: One of them was changed since, or a folder has the name of a file that is to come.
+    """
+    written: dict[str, set[str]] = {}
+    for name, digest in old:
+        written.setdefault(name, set()).add(digest)
+    stale = [folder / name for name in written if name not in kept and (folder / name).is_file()]
+    for path in stale:
+        if _digest(path) not in written[path.name]:
+            raise OutputExistsError(
+                f"{path} was written by an earlier run and changed since; it does not belong to the new files: move "
+                "it away, or write to another folder"
+            )
+    for name in kept:
+        if (folder / name).is_dir():
+            raise OutputExistsError(f"{folder / name} is a folder, expected a file or nothing there; rename it")
+    return stale
+
+
+def _take_mark(folder: Path) -> None:
+    """Mark a folder as incomplete, once the writer that marked it before is gone.
+
+    Raises:
+        OutputExistsError: It is not gone, or the file of that name is the user's.
+    """
+    mark = folder / INCOMPLETE
+    if _writer_of_mark(folder) is not None:
+        mark.unlink(missing_ok=True)
+    try:
+        with mark.open("x", encoding="utf-8") as stream:
+            stream.write(
+                "This folder holds old and new files: a process was stopped while it replaced them, or is still at "
+                "it.\nIf it was stopped, run the same command again with --overwrite.\n"
+                f"written by ase-definet, process {os.getpid()} on {_machine()}\n"
+            )
+    except FileExistsError as error:
+        raise OutputExistsError(f"{folder}: another process is writing there; wait for it") from error
+
+
+def _writer_of_mark(folder: Path) -> int | None:
+    """Return the process that was stopped in a folder, None if none was.
+
+    Raises:
+        OutputExistsError: It is still at it, or the file of that name is the user's.
+    """
+    mark = folder / INCOMPLETE
+    try:
+        found = _WRITER.search(mark.read_text(encoding="utf-8", errors="replace"))
+        when = mark.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    if not found:
+        raise OutputExistsError(f"{mark} is not of this package, which needs that name; rename it")
+    process = int(found["process"])
+    recent = time.time() - when < _MERGED_AFTER
+    if recent and process != os.getpid() and _may_live(found["machine"], process, when):
+        raise OutputExistsError(
+            f"{folder}: another process ({process}) is writing there; wait for it, or remove {mark} if that process "
+            "does something else"
+        )
+    return process
+
+
+def _write_manifest(folder: Path, entries: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> None:
+    with replacing(folder / MANIFEST) as fresh, fresh.open("w", encoding="ascii") as stream:
+        stream.writelines(json.dumps({"name": name, "digest": digest}) + "\n" for name, digest in entries)
+
+
+def _read_manifest(folder: Path) -> list[tuple[str, str]]:
+    """Return names and digests of what was written to a folder; a name may come twice.
+
+    Raises:
+        OutputExistsError: The list cannot be read: it is not known which files may go.
+    """
+    path = folder / MANIFEST
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        lines = ["damaged"]
+    out = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            name, digest = str(entry["name"]), str(entry["digest"])
+        except (ValueError, KeyError, TypeError):
+            name = ""
+            digest = ""
+        if not name or name in {".", ".."} or Path(name).name != name:
+            raise OutputExistsError(
+                f"{path}, the list of the files that may be replaced, is damaged; write to another folder, or remove "
+                "the old files and the list by hand"
+            )
+        out.append((name, digest))
+    return out
+
+
+def _digests(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield names and digests of the visible files in a folder."""
+    for entry in os.scandir(folder):
+        if not entry.name.startswith("."):
+            yield entry.name, _digest(Path(entry.path))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def private_prefix(folder: Path) -> str:
+    """Return how names begin that nobody else uses in a folder, and sweep what killed runs left under such names."""
+    _sweep(folder)
+    return f".ase-definet-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}-"
+
+
+def _beside(path: Path) -> Path:
+    """Return a name beside a path that nobody else uses."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder; was it removed in the meantime?", str(folder))
+    head = private_prefix(folder)
+    room = _LONGEST_NAME - len(head) - 16  # SQLite adds an ending of its own
+    tails = (path.name, path.suffix, "")
+    return folder / (head + next(tail for tail in tails if len(os.fsencode(tail)) <= room))
+
+
+@contextmanager
+def _named(path: Path, fresh: Path) -> Iterator[None]:
+    """Make errors of the file system name the file that was asked for, not the one beside it."""
+    try:
+        yield
+    except OSError as error:
+        without = error.filename is None and error.errno in _NO_ROOM
+        if without or str(error.filename) == str(fresh):
+            error.filename = str(path)
+        raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left in a folder, once in the life of this process."""
+    place = folder.absolute()
+    if place in _swept:
+        return
+    _swept.add(place)
+    with suppress(OSError):
+        for entry in list(filter(lambda entry: _OURS.match(entry.name), os.scandir(folder))):
+            found = _OURS.match(entry.name)
+            with suppress(OSError):
+                when = entry.stat(follow_symlinks=False).st_mtime
+                if not found or _may_live(found["machine"], int(found["process"]), when):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    Path(entry.path).unlink()
+
+
+def _may_live(machine: str, process: int, when: float) -> bool:
+    """Say whether a process that last wrote at a time, in s since the epoch, may still be running."""
+    if machine == _machine() and os.name == "posix":  # elsewhere, signal 0 is not harmless
+        try:
+            os.kill(process, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            return True
+        return True
+    return time.time() - when < _DEAD_AFTER
+
+
+@cache
+def _machine() -> str:
+    """Name the set of processes that share their numbers: this machine, or this container."""
+    space = ""
+    with suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{platform.node()} {space}".encode("utf-8", "replace")).hexdigest()[:8]

@@ -15,7 +15,9 @@ from ase.data import chemical_symbols
 from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
-from ase_definet.errors import HostError, StructureError
+from ase_definet.charges import CHARGE_SOURCE, charge_of
+from ase_definet.constraints import held_directions, hold
+from ase_definet.errors import DefiNetWarning, HostError, StructureError
 from ase_definet.neighbors import pairs_within
 
 if TYPE_CHECKING:
@@ -38,8 +40,13 @@ HEAVIEST = 118
 SYMMETRY_PRECISION = 0.01
 """Positions closer than this are equivalent when a host is reduced to its primitive cell, in Å."""
 
+_LOOSER = (0.02, 0.04, 0.08)  # tried where a host may be a supercell with noise, in Å
+
+NOISE = 0.02
+"""Copies of a host's primitive cell that differ by less are the same, in Å, root mean square."""
+
 VACUUM_LENGTH = 40.0
-"""Length given to the axis across a two-dimensional host in the frame used for matching, in Å."""
+"""Length of the axis across a two-dimensional host in the frame used for matching, in Å; more for a thick slab."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +58,7 @@ class Host:
         numbers: Atomic numbers, shape ``(n_basis,)``.
         positions: Cartesian positions, shape ``(n_basis, 3)``, in Å; unwrapped across a layer.
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å. The last row of a two-dimensional host is its
-            unit normal times :data:`VACUUM_LENGTH`.
+            unit normal times :data:`VACUUM_LENGTH`, or more where it is a thick slab.
         layered: Whether the host is two-dimensional, its last axis the vacuum.
         source: Where the geometry is from.
     """
@@ -72,6 +79,12 @@ class Host:
         return "".join(
             chemical_symbols[elements[k]] + (str(counts[k] // divisor) if counts[k] > divisor else "") for k in order
         )
+
+    @property
+    def composition(self) -> dict[int, int]:
+        """Atoms of each element in the primitive cell, by atomic number: the order of the basis does not matter."""
+        elements, counts = np.unique(self.numbers, return_counts=True)
+        return dict(zip(elements.tolist(), counts.tolist(), strict=True))
 
     @property
     def periodic(self) -> tuple[bool, bool, bool]:
@@ -191,21 +204,6 @@ def _elements_of(name: str) -> set[str]:
     return set(symbols) if whole and set(symbols) <= set(chemical_symbols) else set()
 
 
-def charge_of(atoms: Atoms) -> float:
-    """Return the net charge a structure says it has: ``info["charge"]``, else the sum of its initial charges, in e.
-
-    Raises:
-        StructureError: ``info["charge"]`` is not a number.
-    """
-    given = atoms.info.get("charge")
-    if given is None:
-        return float(atoms.get_initial_charges().sum())
-    try:
-        return float(given)
-    except (TypeError, ValueError) as error:
-        raise StructureError(f"atoms.info['charge'] must be a number in e, found {given!r}") from error
-
-
 def as_atoms(structure: object) -> Atoms:
     """Return an Atoms from an Atoms or a pymatgen Structure, whose charge goes to ``info["charge"]``.
 
@@ -223,8 +221,11 @@ def as_atoms(structure: object) -> Atoms:
         if not isinstance(atoms, Atoms):  # pragma: no cover - depends on pymatgen's version
             raise StructureError(f"pymatgen returned {type(atoms).__name__}, expected an ase.Atoms")
         charge = vars(structure).get("_charge")  # its property guesses from oxidation states where this is None
-        if charge:
+        if charge is not None:
             atoms.info["charge"] = charge
+        flags = getattr(structure, "site_properties", {}).get("selective_dynamics")
+        if flags is not None:  # along cell vectors, where pymatgen's adaptor takes them for x, y and z
+            hold(atoms, ~np.array(flags, dtype=bool))
         return atoms
     raise StructureError(
         f"expected an ase.Atoms or a pymatgen Structure, found {type(structure).__name__}: read the file first"
@@ -232,12 +233,27 @@ def as_atoms(structure: object) -> Atoms:
 
 
 def as_structure(atoms: Atoms) -> Any:
-    """Return a pymatgen Structure from an Atoms, its charge with it: the inverse of :func:`as_atoms`."""
+    """Return a pymatgen Structure from an Atoms, with its charge and what is held: the inverse of :func:`as_atoms`.
+
+    A charge that nobody stated, and constraints that selective dynamics cannot say, are a DefiNetWarning.
+    """
     from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
 
-    structure = AseAtomsAdaptor.get_structure(atoms)
-    if charge := charge_of(atoms):
-        structure.set_charge(charge)
+    held, lost = held_directions(atoms)
+    charge = charge_of(atoms)
+    for text in filter(None, [charge.note, *lost]):
+        warnings.warn(text, DefiNetWarning, stacklevel=2)
+    bare = atoms.copy()  # pymatgen's adaptor knows two kinds of constraints only
+    bare.set_constraint()
+    bare.calc = atoms.calc
+    bare.info.pop("charge", None)
+    if charge.source == "initial charges":
+        bare.info[CHARGE_SOURCE] = charge.source
+    structure = AseAtomsAdaptor.get_structure(bare)
+    if held.any():
+        structure.add_site_property("selective_dynamics", (~held).tolist())
+    if charge.source != "none":
+        structure.set_charge(charge.value)
     return structure
 
 
@@ -406,6 +422,20 @@ def _emptiest(fractions: Array) -> tuple[float, float]:
     return float(widths[first]), float(levels[first] + widths[first] / 2)
 
 
+def vacuum_gaps(cell: Array, positions: Array) -> list[float]:
+    """Return the width of the largest empty layer across each axis, in Å.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        positions: Shape ``(n_atoms, 3)``, in Å.
+    """
+    inverse = np.linalg.inv(cell)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    return [
+        _emptiest(column)[0] * float(height) for column, height in zip((positions @ inverse).T, heights, strict=True)
+    ]
+
+
 def vacuum_axis(cell: Array, positions: Array) -> int | None:
     """Return the axis along which a layer is surrounded by vacuum, or None.
 
@@ -416,9 +446,7 @@ def vacuum_axis(cell: Array, positions: Array) -> int | None:
     Raises:
         StructureError: There is vacuum along more than one axis (a wire or a molecule).
     """
-    inverse = np.linalg.inv(cell)
-    heights = 1.0 / np.linalg.norm(inverse, axis=0)
-    gaps = [_emptiest(column)[0] * height for column, height in zip((positions @ inverse).T, heights, strict=True)]
+    gaps = vacuum_gaps(cell, positions)
     axes = [axis for axis in range(3) if gaps[axis] >= VACUUM_GAP]
     if len(axes) <= 1:
         return axes[0] if axes else None
@@ -442,7 +470,8 @@ def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tupl
 
     Returns:
         ``(frame, positions, axis)``: rows of the frame (for a layer: the two periodic vectors and the unit normal
-        times :data:`VACUUM_LENGTH`), the positions with images across the vacuum undone, and the vacuum axis.
+        times :data:`VACUUM_LENGTH` or, for a thick slab, more), the positions with images across the vacuum undone,
+        and the vacuum axis.
     """
     cell = completed_cell(cell, positions, pbc)
     axis = vacuum_axis(cell, positions)
@@ -455,29 +484,21 @@ def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tupl
     first, second = (cell[k] for k in range(3) if k != axis)
     normal = np.cross(first, second)
     normal *= np.sign(normal @ cell[axis]) / np.linalg.norm(normal)
-    return np.array([first, second, normal * VACUUM_LENGTH]), positions - images[:, None] * cell[axis], axis
+    positions = positions - images[:, None] * cell[axis]
+    height = max(VACUUM_LENGTH, float(np.ptp(positions @ normal)) + VACUUM_LENGTH / 2)
+    return np.array([first, second, normal * height]), positions, axis
 
 
 def _reduced(atoms: Atoms, name: str, source: str) -> Host:
     """Reduce a crystal to its primitive cell, Minkowski-reduced, in the matching frame."""
-    import spglib  # noqa: PLC0415
-
     try:
         frame, positions, axis = check_structure(atoms)
     except StructureError as error:
         raise HostError(f"host {name!r}: {error}") from error
     if axis is not None:
-        positions = positions - frame[2] / VACUUM_LENGTH * (positions @ frame[2] / VACUUM_LENGTH).min()
-    scaled = np.linalg.solve(frame.T, positions.T).T
-    with warnings.catch_warnings():  # spglib announces a change of its error handling at every call
-        warnings.simplefilter("ignore", DeprecationWarning)
-        primitive = spglib.standardize_cell(
-            (frame, scaled, atoms.numbers), to_primitive=True, no_idealize=True, symprec=SYMMETRY_PRECISION
-        )
-    if primitive is None:
-        raise HostError(f"host {name!r}: spglib finds no primitive cell: are atoms too close to one another?")
-    cell, scaled, numbers = (np.array(part) for part in primitive)
-    positions = scaled @ cell
+        normal = frame[2] / np.linalg.norm(frame[2])
+        positions = positions - normal * (positions @ normal).min()
+    numbers, positions, cell = _primitive(atoms.numbers, positions, frame, name)
     if axis is None:
         cell = np.array(minkowski_reduce(cell)[0])
         return Host(name, numbers, positions, cell, layered=False, source=source)
@@ -486,3 +507,60 @@ def _reduced(atoms: Atoms, name: str, source: str) -> Host:
         raise HostError(f"host {name!r}: lost its vacuum on reduction: give its primitive cell")
     cell = np.array(minkowski_reduce(cell, pbc=(True, True, False))[0])
     return Host(name, numbers, positions, cell, layered=True, source=source)
+
+
+def _primitive(numbers: Array, positions: Array, cell: Array, name: str) -> tuple[Array, Array, Array]:
+    """Return numbers, positions and cell of the primitive cell, means over its copies.
+
+    The tolerance is the smallest at which the copies agree: a supercell that somebody relaxed is a little noisy. A
+    cell whose copies differ by more than noise is a superstructure, and stays whole.
+    """
+    best = _fold(numbers, positions, cell, SYMMETRY_PRECISION)
+    if best is None:
+        raise HostError(f"host {name!r}: spglib finds no primitive cell: are atoms too close to one another?")
+    for tolerance in _LOOSER:
+        found = _fold(numbers, positions, cell, tolerance)
+        if found is not None and len(found.numbers) < len(best.numbers) and found.noise <= NOISE:
+            best = found
+    return best.numbers, best.positions, best.cell
+
+
+@dataclass(frozen=True, eq=False)
+class _Folded:
+    """A primitive cell, and by how much its copies in the crystal differ, root mean square, in Å."""
+
+    numbers: Array
+    positions: Array
+    cell: Array
+    noise: float
+
+
+def _fold(numbers: Array, positions: Array, cell: Array, tolerance: float) -> _Folded | None:
+    """Fold a crystal onto the primitive cell that spglib finds at a tolerance, in Å."""
+    import spglib  # noqa: PLC0415
+
+    scaled = np.linalg.solve(cell.T, positions.T).T
+    with warnings.catch_warnings():  # spglib announces a change of its error handling at every call
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = spglib.standardize_cell(
+            (cell, scaled, numbers), to_primitive=True, no_idealize=True, symprec=tolerance
+        )
+    if found is None:
+        return None
+    # its vectors carry the noise of the atoms they were found with: they are rational in those of the cell
+    matrix = np.round(cell @ np.linalg.inv(found[0]))
+    copies = round(abs(float(np.linalg.det(matrix))))
+    if copies == 0 or len(found[2]) * copies != len(numbers):
+        return None
+    primitive = np.linalg.solve(matrix, cell)
+    first = np.asarray(found[1]) @ primitive
+    inverse = np.linalg.inv(primitive)
+    mean, squared = first.copy(), 0.0
+    for k, (place, number) in enumerate(zip(first, found[2], strict=True)):
+        away = (positions[numbers == number] - place) @ inverse
+        away = (away - np.round(away)) @ primitive
+        near = np.argsort((away**2).sum(axis=1), kind="stable")[:copies]
+        mean[k] += away[near].mean(axis=0)
+        squared += float(((away[near] - away[near].mean(axis=0)) ** 2).sum())
+    noise = float(np.sqrt(squared / len(numbers)))
+    return _Folded(np.asarray(found[2]), mean, primitive, noise) if noise < tolerance else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ase_definet.charges import whole_charge
 from ase_definet.errors import StructureError
 
 
@@ -32,7 +33,8 @@ def from_doped(entry: Any) -> DefectStructure:
     """Take structure, host and charge from a defect of doped or pymatgen-analysis-defects.
 
     The order of the sites is the entry's. Charged defects keep their charge, which input sets turn into NELECT; the
-    network itself knows neutral cells only.
+    network itself knows neutral cells only. An entry without a charge state has its structure's charge, or none; the
+    oxidation states of its sites make no charge.
 
     Args:
         entry: A ``DefectEntry`` of doped or of pymatgen-analysis-defects, or a ``Defect`` of the latter, for which
@@ -64,7 +66,10 @@ def from_doped(entry: Any) -> DefectStructure:
             f"expected a DefectEntry of doped or a Defect of pymatgen-analysis-defects with its supercell, found "
             f"{type(entry).__name__}; of a DefectsGenerator take the values of its defect_entries"
         )
-    charge = int(getattr(entry, "charge_state", None) or 0)
+    stated = getattr(entry, "charge_state", None)
+    if stated is None:  # the structure's own, but none that pymatgen adds up from oxidation states
+        stated = vars(structure).get("_charge") or 0
+    charge = whole_charge(stated, "charge_state")
     structure = structure.copy()
     structure.set_charge(charge)
     return DefectStructure(structure, host, charge, str(getattr(entry, "name", "") or type(entry).__name__))

@@ -82,6 +82,7 @@ def draw_relaxation(
         raise DefiNetError(f"{path}: cannot draw this format; expected a name that ends in {', '.join(FORMATS)}")
     keep_existing(path, overwrite=overwrite)
     _check_alike(before, after)
+    path.parent.mkdir(parents=True, exist_ok=True)
     move = minimum_image(after.positions - before.positions, before.cell.array)
     far = np.linalg.norm(move, axis=1)
     if len(far) and far.max() > FARTHEST:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ase_definet.charges import charge_of
 from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.convert import Start, build_lattice, displaced, to_graph
 from ase_definet.errors import (
@@ -28,7 +29,7 @@ from ase_definet.errors import (
     StructureError,
 )
 from ase_definet.graph import DefectGraph, batch_graphs
-from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, as_structure, charge_of, get_host, library
+from ase_definet.host import LIBRARY_SOURCE, Host, as_atoms, as_structure, get_host, library
 from ase_definet.model import predict
 from ase_definet.model.experts import Experts
 from ase_definet.model.lattice import LatticeGeometry
@@ -364,6 +365,9 @@ class DefiNetRelaxer:
         reasons = site_map.warnings + tuple(text for _, text in reservations)
         if self.strict and reasons:
             raise StrictError("; ".join(reasons))
+        charge = charge_of(given)
+        if charge.note and not charge.value:  # worth saying, but no reason to distrust the prediction
+            reasons += (charge.note,)
         timings = {"match": matched - began, "graph": time.perf_counter() - matched}
         outside = tuple(word for word, _ in reservations)
         return _Prepared(given, site_map, graph, reasons, outside, timings)
@@ -463,8 +467,12 @@ class DefiNetRelaxer:
     def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[tuple[str, str]]:
         """Yield every way in which a structure lies outside the training data: a word, and a sentence."""
         charge = charge_of(atoms)
-        if abs(charge) > 1e-6:  # noqa: PLR2004 - rounding of summed atomic charges
-            yield "charge", f"net charge {charge:+g}: the model was trained on neutral cells and ignores it"
+        if charge.value:
+            source = f" ({charge.note})" if charge.note else ""
+            yield (
+                "charge",
+                f"net charge {charge.value:+d}: the model was trained on neutral cells and ignores it{source}",
+            )
         training = self.card.get("training")
         if not isinstance(training, Mapping):
             yield (
@@ -520,7 +528,7 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
     repeat = (2, 2, 1 if host.layered else 2)
     atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)
     for name, candidate in library().items():
-        if candidate.formula != host.formula or candidate.layered != host.layered:
+        if candidate.composition != host.composition or candidate.layered != host.layered:
             continue
         try:
             found = match_sites(atoms, candidate)

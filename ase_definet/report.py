@@ -52,6 +52,7 @@ def write_report(
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
     keep_existing(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
     table = read_rows(results / TABLE, COLUMNS)
     failures = read_rows(results / FAILURES, FAILURE_COLUMNS) if (results / FAILURES).exists() else []
     if not table and not failures:

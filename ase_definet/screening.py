@@ -29,7 +29,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from numpy.typing import NDArray
 
 from ase_definet.errors import ScreeningError, StructureError
-from ase_definet.files import replacing
+from ase_definet.files import refuse_incomplete, replacing
 from ase_definet.host import read_structure
 from ase_definet.metrics import near_sites
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
@@ -99,9 +99,13 @@ def structures_of(paths: Iterable[Path]) -> Iterator[Named]:
 
     Args:
         paths: Files of any format ASE reads, all structures in them, and folders of such files.
+
+    Raises:
+        ScreeningError: A folder is incomplete: whoever wrote it was stopped in the middle.
     """
     for path in paths:
         if path.is_dir():
+            refuse_incomplete(path)
             yield from structures_of(p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith("."))
         else:
             yield from _from_file(path)

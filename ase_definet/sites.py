@@ -13,17 +13,31 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.host import Host, as_atoms, check_structure, get_host, library
+from ase_definet.host import VACUUM_GAP, Host, as_atoms, check_structure, get_host, library, vacuum_gaps
 from ase_definet.naming import defect_name
 from ase_definet.registration import (
     GATE,
+    GOOD_COST,
     SPECIES_PENALTY,
+    Assignment,
     Placement,
+    Registration,
+    Sample,
     assign,
     nearby_pairs,
     register,
+    registration_costs,
 )
-from ase_definet.supercell import MAX_STRAIN, describe, mapping_stages, supercell_sites
+from ase_definet.supercell import (
+    MAX_STRAIN,
+    MISFITS,
+    Mapping,
+    describe,
+    diffracted_mappings,
+    mapping_stages,
+    remark_on,
+    supercell_sites,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -42,6 +56,18 @@ SAME_SHIFT = 1e-5
 
 MIN_PRISTINE = 0.5
 """A match with a smaller share of pristine sites is refused: the host is the wrong one."""
+
+SAME_PLACE = 0.5
+"""Two vacancies of two registrations this near to one another are the same vacancy, in Å."""
+
+CLOSE = 0.05
+"""Registrations whose cost for a sample of atoms is this close to the best are judged by all atoms, in Å."""
+
+MOST_READINGS = 64
+"""Registrations that are judged by all atoms, at most."""
+
+SUBLATTICE = 0.1
+"""An element with a smaller share of the host's sites is a dopant and no sublattice."""
 
 MAX_LOOSE = 0.1
 """With a larger share of atoms on no site it is not those atoms but the host that is wrong."""
@@ -231,16 +257,17 @@ def match_sites(
 def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
     """Match to every library host that shares an element; keep the one with the fewest defects."""
     found: list[SiteMap] = []
+    reasons: list[str] = []
     for host in library().values():
         if np.isin(atoms.numbers, host.numbers).any():
             try:
                 found.append(_match(atoms, framed, host, max_strain))
-            except (HostError, MatchError):
-                continue
+            except (HostError, MatchError) as error:
+                reasons.append(f"{host.name}: {error}")
     if not found:
+        why = reasons or [f"none of them has an element of it; the library has {', '.join(sorted(library()))}"]
         raise HostError(
-            f"no host of the library ({', '.join(sorted(library()))}) fits {atoms.get_chemical_formula()}: "
-            "give the host as a file"
+            f"no host of the library fits {atoms.get_chemical_formula()}: give the host as a file ({'; '.join(why)})"
         )
     return min(found, key=lambda site_map: (site_map.density, site_map.cost))
 
@@ -248,23 +275,21 @@ def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
 def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> SiteMap:
     frame, positions, axis = framed
     if host.layered != (axis is not None):
-        found = "has no vacuum along any axis" if host.layered else f"has vacuum along axis {axis}"
-        expected = "two-dimensional" if host.layered else "three-dimensional"
-        raise HostError(f"host {host.name} is {expected}, but the structure {found}: give the host that fits")
+        raise HostError(_other_dimension(atoms, host, axis))
     placed = Placement(positions, atoms.numbers, frame, (True, True, axis is None))
-    ranked = register(host, mapping_stages(host, frame, len(atoms), max_strain), placed)
-    mapping, shift = ranked[0].mapping, ranked[0].shift
-    host_numbers, sites = supercell_sites(host, mapping)
-    assigned = assign(sites + shift, host_numbers, placed)
-    # the median of what was matched is a better rigid shift than the vote; assign once more with it
-    matched = assigned.site >= 0
-    better = np.median(assigned.offset[matched], axis=0) if matched.any() else np.zeros(3)
-    if np.abs(better).max() > SAME_SHIFT:
-        shift = shift + better
-        assigned = assign(sites + shift, host_numbers, placed)
-    chosen, offset = assigned.site, assigned.offset
-    sites = sites + shift
-    _refuse(host, sites, host_numbers, chosen, placed)
+    known = positions, atoms.numbers
+    ranked = register(host, mapping_stages(host, frame, len(atoms), max_strain, known), placed)
+    best, runner_up = _best_reading(host, ranked, placed)
+    try:
+        _refuse(host, best, placed)
+    except MatchError:
+        if best.cost >= GOOD_COST / 2:  # else it is a few atoms that are wrong
+            _blame_strain(host, best, placed, max_strain)
+        raise
+    if best.cost >= GOOD_COST:
+        _blame_strain(host, best, placed, max_strain)
+    mapping, sites, host_numbers = best.mapping, best.sites, best.host_numbers
+    chosen, offset = best.assigned.site, best.assigned.offset
     atom_index = np.full(len(sites), -1)
     atom_index[chosen] = np.arange(len(atoms))
     offsets = np.zeros((len(sites), 3))
@@ -274,11 +299,7 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
     kinds = np.select(
         [numbers == 0, numbers == host_numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION
     )
-    squared = (offset**2).sum() + SPECIES_PENALTY * np.count_nonzero(kinds == SiteKind.SUBSTITUTION)
-    cost = float(np.sqrt(squared / len(atoms)))
-    # the costs of registrations are those of a sample of the atoms: only their difference is comparable
-    runner_up = cost + ranked[1].cost - ranked[0].cost if len(ranked) > 1 else float("inf")
-    least = int(np.argmin(assigned.margin))
+    least = int(np.argmin(best.assigned.margin))
     left, _, right = np.linalg.svd(mapping.deformation)
     site_map = SiteMap(
         host=host,
@@ -292,34 +313,160 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
         atom_index=atom_index,
         offsets=offsets,
         strain=mapping.strain,
-        shift=shift,
+        shift=best.shift,
         rotation=(left @ right).T,
-        cost=cost,
+        cost=best.cost,
         runner_up=runner_up,
-        margin=float(assigned.margin[least]),
+        margin=float(best.assigned.margin[least]),
         warnings=(),
     )
     distance = float(np.linalg.norm(offset[least]))
     return replace(site_map, warnings=_warnings(site_map, f"atom {least} ({atoms.symbols[least]})", distance))
 
 
-def _refuse(host: Host, sites: Array, host_numbers: Array, chosen: Array, placed: Placement) -> None:
-    """Raise where atoms have no site or most sites are defects."""
+def _other_dimension(atoms: Atoms, host: Host, axis: int | None) -> str:
+    """Say why a layer and a crystal do not go together, with the gaps found and the gap needed."""
+    expected = "two-dimensional" if host.layered else "three-dimensional"
+    if axis is not None:
+        return (
+            f"host {host.name} is {expected}, but the structure has vacuum along axis {axis}: give the host that fits"
+        )
+    gaps = vacuum_gaps(atoms.cell.array, atoms.positions)
+    widest = int(np.argmax(gaps))
+    return (
+        f"host {host.name} is {expected}, but the structure has no vacuum along any axis: the widest gap is "
+        f"{gaps[widest]:.1f} Å along axis {widest}, a layer needs {VACUUM_GAP:g} Å; give it more vacuum, or the "
+        "three-dimensional host"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What one registration makes of all atoms.
+
+    Attributes:
+        mapping: How the host lies in the cell.
+        shift: Its rigid shift, shape ``(3,)``, in Å.
+        sites: Positions of its sites, shape ``(n_sites, 3)``, in Å.
+        host_numbers: Their atomic numbers, shape ``(n_sites,)``.
+        assigned: Which atom sits where.
+        cost: Root mean square over all atoms, species penalty included, in Å.
+        substituted: Host element under every atom that is a substitution, 0 under others, shape ``(n_atoms,)``.
+        empty: Sites without an atom.
+    """
+
+    mapping: Mapping
+    shift: Array
+    sites: Array
+    host_numbers: Array
+    assigned: Assignment
+    cost: float
+    substituted: Array
+    empty: Array
+
+    @classmethod
+    def of(cls, host: Host, registration: Registration, placed: Placement) -> _Reading:
+        """Assign all atoms to the sites of a registration."""
+        mapping, shift = registration.mapping, registration.shift
+        host_numbers, sites = supercell_sites(host, mapping)
+        assigned = assign(sites + shift, host_numbers, placed)
+        # the median of what was matched is a better rigid shift than the vote; assign once more with it
+        matched = assigned.site >= 0
+        better = np.median(assigned.offset[matched], axis=0) if matched.any() else np.zeros(3)
+        if np.abs(better).max() > SAME_SHIFT:
+            shift = shift + better
+            assigned = assign(sites + shift, host_numbers, placed)
+            matched = assigned.site >= 0
+        under = np.where(matched, host_numbers[assigned.site], 0)
+        substituted = np.where(under == placed.numbers, 0, under)
+        squared = (assigned.offset**2).sum() + SPECIES_PENALTY * np.count_nonzero(substituted)
+        squared += (GATE**2 + SPECIES_PENALTY) * np.count_nonzero(~matched)
+        empty = np.setdiff1d(np.arange(len(sites)), assigned.site)
+        cost = float(np.sqrt(squared / len(placed.numbers)))
+        return cls(mapping, shift, sites + shift, host_numbers, assigned, cost, substituted, empty)
+
+    def reads_like(self, other: _Reading, placed: Placement) -> bool:
+        """Whether both find the same defects in the same places, whatever they call the sites."""
+        if not np.array_equal(self.substituted, other.substituted) or len(self.empty) != len(other.empty):
+            return False
+        if len(self.empty) == 0:
+            return True
+        gone = Placement(other.sites[other.empty], other.host_numbers[other.empty], placed.cell, placed.pbc)
+        here, there, _ = nearby_pairs(self.sites[self.empty], gone, SAME_PLACE)
+        same = self.host_numbers[self.empty][there] == gone.numbers[here]
+        return len(np.unique(here[same])) == len(np.unique(there[same])) == len(self.empty)
+
+
+def _best_reading(host: Host, ranked: list[Registration], placed: Placement) -> tuple[_Reading, float]:
+    """Return the best reading by the cost of all atoms, and the cost of the best that finds other defects, in Å.
+
+    Args:
+        host: The host.
+        ranked: Registrations by the cost of a sample of the atoms, best first.
+        placed: The structure.
+    """
+    close = [r for r in ranked if r.cost < ranked[0].cost + CLOSE]
+    if len(close) > 1 and len(placed.numbers) > len(Sample.of(placed).numbers):
+        every = Sample.of(placed, len(placed.numbers))
+        costs = [registration_costs(host, r.mapping, r.shift[None], every)[0] for r in close[:MOST_READINGS]]
+        close = [replace(r, cost=float(c)) for r, c in zip(close, costs, strict=False)]
+        close.sort(key=lambda r: round(r.cost, 6))
+    likely = [r for r in close[:MOST_READINGS] if r.cost < close[0].cost + 2 * MIN_ADVANTAGE]
+    readings = [_Reading.of(host, r, placed) for r in likely]
+    best = min(readings, key=lambda reading: round(reading.cost, 6))
+    others = [r.cost for r in readings if r is not best and not r.reads_like(best, placed)]
+    # costs of registrations let two atoms share a site: only their difference is comparable
+    judged = {id(r) for r in likely}
+    others += [best.cost + r.cost - close[0].cost for r in (*close, *ranked[len(close) :]) if id(r) not in judged][:1]
+    return best, min(others, default=float("inf"))
+
+
+def _blame_strain(host: Host, found: _Reading, placed: Placement, max_strain: float) -> None:
+    """Raise where a host that fits badly would fit well if it were strained by more than is allowed."""
+    for limit in (limit for limit in MISFITS if limit > max_strain):
+        mappings = diffracted_mappings(host, placed.cell, (placed.positions, placed.numbers), limit)
+        wider = register(host, [[m for m in mappings if abs(m.max_strain) > max_strain]], placed)
+        if wider and wider[0].cost < min(GOOD_COST, found.cost / 2):
+            mapping = wider[0].mapping
+            raise HostError(
+                f"host {host.name} fits the structure as {describe(mapping.matrix)} with a strain of "
+                f"{mapping.max_strain:+.1%}, at most {max_strain:.1%} is allowed: check the host and its lattice "
+                "constant, or allow more (max_strain, --max-strain)"
+            )
+
+
+def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
+    """Raise where atoms have no site, most sites are defects, or a sublattice is another element's."""
+    sites, host_numbers, chosen = reading.sites, reading.host_numbers, reading.assigned.site
     n_atoms, matched = len(chosen), chosen >= 0
     same = int((host_numbers[chosen[matched]] == placed.numbers[matched]).sum())
     if same < MIN_PRISTINE * len(sites):
         raise MatchError(
             f"only {same} of the {len(sites)} sites of host {host.name} hold the host's own element "
             f"({(~matched).sum()} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
-            "check the host, its polytype and the cell"
+            f"check the host, its polytype and the cell{remark_on(host)}"
         )
+    for element in np.unique(host_numbers):
+        here = placed.numbers[matched & (host_numbers[chosen] == element)]
+        there, own = int((host_numbers == element).sum()), int((here == element).sum())
+        if there < SUBLATTICE * len(sites):  # a dopant of the host
+            continue
+        if len(here) - own > MIN_PRISTINE * there:
+            symbol = chemical_symbols[element]
+            held = Counter(chemical_symbols[z] for z in here[here != element].tolist())
+            held["nothing"] = there - len(here)
+            found = ", ".join(f"{n} hold {what}" for what, n in held.most_common() if n)
+            raise MatchError(
+                f"only {own} of the {there} {symbol} sites of host {host.name} hold {symbol} ({found}): a replaced "
+                "sublattice is no defect but another crystal; give the host that the structure is a defect of"
+            )
     loose = np.flatnonzero(~matched)
     if len(loose) == 0:
         return
     if len(loose) > MAX_LOOSE * n_atoms:
         raise MatchError(
             f"{len(loose)} of {n_atoms} atoms are further than {GATE} Å from every free site of host {host.name}: "
-            "check the host and its polytype, or start from the unrelaxed structure"
+            f"check the host and its polytype, or start from the unrelaxed structure{remark_on(host)}"
         )
     k = int(loose[0])
     alone = Placement(placed.positions[[k]], placed.numbers[[k]], placed.cell, placed.pbc)

@@ -18,17 +18,24 @@ import numpy as np
 from ase.build.supercells import lattice_points_in_supercell
 from numpy.typing import NDArray
 
+from ase_definet.diffraction import supercell_candidates
 from ase_definet.errors import HostError
-from ase_definet.host import SYMMETRY_PRECISION, Host
+from ase_definet.host import NOISE, SYMMETRY_PRECISION, Host
 
 Array: TypeAlias = NDArray[Any]
+Atoms_: TypeAlias = tuple[Array, Array]
 
 MAX_STRAIN = 0.06
 """Largest principal strain of a host onto a cell, unless the caller allows more."""
 
 _STAGES = (5e-4, 0.005, 0.02, 0.035, 0.06)  # the first is the host as it is, with rounding
 _SLACK = 1e-6  # rounding of a cell written with a few decimals, relative
-_MISFITS = (0.12, 0.25)  # strains tried to name the misfit of a host that does not fit
+MISFITS = (0.12, 0.25)
+"""Strains tried to name the misfit of a host that does not fit."""
+
+_LARGE_BASIS = 12  # atoms of a host that may be a supercell
+_ENUMERATED = 100  # primitive cells up to which all supercells are tried; beyond, the atoms choose
+_STILL_ENUMERATED = 400  # the same where the atoms show no reflection of the host
 _KEEP = 200  # mappings kept of one stage; large cells have thousands within a few per cent
 _CHUNK = 1_000_000  # candidate vector pairs held at once
 
@@ -58,40 +65,60 @@ class Mapping:
         return round(abs(float(np.linalg.det(self.matrix))))
 
 
-def find_mappings(host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN) -> list[Mapping]:
+def find_mappings(
+    host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN, atoms: Atoms_ | None = None
+) -> list[Mapping]:
     """Find the ways to lay a host into a cell, likeliest first, one of each symmetry-equivalent set.
 
     Likely is a strain that is small and the same along all axes, and as many sites as atoms. At most a few hundred
-    are kept.
+    are kept. Of a large cell, where that many say nothing, the atoms choose: see :mod:`ase_definet.diffraction`.
 
     Args:
         host: The host.
         frame: Cell of the defect structure as rows, shape ``(3, 3)``, in Å; the vacuum last for a layer.
         n_atoms: Atoms in it: a supercell has at least 0.95 and at most twice as many sites.
         max_strain: Largest principal strain to consider.
+        atoms: Positions in the frame, in Å, and atomic numbers, where they are known.
 
     Raises:
         HostError: No supercell fits; the message names the nearest misfit.
     """
-    found = _search(host, frame, n_atoms, max_strain)
+    found = search_mappings(host, frame, n_atoms, max_strain, atoms)
     if found:
         return found
-    for limit in _MISFITS:
-        near = _search(host, frame, n_atoms, limit) if limit > max_strain else []
+    for limit in MISFITS:
+        near = search_mappings(host, frame, n_atoms, limit, atoms) if limit > max_strain else []
         if near:
             best = near[0]
             raise HostError(
                 f"host {host.name} is not commensurate with the cell: the likeliest supercell "
                 f"({describe(best.matrix)}, {best.n_cells * len(host.numbers)} sites for {n_atoms} atoms) needs a "
                 f"strain of {best.max_strain:+.1%}, at most {max_strain:.1%} is allowed; check the host and the cell"
+                f"{remark_on(host)}"
             )
     raise HostError(
-        f"host {host.name} is not commensurate with the cell: no supercell within {_MISFITS[-1]:.0%} strain has "
-        f"about as many sites as the structure has atoms ({n_atoms}); check the host and the cell"
+        f"host {host.name} is not commensurate with the cell: no supercell within {MISFITS[-1]:.0%} strain has "
+        f"about as many sites as the structure has atoms ({n_atoms}); check the host and the cell{remark_on(host)}"
     )
 
 
-def mapping_stages(host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN) -> Iterator[list[Mapping]]:
+def remark_on(host: Host) -> str:
+    """Return what may be wrong with a host whose primitive cell is large, for the end of a message; else nothing.
+
+    Args:
+        host: The host.
+    """
+    if len(host.numbers) < _LARGE_BASIS:
+        return ""
+    return (
+        f" (the smallest cell that {host.name} repeats, within {NOISE:g} Å, has {len(host.numbers)} atoms: if it was "
+        "given as a relaxed supercell, give its primitive cell)"
+    )
+
+
+def mapping_stages(
+    host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN, atoms: Atoms_ | None = None
+) -> Iterator[list[Mapping]]:
     """Yield what :func:`find_mappings` adds at rising strains, so that a search may stop at the first good match.
 
     Args:
@@ -99,14 +126,18 @@ def mapping_stages(host: Host, frame: Array, n_atoms: int, max_strain: float = M
         frame: Cell of the defect structure as rows, shape ``(3, 3)``, in Å.
         n_atoms: Atoms in it.
         max_strain: Largest principal strain to consider, that of the last stage.
+        atoms: As in :func:`find_mappings`.
 
     Raises:
         HostError: Nothing fits even at the largest strain.
     """
+    if atoms is not None and n_atoms > _ENUMERATED * len(host.numbers):
+        yield find_mappings(host, frame, n_atoms, max_strain, atoms)
+        return
     seen: set[bytes] = set()
     for limit in [*(stage for stage in _STAGES if stage < max_strain), max_strain]:
         last = limit == max_strain and not seen
-        found = (find_mappings if last else _search)(host, frame, n_atoms, limit)
+        found = (find_mappings if last else search_mappings)(host, frame, n_atoms, limit)
         yield [mapping for mapping in found if mapping.matrix.tobytes() not in seen]
         seen.update(mapping.matrix.tobytes() for mapping in found)
 
@@ -153,9 +184,40 @@ def describe(matrix: Array) -> str:
     return str(np.asarray(matrix).tolist()).replace(" ", "")
 
 
-def _search(host: Host, frame: Array, n_atoms: int, limit: float) -> list[Mapping]:
-    """Return the likeliest mappings within a strain, remembered for the next structure in the same cell."""
+def search_mappings(
+    host: Host, frame: Array, n_atoms: int, limit: float, atoms: Atoms_ | None = None
+) -> list[Mapping]:
+    """Return what :func:`find_mappings` finds, nothing where nothing fits.
+
+    Args:
+        host: The host.
+        frame: Cell of the defect structure as rows, shape ``(3, 3)``, in Å; the vacuum last for a layer.
+        n_atoms: Atoms in it.
+        limit: Largest principal strain.
+        atoms: Positions in the frame, in Å, and atomic numbers, where they are known.
+    """
+    limit += _SLACK
+    if atoms is not None and n_atoms > _ENUMERATED * len(host.numbers):
+        found = diffracted_mappings(host, frame, atoms, limit)
+        if found or n_atoms > _STILL_ENUMERATED * len(host.numbers):
+            return found
+    # remembered for the next structure in the same cell
     return list(_searched(host, np.ascontiguousarray(frame, dtype=float).tobytes(), n_atoms, limit))
+
+
+def diffracted_mappings(host: Host, frame: Array, atoms: Atoms_, limit: float) -> list[Mapping]:
+    """Return the mappings whose reflections the structure shows, likeliest first.
+
+    Args:
+        host: The host.
+        frame: Cell of the defect structure as rows, shape ``(3, 3)``, in Å; the vacuum last for a layer.
+        atoms: Positions in the frame, in Å, and atomic numbers.
+        limit: Largest principal strain.
+    """
+    n = 2 if host.layered else 3
+    matrices = supercell_candidates(host, frame, *atoms, limit)
+    fits, scores = _likelihood(matrices, host.cell[:n], frame[:n], len(atoms[0]) / len(host.numbers), limit)
+    return _distinct(host, frame, matrices[fits], scores)
 
 
 @lru_cache(maxsize=256)
@@ -164,7 +226,6 @@ def _searched(host: Host, raw: bytes, n_atoms: int, limit: float) -> tuple[Mappi
     frame = np.frombuffer(raw).reshape(3, 3)
     n = 2 if host.layered else 3
     basis, target = host.cell[:n], frame[:n]
-    limit += _SLACK
     turns = _rotations(host)
     candidates = [_vectors_of_length(basis, float(np.linalg.norm(row)), limit) for row in target]
     candidates[0] = _one_of_each_orbit(candidates[0], turns)
@@ -177,6 +238,12 @@ def _searched(host: Host, raw: bytes, n_atoms: int, limit: float) -> tuple[Mappi
         if len(scores) > 100 * _KEEP:
             best = np.argsort(scores, kind="stable")[: 10 * _KEEP]
             matrices, scores = matrices[best], scores[best]
+    return tuple(_distinct(host, frame, matrices, scores))
+
+
+def _distinct(host: Host, frame: Array, matrices: Array, scores: Array) -> list[Mapping]:
+    """Return the likeliest mappings, one of those that a rotation of the host turns into one another."""
+    turns = _rotations(host)
     seen: set[tuple[int, ...]] = set()
     found: list[Mapping] = []
     for k in np.argsort(scores, kind="stable"):
@@ -192,7 +259,7 @@ def _searched(host: Host, raw: bytes, n_atoms: int, limit: float) -> tuple[Mappi
             found.append(mapping)
         if len(found) == _KEEP:
             break
-    return tuple(found)
+    return found
 
 
 def _rotations(host: Host) -> Array:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings as python_warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ import numpy as np
 from ase import Atoms
 
 from ase_definet import incar as incar_tags
-from ase_definet.errors import InputSetError, OutputExistsError, StructureError
-from ase_definet.host import VACUUM_GAP, as_atoms, charge_of, widest_gap
+from ase_definet.charges import NetCharge, charge_of, whole_charge
+from ase_definet.constraints import held_directions
+from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError, StructureError
+from ase_definet.files import private_prefix
+from ase_definet.host import VACUUM_GAP, as_atoms, widest_gap
 from ase_definet.incar import (
     FUNCTIONAL,
     HIGH_SPIN_MOMENT,
@@ -29,6 +34,7 @@ from ase_definet.incar import (
     Profile,
     parse_incar_overrides,
 )
+from ase_definet.incar_rules import Planned, broken_rules
 
 __all__ = [
     "FORCE_LIMIT",
@@ -98,7 +104,7 @@ def write_vasp_inputs(
     magnetic: Magnetic = "high-spin",
     kpoints: tuple[int, int, int] | float = (1, 1, 1),
     dipole: bool = False,
-    charge: float | None = None,
+    charge: int | None = None,
     large_cell: bool = False,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
@@ -112,18 +118,22 @@ def write_vasp_inputs(
 
     Args:
         structure: Predicted structure, an Atoms or a pymatgen Structure, with a full, right-handed cell. FixAtoms,
-            FixScaled and, where the cell allows it, FixCartesian become selective dynamics.
+            FixScaled and, where the cell allows it, FixCartesian, FixedPlane and FixedLine become selective dynamics;
+            others are named as dropped.
         directory: Where to write; made if it does not exist.
         profile: Key of :data:`PROFILES`: ``few-steps`` (RMM-DIIS, for a good start), ``robust`` (conjugate
             gradients) or ``paper`` (the published settings).
-        incar: Tags that replace or extend those of the profile; a MAGMOM here is in the order of POSCAR.
+        incar: Tags that replace or extend those of the profile, checked against each other and the other files. A
+            MAGMOM here is in the order of POSCAR; it, LDAUU and the like may be given by element (``{"Mo": 4}``).
         magnetic: Ferromagnetic ``high-spin`` start as published; ``parity`` of the electron count (NUPDOWN 0
-            or 1); or ``none``. Non-zero initial moments of the atoms take precedence as MAGMOM, in μB.
+            or 1); or ``none``. Moments of the atoms take precedence as MAGMOM, in μB: initial ones, else those that
+            a calculator found. Vectors need LNONCOLLINEAR or LSORBIT in ``incar``.
         kpoints: Γ-centred grid, or largest spacing of k-points in Å⁻¹ (2π included, as KSPACING).
             Vacuum axes always get one k-point.
         dipole: Whether to correct the dipole along the one vacuum axis; for neutral, asymmetric slabs.
-        charge: Charge of the cell, in units of e (+1 is one electron fewer); sets NELECT. Default is the charge the
-            atoms carry (``info["charge"]``).
+        charge: Charge of the cell, a whole number in units of e (+1 is one electron fewer); sets NELECT. Default is
+            the charge the atoms carry: see :func:`~ase_definet.charges.charge_of`. A DefiNetWarning and README.txt
+            name one that nobody stated.
         large_cell: Whether to project in real space (LREAL = Auto).
         notes: Lines to add to README.txt.
         provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,
@@ -142,13 +152,13 @@ def write_vasp_inputs(
     target = Path(directory).resolve()
     atoms = as_atoms(structure)
     _check_structure(atoms)
-    charge = charge_of(atoms) if charge is None else charge
     if provenance is None:
         prefix = "definet_"
         provenance = {k.removeprefix(prefix): str(v) for k, v in atoms.info.items() if str(k).startswith(prefix)}
         notes = [*notes, *filter(None, [provenance.pop("warnings", "")])]
     if profile not in PROFILES:
         raise InputSetError(f"Unknown profile {profile!r}; choose from {', '.join(PROFILES)}.")
+    net = _net_charge(atoms, charge)
     cell, scaled = np.asarray(atoms.cell), atoms.get_scaled_positions(wrap=False)
     order = _poscar_order(atoms.numbers)
     gaps = [widest_gap(cell, scaled, axis) for axis in range(3)]
@@ -156,46 +166,53 @@ def write_vasp_inputs(
 
     grid, warnings = _kpoint_grid(kpoints, cell, vacuum)
     warnings += _gamma_warnings(grid, cell, vacuum, chosen=kpoints != (1, 1, 1))
-    fixed, dropped = _fixed_directions(atoms)
+    held, dropped = held_directions(atoms)
+    dropped += ["Velocities were dropped: a relaxation has none."] if atoms.has("momenta") else []
     warnings += dropped + _vacuum_warnings(atoms, [width for width, _ in gaps], vacuum)
-    blocks = list(dict.fromkeys(np.asarray(atoms.get_chemical_symbols())[order].tolist()))
-    potcar_symbols = incar_tags.potcar_symbols(blocks)
+    symbols = np.asarray(atoms.get_chemical_symbols())[order].tolist()
+    potcar_symbols = incar_tags.potcar_symbols(list(dict.fromkeys(symbols)))
     potcars, problems = incar_tags.library_potcars(potcar_symbols)
     warnings += problems
 
-    overrides = {
-        tag.strip().upper(): incar_tags.typed(tag.strip().upper(), value) for tag, value in (incar or {}).items()
-    }
+    given = incar_tags.named(incar or {})
+    overrides = incar_tags.expanded(given, symbols)
+    electrons = _Electrons(symbols, potcar_symbols, potcars)
     tags = dict(PROFILES[profile]) | ({"LREAL": "Auto"} if large_cell else {})
-    if charge or magnetic == "parity":
-        n_electrons = overrides.get("NELECT")
-        if n_electrons is None:
-            valence = dict(zip(blocks, incar_tags.valence_electrons(potcar_symbols, potcars), strict=True))
-            n_electrons = sum(valence[symbol] for symbol in atoms.get_chemical_symbols()) - charge
-        tags |= {"NELECT": n_electrons} if charge else {}
-        tags |= {"NUPDOWN": round(n_electrons) % 2} if magnetic == "parity" else {}
-    if charge and vacuum:
-        warnings.append(
-            "Charged cell with vacuum: its energy needs an image-charge correction that no tag written here gives "
-            "(correct it afterwards, or see KERNEL_TRUNCATION of VASP 6.5 and later)."
-        )
-    spin, ignored = incar_tags.spin_tags(atoms, magnetic, order)
-    warnings += ignored
-    tags |= spin | (incar_tags.dipole_tags(atoms, gaps, vacuum, charge) if dipole else {})
+    tags |= _electron_tags(net.value, magnetic, electrons, overrides)
+    spin, ignored = incar_tags.spin_tags(atoms, magnetic, order, overrides)
+    if {"LNONCOLLINEAR", "LSORBIT"} & set(overrides) and "ISPIN" not in spin:
+        del tags["ISPIN"]  # it has no effect on vectors
+    tags |= spin | (incar_tags.dipole_tags(atoms, gaps, vacuum, net.value) if dipole else {})
+    planned = Planned(
+        tags | overrides,
+        overridden=frozenset(overrides),
+        by_element=frozenset(tag for tag, value in given.items() if isinstance(value, Mapping)),
+        symbols=tuple(symbols),
+        reordered=not np.array_equal(order, np.arange(len(atoms))),
+        grid=grid,
+        vacuum=tuple(vacuum),
+        charge=net.value,
+        neutral=electrons.known,
+        enmax=incar_tags.largest_enmax(potcars),
+        present=frozenset(path.name for path in target.iterdir()) if target.is_dir() else frozenset(),
+        dipole=dipole,
+        large_cell=large_cell,
+    )
+    warnings += ignored + _charge_warnings(net, planned) + broken_rules(planned)
 
-    written, overridden, doubts = incar_tags.final_incar(tags, overrides, len(atoms))
+    written, overridden, doubts = incar_tags.final_incar(tags, overrides)
     warnings += doubts
     if not potcars and (target / "POTCAR").exists():
         warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
     files = {
-        "POSCAR": _poscar(atoms, scaled, order, ~fixed),
+        "POSCAR": _poscar(atoms, scaled, order, ~held),
         "INCAR": str(written),
         "KPOINTS": _kpoints_file(grid),
         "POTCAR.spec": "\n".join(potcar_symbols) + "\n",
     }
     if potcars:
         files["POTCAR"] = "".join(str(potcar).strip("\n") + "\n" for potcar in potcars)
-    if not np.array_equal(order, np.arange(len(atoms))):
+    if planned.reordered:
         files[ORDER_FILE] = json.dumps({"poscar_to_input": order.tolist()}) + "\n"
     files["README.txt"] = _readme(
         profile,
@@ -308,25 +325,61 @@ def _gamma_warnings(grid: tuple[int, ...], cell: np.ndarray, vacuum: list[int], 
     return [f"{expected}: give kpoints (--kpoints 2x2x1, or a spacing such as 0.25)."]
 
 
-def _fixed_directions(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
-    """Return which lattice directions of which atoms are fixed, shape ``(n_atoms, 3)``, and what is lost."""
-    from ase.constraints import FixAtoms, FixCartesian, FixScaled  # noqa: PLC0415 - slow to import
+def _net_charge(atoms: Atoms, charge: object) -> NetCharge:
+    """Return the charge that was asked for, else the one the atoms carry; one that nobody stated is a warning."""
+    if charge is not None:
+        try:
+            return NetCharge(whole_charge(charge, "charge"), "stated")
+        except StructureError as error:
+            raise InputSetError(str(error)) from error
+    net = charge_of(atoms)
+    if net.note:
+        python_warnings.warn(net.note, DefiNetWarning, stacklevel=3)
+    return net
 
-    fixed, lost = np.zeros((len(atoms), 3), dtype=bool), []
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            fixed[constraint.index] = True
-        elif isinstance(constraint, FixScaled):
-            fixed[constraint.index] |= constraint.mask
-        elif isinstance(constraint, FixCartesian):
-            free = np.all(np.abs(np.asarray(atoms.cell)[:, constraint.mask]) < _SMALL, axis=1)
-            if np.count_nonzero(free) == 3 - np.count_nonzero(constraint.mask):
-                fixed[constraint.index] |= ~free
-            else:
-                lost.append("A FixCartesian constraint was dropped: it follows no vectors of this cell.")
-        else:
-            lost.append(f"A {type(constraint).__name__} constraint was dropped: POSCAR cannot hold it.")
-    return fixed, lost
+
+@dataclass(frozen=True, eq=False)
+class _Electrons:
+    """Valence electrons of the neutral cell, looked up when they are first needed."""
+
+    symbols: list[str]
+    potcar_symbols: list[str]
+    potcars: list[Any]
+
+    @cached_property
+    def neutral(self) -> float:
+        """Their number; an InputSetError where it is not known."""
+        species = dict.fromkeys(self.symbols)
+        valence = incar_tags.valence_electrons(self.potcar_symbols, self.potcars)
+        each = dict(zip(species, valence, strict=True))
+        return sum(each[symbol] for symbol in self.symbols)
+
+    def known(self) -> float | None:
+        """Return their number, None where it is not known."""
+        try:
+            return self.neutral
+        except InputSetError:
+            return None
+
+
+def _electron_tags(charge: int, magnetic: str, electrons: _Electrons, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return NELECT of a charged cell, and NUPDOWN where the parity of the electrons decides."""
+    if not charge and magnetic != "parity":
+        return {}
+    number = overrides["NELECT"] if "NELECT" in overrides else electrons.neutral - charge
+    tags = {"NELECT": number} if charge else {}
+    return tags | ({"NUPDOWN": round(number) % 2} if magnetic == "parity" else {})
+
+
+def _charge_warnings(net: NetCharge, planned: Planned) -> list[str]:
+    """Say where a charge comes from, and what a charged layer needs."""
+    messages = [f"{net.note[0].upper()}{net.note[1:]}."] if net.note else []
+    if abs(planned.implied_charge) > _SMALL and planned.vacuum:
+        messages.append(
+            "Charged cell with vacuum: its energy needs an image-charge correction that no tag written here gives "
+            "(correct it afterwards, or see KERNEL_TRUNCATION of VASP 6.5 and later)."
+        )
+    return messages
 
 
 def _poscar(atoms: Atoms, scaled: np.ndarray, order: np.ndarray, free: np.ndarray) -> str:
@@ -377,7 +430,7 @@ def _readme(
             "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
         ]
     lines += [
-        "Count the ionic steps: ase-definet count-steps CONTROL PREDICTION",
+        "Count the ionic steps: ase-definet count-steps --control CONTROL PREDICTION",
         "If NSW steps do not suffice: cp CONTCAR POSCAR and run again.",
     ]
     if ORDER_FILE in files:
@@ -401,7 +454,7 @@ def _publish(files: Mapping[str, str], target: Path, *, overwrite: bool) -> None
         raise OutputExistsError(f"{target / stale[0]} exists; pass overwrite=True (--overwrite) to replace it.")
     aside = target if target.is_dir() else target.parent
     aside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=aside, prefix=".ase-definet-") as temporary:
+    with tempfile.TemporaryDirectory(dir=aside, prefix=private_prefix(aside)) as temporary:
         for name, text in files.items():
             (Path(temporary) / name).write_text(text, encoding="utf-8")
         target.mkdir(exist_ok=True)

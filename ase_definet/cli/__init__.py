@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +78,7 @@ def cli(ctx: click.Context) -> None:
     ase-definet relax POSCAR --host MoS2 --vasp run
     ase-definet match POSCAR --host auto
     """  # noqa: D301 - click reads \b as "leave the lines as they are"
+    _print_anything()
     ctx.with_resource(warnings.catch_warnings())
     warnings.simplefilter("ignore")  # other libraries' warnings help nobody at a prompt
     warnings.simplefilter("always", DefiNetWarning)
@@ -106,6 +109,13 @@ for command in (
 ):
     cli.add_command(command)
 add_debug_option(cli)
+
+
+def _print_anything() -> None:
+    r"""Print what a terminal cannot show as ``\xff``: the name of a file, say, must not end a batch."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _share_cores() -> None:

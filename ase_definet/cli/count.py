@@ -1,4 +1,4 @@
-"""``ase-definet count-steps``: ionic steps of finished runs, a control and predictions side by side."""
+"""``ase-definet count-steps``: ionic steps of finished runs, beside those of a control."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import error_text, saved_text
+from ase_definet.cli.common import BadUsage, error_text, finite, saved_text
 from ase_definet.errors import DefiNetError
 
 if TYPE_CHECKING:
@@ -18,44 +18,84 @@ _SHOWN = 12
 
 
 @click.command("count-steps")
-@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--control", type=click.Path(path_type=Path), help="The run without the prediction: PATHS are compared with it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def count_command(paths: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
+def count_command(paths: tuple[Path, ...], control: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """Count the ionic steps of PATHS: OUTCAR, vasprun.xml, OSZICAR, ASE trajectories, or folders with one of them.
 
-    Of several the first is the control, and the others are compared with it: steps saved, and settings that differ.
-    """
-    from ase_definet.outputs import compare_settings, read_steps  # noqa: PLC0415
+    \b
+    ase-definet count-steps --control control/ predicted/
 
-    runs: list[IonicSteps] = []
+    With a control, steps saved and settings that differ are shown; without one, or where it cannot be read, PATHS are
+    listed and nothing is compared.
+    """  # noqa: D301 - click reads \b as "leave the lines as they are"
+    wanted = [path for path in paths if control is None or not _same_path(path, control)]
+    if not wanted and control is None:
+        raise BadUsage("expected at least one run: ase-definet count-steps [--control CONTROL] RUN...")
     failed: list[str] = []
-    for path in paths:
-        try:
-            runs.append(read_steps(path))
-        except (DefiNetError, OSError) as error:
-            failed.append(error_text(error, path))
-    problems = [text for run in runs[1:] for text in compare_settings(runs[0], run)]
+    reference = None if control is None else _read(control, failed, "control ")
+    runs = [run for path in wanted if (run := _read(path, failed)) is not None]
+    problems = [text for run in runs for text in _problems(reference, run)]
     if as_json:
-        records = [_record(run) | {"saved": _saved(runs[0], run) if run is not runs[0] else None} for run in runs]
-        click.echo(json.dumps({"runs": records, "warnings": problems, "errors": failed}, indent=1))
+        shown = [] if reference is None else [_record(reference) | {"role": "control", "saved": None}]
+        shown += [_record(run) | {"role": "run", "saved": _saved(reference, run)} for run in runs]
+        click.echo(json.dumps({"runs": shown, "warnings": problems, "errors": failed}, indent=1))
     else:
-        for run in runs:
-            for line in _lines(run, " (control)" if run is runs[0] and len(runs) > 1 else ""):
-                click.echo(line)
-            saved = _saved(runs[0], run) if run is not runs[0] else None
-            if saved is not None:
-                click.echo(f"  {saved_text(saved)} than the control" if saved < 0 else f"  {saved_text(saved)}")
-        for text in problems:
-            click.echo(f"warning   {text}")
+        _print(reference, runs, problems)
     for text in failed:
         click.echo(f"Error: {text}", err=True)
     if failed:
-        raise click.ClickException(f"{len(failed)} of {len(paths)} could not be counted")
+        lost = "; nothing was compared: there is no control" if control is not None and reference is None else ""
+        asked = len(wanted) + (control is not None)
+        raise click.ClickException(f"{len(failed)} of {asked} could not be counted{lost}")
 
 
-def _saved(control: IonicSteps, run: IonicSteps) -> float | None:
-    """Return the share of the control's steps that a run saves; None where one is known not to have converged."""
-    if control.converged is False or run.converged is False:
+def _same_path(one: Path, other: Path) -> bool:
+    return one.absolute() == other.absolute()
+
+
+def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
+    """Return the steps of a run, or None and the reason at the end of a list."""
+    from ase_definet.outputs import read_steps  # noqa: PLC0415
+
+    try:
+        return read_steps(path)
+    except (DefiNetError, OSError) as error:
+        failed.append(f"{role}{error_text(error, path)}")
+    return None
+
+
+def _problems(control: IonicSteps | None, run: IonicSteps) -> list[str]:
+    """Name what keeps a run from being compared with the control, if there is one."""
+    from ase_definet.outputs import compare_settings  # noqa: PLC0415
+
+    return [] if control is None else compare_settings(control, run)
+
+
+def _print(control: IonicSteps | None, runs: list[IonicSteps], problems: list[str]) -> None:
+    """Print all runs, the control first."""
+    if control is not None:
+        for line in _lines(control, " (control)"):
+            click.echo(line)
+    for run in runs:
+        for line in _lines(run, ""):
+            click.echo(line)
+        saved = _saved(control, run)
+        if saved is not None:
+            click.echo(f"  {saved_text(saved)} than the control" if saved < 0 else f"  {saved_text(saved)}")
+    for text in problems:
+        click.echo(f"warning   {text}")
+
+
+def _saved(control: IonicSteps | None, run: IonicSteps) -> float | None:
+    """Return the share of the control's steps that a run saves.
+
+    None where there is no control, or one of both is known not to have converged.
+    """
+    if control is None or control.converged is False or run.converged is False:
         return None
     return 1 - run.steps / control.steps
 
@@ -67,7 +107,7 @@ def _record(run: IonicSteps) -> dict[str, Any]:
         "steps": run.steps,
         "converged": run.converged,
         "fmax": run.fmax.tolist(),
-        "energies": run.energies.tolist(),
+        "energies": [finite(energy) for energy in run.energies],
         "settings": dict(run.settings),
         "notes": list(run.notes),
     }

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.plan import Job, output_format
-from ase_definet.errors import StructureError
-from ase_definet.files import replacing
+from ase_definet.errors import DefiNetWarning, StructureError
+from ase_definet.files import new_database, replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from ase_definet.relaxer import RelaxResult
+
+
+def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
+    """Make the folders that results go to, once: one that is removed later is not made anew.
+
+    Folders of input sets are made when those are written, in folders that exist.
+    """
+    for folder in {path.parent for job in jobs for path in (job.output, job.vasp, job.control, report) if path}:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
@@ -49,7 +60,9 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
             "largest_uncertainty": finite(result.uncertainty[doubtful]),
             "largest_uncertainty_atom": doubtful,
         }
-    with _staged(job.output, result.atoms, output_format(job)):
+    atoms, lost = _writable(result.atoms, output_format(job))
+    record["warnings"] += lost
+    with _staged(job.output, atoms, output_format(job)):
         if job.vasp is not None:
             record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
         if job.control is not None:
@@ -64,6 +77,21 @@ def write_report(path: Path, records: list[dict[str, Any]]) -> None:
         fresh.write_text(text, encoding="utf-8")
 
 
+def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
+    """Return atoms whose constraints ASE can write to a POSCAR, and name those that none can hold.
+
+    ASE's writer drops FixCartesian, takes the last of several constraints on one atom, and refuses other planes.
+    """
+    from ase_definet.constraints import held_directions, hold  # noqa: PLC0415
+
+    if fmt != "vasp" or not atoms.constraints:
+        return atoms, []
+    held, lost = held_directions(atoms)
+    out = atoms.copy()
+    hold(out, held)
+    return out, lost
+
+
 @contextmanager
 def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
@@ -71,10 +99,14 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
 
     with replacing(path) as fresh:
         try:
-            write(str(fresh), atoms, format=fmt)
+            if fmt in {"db", "json"}:
+                with new_database(fresh, fmt) as database:
+                    database.write(atoms)
+            else:
+                write(str(fresh), atoms, format=fmt)
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # ASE's writers raise anything
-            if isinstance(error, (OSError, MemoryError)) or type(error).__module__ == "sqlite3":
-                raise
             raise StructureError(
                 f"{path}: ASE cannot write this structure as {fmt} ({type(error).__name__}: {error}); "
                 "choose another format with -o"
@@ -88,6 +120,10 @@ def _write_input_set(
     """Write the input set of the prediction, or that of the control run from the host's sites."""
     from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
 
+    if not directory.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "no such folder; was it removed in the meantime?", str(directory.parent)
+        )
     info = result.atoms.info
     provenance = {"host": f"{result.site_map.host.name} {result.site_map.supercell_name}"}
     if predicted:
@@ -96,15 +132,17 @@ def _write_input_set(
             "defects": info["definet_defects"],
             "version": info["definet_version"],
         }
-    written = write_vasp_inputs(
-        result.atoms if predicted else result.unrelaxed,
-        directory,
-        notes=result.warnings if predicted else (),
-        provenance=provenance,
-        predicted=predicted,
-        overwrite=overwrite,
-        **input_set,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DefiNetWarning)  # the report has them too
+        written = write_vasp_inputs(
+            result.atoms if predicted else result.unrelaxed,
+            directory,
+            notes=result.warnings if predicted else (),
+            provenance=provenance,
+            predicted=predicted,
+            overwrite=overwrite,
+            **input_set,
+        )
     return {
         "directory": str(written.directory),
         "files": list(written.files),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 import sys
@@ -14,12 +15,14 @@ import click
 
 from ase_definet.cli.common import BadUsage, check_folder, checked_host, overwrite_option
 from ase_definet.errors import EnumerationError
-from ase_definet.files import replacing
+from ase_definet.files import is_vacant, new_database, others_in, replacing, replacing_folder
 
 if TYPE_CHECKING:
     from ase_definet.enumeration import Configuration, DefectSpace
 
 _SIZE = re.compile(r"^(\d+)x(\d+)(?:x(\d+))?$")
+_COUNT = re.compile(r"[*x]\s*\d")
+_VANADIUM = re.compile(r"(?:^|\+)\s*V_([A-Z][a-z]?)")
 
 
 @click.command("enumerate")
@@ -52,18 +55,12 @@ def enumerate_command(
     """List all symmetry-distinct configurations of DEFECTS in a supercell of HOST, or a random sample.
 
     Each carries its name, its multiplicity and the shortest distance between two of its defects. Any number is
-    streamed: nothing is held but the one that is written.
+    streamed: nothing is held but the one that is written. A file or a new folder appears when it is complete. With
+    --overwrite, exactly the files that an earlier enumeration wrote to the folder go, no others.
     """
-    if density is not None and limit is None:
-        raise BadUsage("--density needs --limit: random configurations never end")
-    if density is not None and max_distance is not None:
-        raise BadUsage("--max-distance is for complete lists, not for --density")
-    if (
-        output is not None
-        and output.exists()
-        and not overwrite
-        and not (output.is_dir() and not any(output.iterdir()))
-    ):
+    if density is not None:
+        _check_sample(defects, limit, max_distance)
+    if output is not None and output.exists() and not overwrite and not (output.is_dir() and is_vacant(output)):
         raise BadUsage(f"{output} exists; choose another name or give --overwrite")
     resolved = checked_host(host)
     if resolved == "auto":
@@ -73,6 +70,7 @@ def enumerate_command(
     try:
         space = DefectSpace(resolved, _matrix(supercell))  # type: ignore[arg-type]
         wanted = parse_defects(defects)
+        _note_vanadium(defects)
         if density is not None:
             found = space.sample(density, list(wanted), seed)
         else:
@@ -87,12 +85,37 @@ def enumerate_command(
             write(configuration)
             count += 1
             multiplicity += configuration.multiplicity
-    if output == Path("-"):
-        return
+    if density is not None and count < (limit or 0):
+        click.echo(f"note      there are only {count} different configurations", err=True)
+    if output != Path("-"):
+        _summarise(space, count, multiplicity, output)
+
+
+def _check_sample(defects: str, limit: int | None, max_distance: float | None) -> None:
+    """Refuse what random configurations cannot heed, and say what they do not."""
+    if limit is None:
+        raise BadUsage("--density needs --limit: random configurations never end")
+    if max_distance is not None:
+        raise BadUsage("--max-distance is for complete lists, not for --density")
+    if _COUNT.search(defects):
+        click.echo("note      --density says how many defects there are: counts in --defects are ignored", err=True)
+
+
+def _note_vanadium(defects: str) -> None:
+    """Say what V is: other tools write vacancies that way."""
+    for element in dict.fromkeys(_VANADIUM.findall(defects)):
+        click.echo(f"note      V_{element} is vanadium on {element}; a vacancy is v_{element}", err=True)
+
+
+def _summarise(space: DefectSpace, count: int, multiplicity: int, output: Path | None) -> None:
     whole = f", {multiplicity} with their images" if multiplicity else ""
     click.echo(f"{count} configurations{whole}, {len(space.numbers)} sites of {space.host.name}")
-    if output is not None:
-        click.echo(f"wrote {output}")
+    if output is None:
+        return
+    click.echo(f"wrote {output}")
+    others = others_in(output) if output.is_dir() else 0
+    if others:
+        click.echo(f"note      {others} other files stay in {output}; a screen of it takes them too", err=True)
 
 
 def _matrix(text: str) -> list[list[int]]:
@@ -115,22 +138,25 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
         yield lambda _: None
         return
     if output == Path("-"):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(
+                encoding="utf-8", errors="backslashreplace", newline="\n"
+            )  # whatever the terminal's is: it goes into a pipe
         yield lambda configuration: _to_extxyz(sys.stdout, space, configuration)
         return
     check_folder(output.parent)
-    if output.suffix in {".extxyz", ".xyz"}:
-        with replacing(output) as fresh, fresh.open("w") as stream:
-            yield lambda configuration: _to_extxyz(stream, space, configuration)
-    elif output.suffix == ".db":
-        from ase.db import connect  # noqa: PLC0415
-
-        with replacing(output) as fresh, connect(fresh) as database:
+    if output.suffix not in {".extxyz", ".xyz", ".db", ""}:
+        raise BadUsage(f"{output}: expected a folder, *.extxyz or *.db")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".db":
+        with replacing(output) as fresh, new_database(fresh) as database:
             yield lambda configuration: _to_database(database, space, configuration)
     elif output.suffix:
-        raise BadUsage(f"{output}: expected a folder, *.extxyz or *.db")
+        with replacing(output) as fresh, fresh.open("w", encoding="utf-8") as stream:
+            yield lambda configuration: _to_extxyz(stream, space, configuration)
     else:
-        output.mkdir(parents=True, exist_ok=True)
-        yield lambda configuration: _to_folder(output, space, configuration)
+        with replacing_folder(output) as fresh:
+            yield lambda configuration: _to_folder(fresh, space, configuration)
 
 
 def _to_extxyz(stream: Any, space: DefectSpace, configuration: Configuration) -> None:
@@ -140,9 +166,17 @@ def _to_extxyz(stream: Any, space: DefectSpace, configuration: Configuration) ->
 
 
 def _to_database(database: Any, space: DefectSpace, configuration: Configuration) -> None:
+    from ase.db.core import str_represents  # noqa: PLC0415
+
     atoms = space.atoms(configuration)
-    values = {key: value for key, value in atoms.info.items() if key != "defects"}
-    database.write(atoms, defects=atoms.info["defects"].replace(", ", " "), **values)
+    values = atoms.info | {"defects": atoms.info["defects"].replace(", ", " ")}
+    # ASE refuses texts that look like numbers, as the names of host files may
+    odd = {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, str) and any(str_represents(value, t) for t in (int, float, bool))
+    }
+    database.write(atoms, {key: value for key, value in values.items() if key not in odd}, data=odd)
 
 
 def _to_folder(folder: Path, space: DefectSpace, configuration: Configuration) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ase_definet.cli.common import (
     input_set_options,
     overwrite_option,
 )
-from ase_definet.errors import InputSetError, OutputExistsError, StructureError
+from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError, StructureError
 
 
 @click.command("vasp")
@@ -43,7 +44,9 @@ def vasp_command(
     check_folder(directory)
     try:
         atoms = read_structure(file)
-        report = write_vasp_inputs(atoms, directory, charge=charge, overwrite=overwrite, **input_set)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DefiNetWarning)  # the report has them too
+            report = write_vasp_inputs(atoms, directory, charge=charge, overwrite=overwrite, **input_set)
     except (InputSetError, OutputExistsError) as error:
         raise BadUsage(error_text(error)) from error
     except StructureError as error:

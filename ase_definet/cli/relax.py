@@ -24,7 +24,7 @@ from ase_definet.cli.common import (
     overwrite_option,
     show_traceback,
 )
-from ase_definet.cli.deliver import deliver, write_report
+from ase_definet.cli.deliver import deliver, make_folders, write_report
 from ase_definet.cli.plan import CONTROL, Job, plan_jobs
 from ase_definet.errors import CheckpointError, DeviceError, StructureError
 
@@ -92,6 +92,7 @@ def relax_command(
         relaxer = DefiNetRelaxer(model, resolved, device, start="given" if keep_positions else "ideal", strict=strict)
     except (CheckpointError, DeviceError) as error:
         raise BadUsage(error_text(error)) from error
+    make_folders(jobs, report)
     records = []
     with _progress(len(jobs), quiet=quiet) as advance:
         for job, item in zip(jobs, relaxer.relax_many(_read(jobs)), strict=True):

@@ -130,6 +130,7 @@ def _check_output(out: Path | None, *, overwrite: bool) -> None:
         return
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _maker(calculator: str, settings: dict[str, Any]) -> Callable[[], Any]:

@@ -8,8 +8,9 @@ from pymatgen.core import PeriodicSite, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.vasp.inputs import Incar
 
+from ase_definet.charges import NetCharge, charge_of
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.host import as_atoms, charge_of
+from ase_definet.host import as_atoms
 from ase_definet.interchange import from_doped
 from ase_definet.vasp import write_vasp_inputs
 from tests.conftest import pristine
@@ -37,7 +38,7 @@ def test_a_charged_entry_keeps_its_charge_to_the_input_set(host, vacancy, relaxe
     with pytest.warns(DefiNetWarning, match="net charge -1"):
         relaxed = relaxer.relax(found.structure, found.host)
     assert [site.specie for site in relaxed] == [site.specie for site in vacancy]
-    assert charge_of(as_atoms(relaxed)) == -1
+    assert charge_of(as_atoms(relaxed)) == NetCharge(-1, "stated")
     assert relaxer.predict(found.structure, found.host).structure._charge == -1
     write_vasp_inputs(relaxed, tmp_path / "run")
     neutral = 25 * 12 + 49 * 6  # Mo_pv and S
@@ -56,6 +57,21 @@ def test_entries_of_pymatgen_without_supercell_fields(host, vacancy):
     assert found.host is host
     assert found.structure == vacancy
     assert found.name == "SimpleNamespace"
+
+
+@pytest.mark.parametrize(("state", "own", "charge"), [(None, None, 0), (None, 1, 1), (0, 1, 0), (-2, 1, -2)])
+@pytest.mark.parametrize("oxidised", [False, True])
+def test_the_charge_is_stated_and_not_added_up(host, vacancy, tmp_path, state, own, charge, oxidised):
+    structure = vacancy.copy()
+    if oxidised:  # +2 in sum
+        structure.add_oxidation_state_by_element({"Mo": 4, "S": -2})
+    if own is not None:
+        structure.set_charge(own)
+    found = from_doped(SimpleNamespace(defect_supercell=structure, bulk_supercell=host, charge_state=state))
+    assert found.charge == charge
+    assert charge_of(as_atoms(found.structure)) == NetCharge(charge, "stated")
+    incar = write_vasp_inputs(found.structure, tmp_path).incar
+    assert incar.get("NELECT") == (25 * 12 + 49 * 6 - charge if charge else None)
 
 
 @pytest.mark.parametrize("wrong", ["MoS2", {"v_S": 1}, SimpleNamespace(charge_state=0)])

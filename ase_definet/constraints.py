@@ -1,0 +1,171 @@
+"""Directions in which atoms are held: of ASE's constraints, and of VASP's selective dynamics.
+
+Selective dynamics says for each atom along which cell vectors it may move. It can therefore hold an atom to a plane
+or a line only if cell vectors span that: the plane normal to z, in a slab whose a and b lie in it, whatever c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ase_definet.errors import StructureError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
+
+ALIGNED = 1e-3
+"""A cell vector this close to a plane or a line lies in it, in rad: files round their vectors and directions."""
+
+
+def held_directions(atoms: Atoms) -> tuple[Array, list[str]]:
+    """Return along which cell vectors which atoms are held, and which constraints selective dynamics cannot say.
+
+    Several constraints of one atom act together: what they leave free must be spanned by cell vectors. Where it is
+    not, those of them that can be said alone are kept.
+
+    Args:
+        atoms: Any structure with three independent cell vectors.
+
+    Returns:
+        ``(held, lost)``: shape ``(n_atoms, 3)``, True where an atom must not move along a cell vector; and a sentence
+        for each constraint, or kind of constraint, that is dropped.
+
+    Raises:
+        StructureError: A constraint names an atom that is not there.
+    """
+    cell = np.asarray(atoms.cell)
+    held = np.zeros((len(atoms), 3), dtype=bool)
+    known, lost = _normals(atoms)
+    dropped = np.zeros(len(known), dtype=int)
+    for members, which in _by_atom(known, len(atoms)):
+        spans = _spanned(np.vstack([known[k][2] for k in which]), cell)
+        if spans is None:
+            for k in which:
+                alone = _spanned(known[k][2], cell)
+                if alone is None:
+                    dropped[k] += len(members)
+                else:
+                    held[members] |= alone
+        else:
+            held[members] = spans
+    lost += [
+        f"A {known[k][0]} constraint was dropped for {n} {'atom' if n == 1 else 'atoms'}: it follows no vectors of "
+        "this cell."
+        for k, n in enumerate(dropped.tolist())
+        if n
+    ]
+    return held, lost
+
+
+def free_forces(atoms: Atoms, forces: Array) -> Array:
+    """Return the part of the forces that acts along directions in which the atoms may move.
+
+    Args:
+        atoms: What the forces act on, with its constraints.
+        forces: Shape ``(n_atoms, 3)``, in eV/Å; not changed.
+
+    Returns:
+        Shape ``(n_atoms, 3)``, in eV/Å. Constraints that hold no single directions act as they do in ASE.
+
+    Raises:
+        StructureError: A constraint names an atom that is not there.
+    """
+    out = np.array(forces, dtype=float)
+    known, _ = _normals(atoms)
+    for members, which in _by_atom(known, len(atoms)):
+        basis = _orthonormal(np.vstack([known[k][2] for k in which]))
+        out[members] -= out[members] @ basis.T @ basis
+    for constraint in atoms.constraints:
+        if _rows(constraint, np.asarray(atoms.cell)) is None:
+            constraint.adjust_forces(atoms, out)
+    return out
+
+
+def hold(atoms: Atoms, held: Array) -> None:
+    """Constrain atoms along cell vectors, in place of all constraints they have.
+
+    Args:
+        atoms: Changed in place.
+        held: Shape ``(n_atoms, 3)``, True where an atom must not move along a cell vector.
+    """
+    from ase.constraints import FixAtoms, FixScaled  # noqa: PLC0415 - slow to import
+
+    constraints = []
+    for mask in np.unique(held[held.any(axis=1)], axis=0):
+        members = np.flatnonzero((held == mask).all(axis=1))
+        constraints.append(FixAtoms(members) if mask.all() else FixScaled(members, mask))
+    atoms.set_constraint(constraints)
+
+
+def _normals(atoms: Atoms) -> tuple[list[tuple[str, Array, Array]], list[str]]:
+    """Return type, atoms and forbidden directions of each constraint that holds directions, and name the others."""
+    cell = np.asarray(atoms.cell)
+    known, others = [], []
+    for constraint in atoms.constraints:
+        name = type(constraint).__name__
+        rows = _rows(constraint, cell)
+        if rows is None:
+            others.append(f"A {name} constraint was dropped: POSCAR cannot hold it.")
+            continue
+        index = np.atleast_1d(np.asarray(constraint.index))
+        try:
+            members = np.arange(len(atoms))[index] if index.size else np.zeros(0, dtype=int)
+        except IndexError as error:
+            raise StructureError(
+                f"a {name} constraint names an atom that is not among these {len(atoms)}: set the constraints again"
+            ) from error
+        known.append((name, members, rows))
+    return known, list(dict.fromkeys(others))
+
+
+def _rows(constraint: Any, cell: Array) -> Array | None:
+    """Return the directions in which a constraint forbids movement, shape ``(n, 3)``; None where it holds none."""
+    from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled  # noqa: PLC0415 - slow
+
+    if isinstance(constraint, FixAtoms):
+        return np.eye(3)
+    if isinstance(constraint, FixScaled):  # free along the other cell vectors: normal to them is forbidden
+        return np.array(np.linalg.inv(cell).T[np.broadcast_to(constraint.mask, 3)])
+    if isinstance(constraint, FixCartesian):
+        return np.array(np.eye(3)[np.broadcast_to(constraint.mask, 3)])
+    if isinstance(constraint, FixedPlane):
+        return np.array(constraint.dir, dtype=float)[None]
+    if isinstance(constraint, FixedLine):
+        return np.array(np.linalg.svd(np.asarray(constraint.dir, dtype=float)[None])[2][1:])
+    return None
+
+
+def _by_atom(known: list[tuple[str, Array, Array]], n_atoms: int) -> list[tuple[Array, list[int]]]:
+    """Group the atoms that the same constraints act on."""
+    acts = np.zeros((n_atoms, len(known)), dtype=bool)
+    for k, (_, members, _) in enumerate(known):
+        acts[members, k] = True
+    if not acts.any():
+        return []
+    patterns, which = np.unique(acts, axis=0, return_inverse=True)
+    which = which.reshape(-1)  # NumPy 2.0.0 returned a column
+    return [
+        (np.flatnonzero(which == p), np.flatnonzero(pattern).tolist())
+        for p, pattern in enumerate(patterns)
+        if pattern.any()
+    ]
+
+
+def _orthonormal(rows: Array) -> Array:
+    """Return an orthonormal basis of what rows span, shape ``(rank, 3)``."""
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    _, sizes, basis = np.linalg.svd(rows / np.where(length > 0, length, 1.0))
+    return np.array(basis[: int(np.count_nonzero(sizes > ALIGNED))])
+
+
+def _spanned(rows: Array, cell: Array) -> Array | None:
+    """Return which cell vectors to hold where rows are forbidden directions, None where no choice of them says so."""
+    basis = _orthonormal(rows)
+    length = np.linalg.norm(cell, axis=1)
+    free = np.linalg.norm(cell @ basis.T, axis=1) < ALIGNED * length
+    return ~free if np.count_nonzero(free) == 3 - len(basis) else None
