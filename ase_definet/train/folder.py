@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +13,15 @@ from typing import Self, TextIO
 
 from filelock import FileLock, Timeout
 
-from ase_definet.errors import TrainingError
+from ase_definet.errors import DefiNetWarning, TrainingError
 
 LOCK = ".lock"
 HOLDER = ".holder"
 """Says who holds the lock, as ``pid@host``: the lock itself cannot be read everywhere."""
+
+
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""What file systems without locks say, some clusters' among them."""
 
 
 class RunFolder:
@@ -44,12 +50,19 @@ class RunFolder:
                 f"{self.path}: another training is writing there ({self._named_holder()}); wait for it, or give "
                 "another `out`"
             ) from error
+        except (NotImplementedError, OSError) as error:  # after Timeout, which is an OSError too
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            text = f"{self.path}: its file system has no locks; start no second training there"
+            warnings.warn(text, DefiNetWarning, stacklevel=2)
         try:
             self._holder = (self.path / HOLDER).open("w", encoding="utf-8")
             self._holder.write(f"{os.getpid()}@{socket.gethostname()}\n")
             self._holder.flush()
-        except BaseException:
+        except BaseException as error:
             self.__exit__(None, None, None)
+            if isinstance(error, OSError) and error.filename is None:  # a full disk does not say of what
+                error.filename = str(self.path / HOLDER)
             raise
         return self
 

@@ -52,7 +52,7 @@ GOOD = frozenset(("fine", "refused"))
 LIMIT = 60.0
 """Seconds a command may take."""
 ROOM = 6 << 30
-"""Bytes that the commands may have, beyond what is in use when all is prepared."""
+"""Bytes that a command may have, beyond what is in use before it."""
 
 NUMBER = re.compile(rb"(?<![\w.])[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 NO_NUMBERS = (
@@ -445,7 +445,7 @@ def trial(number: int, seed: int, made: Path, keep: Path | None = None) -> Trial
         (folder / subject.file).write_bytes(mutated)
         before = folder / "before"  # the command may replace the file itself
         before.write_bytes(mutated)
-        text = mutated.decode("utf-8", "surrogateescape")
+        text = mutated.decode("utf-8", "surrogateescape") if "{text}" in command else ""
         arguments = [part.format(file=folder / subject.file, made=made, text=text) for part in command.split()]
         began = time.perf_counter()
         outcome, said = _outcome(arguments, folder)
@@ -564,8 +564,8 @@ def main(arguments: list[str] | None = None) -> int:
         made = Path(name).resolve()
         os.environ["XDG_CACHE_HOME"] = str(made / "cache")
         prepare(made)
-        _limit_memory()
         for number in numbers:
+            _limit_memory()
             one = trial(number, given.seed, made, given.keep if given.only is not None else None)
             trials.append(one)
             if one.outcome not in GOOD or given.only is not None:

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from ase_definet.checkpoint import combine, load_checkpoint, save_checkpoint
 from ase_definet.data import Pack
-from ase_definet.errors import CheckpointError, DeviceError, StructureError, TrainingError
+from ase_definet.errors import CheckpointError, DefiNetWarning, DeviceError, StructureError, TrainingError
 from ase_definet.host import get_host
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
@@ -449,6 +450,25 @@ def test_two_trainings_in_one_folder(config):
         assert sorted(p.name for p in Path(config.out).iterdir()) == before
         other.kill()  # a dead holder holds nothing
     assert train(replace(config, steps=2)).step == 2
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(config, monkeypatch, error):
+    def acquire(_):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.warns(DefiNetWarning, match=r"run: its file system has no locks; start no second training there"):
+        assert train(replace(config, steps=2)).step == 2
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_of_its_own(config, monkeypatch):
+    def acquire(_):
+        raise OSError(errno.ENOSPC, "No space left on device", ".lock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match="No space left"):
+        train(config)
 
 
 def move(folder: Path) -> None:
