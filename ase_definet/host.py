@@ -31,6 +31,12 @@ VACUUM_GAP = 7.0
 OVERLAP = 0.4
 """Two atoms closer than this are one atom given twice, in Å."""
 
+LARGEST = 1e6
+"""No coordinate of an atom and no cell vector is longer, in Å: beyond it, double precision loses what is relaxed."""
+
+HEAVIEST = 118
+"""Largest atomic number."""
+
 SYMMETRY_PRECISION = 0.01
 """Positions closer than this are equivalent when a host is reduced to its primitive cell, in Å."""
 
@@ -238,19 +244,18 @@ def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:
     """
     if len(atoms) == 0:
         raise StructureError("the structure has no atoms")
+    check_elements(atoms.numbers)
     if not np.isfinite(atoms.positions).all():
         bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0])
         raise StructureError(f"atom {bad} ({atoms.symbols[bad]}) has a position that is not a number")
-    if (atoms.numbers < 1).any():
-        bad = int(np.flatnonzero(atoms.numbers < 1)[0])
-        raise StructureError(f"atom {bad} ({atoms.symbols[bad]}) is no element: remove placeholders of vacancies")
-    cell = atoms.cell.array
-    rank = int(np.linalg.matrix_rank(cell)) if np.isfinite(cell).all() else 0
-    if rank < max(2, int(cell.any(axis=1).sum())):
+    if np.abs(atoms.positions).max() > LARGEST:
+        bad = int(np.abs(atoms.positions).max(axis=1).argmax())
         raise StructureError(
-            f"expected a periodic cell, found one of rank {rank} (vectors {cell.round(3).tolist()}): "
-            "a defect cell must repeat; set atoms.cell"
+            f"atom {bad} ({atoms.symbols[bad]}) lies {np.abs(atoms.positions[bad]).max():.3g} Å from the origin, "
+            f"at most {LARGEST:g} Å is expected: check the coordinates and their unit"
         )
+    cell = atoms.cell.array
+    _check_cell(cell)
     frame, positions, axis = layer_frame(cell, atoms.positions, atoms.pbc)
     i, j, vector = pairs_within(positions, frame, (True, True, axis is None), OVERLAP)
     if len(i):
@@ -260,6 +265,65 @@ def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:
             f"atoms {a} and {b} overlap ({np.linalg.norm(vector[k]):.3f} Å apart): remove the duplicate"
         )
     return frame, positions, axis
+
+
+def check_elements(numbers: Array) -> None:
+    """Refuse atoms that are no element.
+
+    Args:
+        numbers: Atomic numbers, shape ``(n_atoms,)``.
+
+    Raises:
+        StructureError: One is not between 1 and 118.
+    """
+    wrong = np.flatnonzero((numbers < 1) | (numbers > HEAVIEST))
+    if not len(wrong):
+        return
+    bad, number = int(wrong[0]), int(numbers[wrong[0]])
+    if number == 0:
+        raise StructureError(f"atom {bad} (X) is no element: remove placeholders of vacancies")
+    raise StructureError(
+        f"atom {bad} has the atomic number {number}, expected 1 to {HEAVIEST}: check the species of the structure"
+    )
+
+
+def _check_cell(cell: Array) -> None:
+    """Refuse a cell that no crystal has; zero vectors are open axes.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+
+    Raises:
+        StructureError: It is not finite, does not repeat along two axes, or is too small or too large for atoms.
+    """
+    shown = [[float(f"{x:.4g}") for x in row] for row in cell]
+    if not np.isfinite(cell).all():
+        raise StructureError(
+            f"expected a periodic cell, found a component that is not a number (vectors {shown}): check it"
+        )
+    given = np.abs(cell).max(axis=1) > 0
+    longest = np.abs(cell).max()
+    if longest > LARGEST:
+        raise StructureError(
+            f"a cell vector is {longest:.3g} Å long, at most {LARGEST:g} Å is expected: check the cell and its unit"
+        )
+    scale = np.where(given, np.abs(cell).max(axis=1), 1.0)
+    rank = int(np.linalg.matrix_rank(cell / scale[:, None]))
+    if rank < max(2, int(given.sum())):
+        raise StructureError(
+            f"expected a periodic cell, found one of rank {rank} (vectors {shown}): "
+            "a defect cell must repeat; set atoms.cell"
+        )
+    # the shortest vectors of a lattice are those of its reduced cell
+    shortest = np.linalg.norm(cell[given], axis=1).min()
+    if shortest >= OVERLAP:
+        reduced, _ = minkowski_reduce(np.where(given[:, None], cell, 0.0), pbc=given)
+        shortest = np.linalg.norm(reduced[given], axis=1).min()
+    if shortest < OVERLAP:
+        raise StructureError(
+            f"the cell repeats after {shortest:.3g} Å, so that every atom overlaps its own images: check "
+            "the cell and its unit"
+        )
 
 
 def completed_cell(cell: Array, positions: Array, pbc: Array | None = None) -> Array:

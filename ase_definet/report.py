@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 import os
@@ -19,7 +18,15 @@ from ase.io import iread
 
 from ase_definet.errors import ScreeningError
 from ase_definet.files import keep_existing, replacing
-from ase_definet.screening import FAILURES, NUMBERS, STRUCTURES, TABLE
+from ase_definet.screening import (
+    COLUMNS,
+    FAILURE_COLUMNS,
+    FAILURES,
+    STRUCTURES,
+    TABLE,
+    read_json,
+    read_rows,
+)
 
 MOST_ROWS = 20_000
 MOST_PICTURES = 300
@@ -46,18 +53,15 @@ def write_report(
     """
     keep_existing(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    table = _rows(results / TABLE)
-    failures = _rows(results / FAILURES) if (results / FAILURES).exists() else []
+    table = read_rows(results / TABLE, COLUMNS)
+    failures = read_rows(results / FAILURES, FAILURE_COLUMNS) if (results / FAILURES).exists() else []
     if not table and not failures:
         raise ScreeningError(f"{results}: no results yet")
     table.sort(key=lambda row: -_doubt(row))
     kept = table[:rows]
     wanted = {row["index"] for row in kept[:pictures]}
-    drawn = {}
-    for row, atoms in zip(_in_order(table), iread(str(results / STRUCTURES), index=":"), strict=False):
-        if row["index"] in wanted:
-            drawn[int(row["index"])] = _picture(atoms)
-    run = json.loads((results / "run.json").read_text()) if (results / "run.json").exists() else {}
+    drawn = _pictures(results / STRUCTURES, _in_order(table), wanted)
+    run = read_json(results / "run.json") if (results / "run.json").exists() else {}
     data = {
         "rows": kept,
         "pictures": drawn,
@@ -78,14 +82,30 @@ def write_report(
     return out
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise ScreeningError(f"{path}: no such file; expected a folder that `ase-definet screen` wrote")
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [
-            {key: float(value) if key in NUMBERS and value else value for key, value in row.items()}
-            for row in csv.DictReader(stream)
-        ]
+def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[int, dict[str, Any]]:
+    """Return what the page draws, by index.
+
+    Args:
+        path: The structures.
+        rows: Of the table, in the order of the structures.
+        wanted: Indices of those to draw.
+
+    Raises:
+        ScreeningError: The structures cannot be read, or hold what no screen writes.
+    """
+    drawn = {}
+    try:
+        for row, atoms in zip(rows, iread(str(path), index=":", format="extxyz") if rows else (), strict=False):
+            if row["index"] in wanted:
+                drawn[int(row["index"])] = _picture(atoms)
+    except OSError:
+        raise
+    except Exception as error:  # ASE's readers raise anything
+        raise ScreeningError(
+            f"{path}: damaged, or not what a screen writes ({type(error).__name__}: {error}); restore it, or start "
+            "anew in another folder"
+        ) from error
+    return drawn
 
 
 def _doubt(row: dict[str, Any]) -> float:
@@ -101,6 +121,8 @@ def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _picture(atoms: Atoms) -> dict[str, Any]:
     """Return what the page draws of one structure, lengths in hundredths of an Å."""
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        raise ValueError("a coordinate is not a number")
     displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
     doubt = atoms.arrays.get("definet_uncertainty")
     sites = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";") if part.strip()]

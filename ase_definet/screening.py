@@ -11,6 +11,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +57,7 @@ NUMBERS = frozenset(
     )
 )
 """Those of them that hold numbers."""
-_FAILURE_COLUMNS = ("index", "name", "reason")
+FAILURE_COLUMNS = ("index", "name", "reason")
 _AHEAD = 3
 """Blocks a worker has waiting."""
 
@@ -245,7 +246,7 @@ class Results:
     def _begin(self, asked: dict[str, Any]) -> None:
         run = self.folder / "run.json"
         if run.exists():
-            before = json.loads(run.read_text())
+            before = read_json(run)
             differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
             if differ:
                 raise ScreeningError(
@@ -259,7 +260,8 @@ class Results:
         journal = self.folder / "journal.json"
         state: dict[str, Any] = {"done": 0, "failed": 0, "last": "", "sizes": {}}
         if journal.exists():
-            state = json.loads(journal.read_text())
+            state = read_json(journal)
+            _check_journal(journal, state)
         self.progress = Progress(state["done"], state["failed"], state["done"])
         self.last = state["last"]
         for name in (STRUCTURES, TABLE, FAILURES):
@@ -272,7 +274,7 @@ class Results:
             stream.truncate(size)  # what a killed run wrote after its last journal entry
             stream.seek(0, os.SEEK_END)
             self._files[name] = stream
-        for name, columns in ((TABLE, COLUMNS), (FAILURES, _FAILURE_COLUMNS)):
+        for name, columns in ((TABLE, COLUMNS), (FAILURES, FAILURE_COLUMNS)):
             if not state["sizes"].get(name):
                 self._files[name].write(_csv([dict(zip(columns, columns, strict=True))], columns))
 
@@ -280,7 +282,7 @@ class Results:
         """Write a block, then the journal: only then does it count."""
         self._files[STRUCTURES].write(block.structures.encode())
         self._files[TABLE].write(_csv(block.rows, COLUMNS))
-        self._files[FAILURES].write(_csv(block.failures, _FAILURE_COLUMNS))
+        self._files[FAILURES].write(_csv(block.failures, FAILURE_COLUMNS))
         sizes = {}
         for name, stream in self._files.items():
             stream.flush()
@@ -298,6 +300,75 @@ class Results:
         for stream in self._files.values():
             stream.close()
         self._lock.close()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file of a screen.
+
+    Raises:
+        ScreeningError: There is none in it.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError
+        raise ScreeningError(f"{path}: damaged ({error}); restore it, or start anew in another folder") from error
+    if not isinstance(values, dict):
+        raise ScreeningError(
+            f"{path}: damaged (expected an object, found {type(values).__name__}); restore it, or start anew in "
+            "another folder"
+        )
+    return values
+
+
+def _check_journal(path: Path, state: dict[str, Any]) -> None:
+    """Refuse a journal that no screen wrote."""
+    counts = [state.get("done"), state.get("failed")]
+    sizes = state.get("sizes")
+    named = isinstance(sizes, dict) and set(sizes) == {STRUCTURES, TABLE, FAILURES}
+    counts += list(sizes.values()) if isinstance(sizes, dict) else [None]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in counts)
+    if not (named and whole and isinstance(state.get("last"), str) and state["failed"] <= state["done"]):
+        raise ScreeningError(
+            f"{path}: damaged (expected done, failed, last, and the sizes of {STRUCTURES}, {TABLE} and {FAILURES}); "
+            "restore it, or start anew in another folder"
+        )
+
+
+def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Read a table of a screen, its numbers as numbers.
+
+    Args:
+        path: The file.
+        columns: That it must have.
+
+    Raises:
+        ScreeningError: There is no such file, or it is not what a screen writes.
+    """
+    if not path.exists():
+        raise ScreeningError(f"{path}: no such file; expected a folder that `ase-definet screen` wrote")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if tuple(reader.fieldnames or ()) != columns:
+                raise ScreeningError(f"{path}: damaged (its first line does not name the columns of a screen)")
+            return [_checked_row(row) for row in reader]
+    except (ValueError, TypeError, csv.Error) as error:
+        if isinstance(error, ScreeningError):
+            raise
+        raise ScreeningError(f"{path}: damaged ({error}); restore it, or start anew in another folder") from error
+
+
+def _checked_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with numbers for numbers, or raise a ValueError or TypeError."""
+    out = {key: float(value) if key in NUMBERS and value else value for key, value in row.items()}
+    if None in row or None in row.values():
+        raise ValueError("a row has other columns than the first line")
+    wrong = [key for key, value in out.items() if isinstance(value, float) and not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {row[wrong[0]]}, expected a finite number")
+    if not isinstance(out["index"], float) or out["index"] != int(out["index"]):
+        raise ValueError(f"index is {row['index']!r}, expected a whole number")
+    return out
 
 
 def screen(
@@ -368,13 +439,16 @@ def write_parquet(folder: Path) -> Path:
     types = {name: whole.get(name, pa.float64()) if name in NUMBERS else pa.string() for name in COLUMNS}
     schema = pa.schema(list(types.items()))
     convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    with (
-        replacing(target) as fresh,
-        pa.csv.open_csv(source, convert_options=convert) as reader,
-        pa.parquet.ParquetWriter(fresh, schema) as writer,
-    ):
-        for batch in reader:
-            writer.write_batch(batch)
+    try:
+        with (
+            replacing(target) as fresh,
+            pa.csv.open_csv(source, convert_options=convert) as reader,
+            pa.parquet.ParquetWriter(fresh, schema) as writer,
+        ):
+            for batch in reader:
+                writer.write_batch(batch)
+    except (pa.ArrowException, ValueError) as error:
+        raise ScreeningError(f"{source}: damaged ({error}); restore it, or start anew in another folder") from error
     return target
 
 

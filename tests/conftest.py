@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +50,37 @@ def mos2() -> Atoms:
 @pytest.fixture(scope="session")
 def relaxer() -> DefiNetRelaxer:
     return DefiNetRelaxer(host="MoS2", device="cpu")
+
+
+FULL = 1 << 14
+"""Bytes that fit on the disk of :func:`full_disk`."""
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder with room for :data:`FULL` bytes: a real disk where we may mount one, else a feigned one.
+
+    The feigned one lets ``os.fsync`` fail, which everything written here goes through.
+    """
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={FULL}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if mounted:
+        # some kernels round the size up
+        room = os.statvfs(folder)
+        ballast = room.f_bavail * room.f_frsize - FULL
+        if ballast > 0:
+            (folder / "ballast").write_bytes(bytes(ballast))
+        yield folder
+        subprocess.run(["umount", str(folder)], check=True)
+        return
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    yield folder

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ase_definet.cli.common import BadUsage, error_text
+from ase_definet.cli.common import BadUsage, add_debug_option, error_text, show_traceback
 from ase_definet.cli.count import count_command
 from ase_definet.cli.data import data_group
 from ase_definet.cli.enumerate import enumerate_command
@@ -38,9 +38,14 @@ def _one_line_errors() -> Iterator[None]:
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "ase-definet"
         raise BadUsage(f"{error.format_message().rstrip('.')}; see {command} --help") from error
-    except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+    except click.ClickException as error:
+        if error.__cause__ is not None:
+            show_traceback(error.__cause__)
+        raise
+    except (click.Abort, click.exceptions.Exit, BrokenPipeError):
         raise  # click's own business
     except Exception as error:
+        show_traceback(error)
         raise click.ClickException(error_text(error)) from error
 
 
@@ -103,6 +108,7 @@ for command in (
     upgrade_weights_command,
 ):
     cli.add_command(command)
+add_debug_option(cli)
 
 
 def _print_anything() -> None:

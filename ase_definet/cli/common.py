@@ -25,6 +25,10 @@ PROFILES = ("paper", "few-steps", "robust")
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
+REPORT = "please report it to the issue tracker of ase-definet, with the input and what --debug shows"
+DEBUG_VARIABLE = "ASE_DEFINET_DEBUG"
+_DEBUG = "ase_definet.debug"
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 host_option = click.option(
     "--host",
@@ -107,18 +111,66 @@ class BadUsage(click.ClickException):
 
 
 def error_text(error: BaseException, file: Path | None = None) -> str:
-    """Say an error in one line that names the file it is about."""
+    """Say an error in one line that names the file it is about.
+
+    What a file system or the memory has no room for is nobody's bug. Anything that is not foreseen is one, and says
+    where to report it.
+
+    Args:
+        error: What went wrong.
+        file: The input it is about, unless the error names another file itself.
+    """
     if isinstance(error, DefiNetError) or (isinstance(error, OSError) and not error.strerror):
         text = str(error)
     elif isinstance(error, OSError):
-        text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error.strerror)
+        file = None if error.filename else file  # full disks are about the output
+    elif _is_out_of_memory(error):
+        text = "out of memory: give it more, or smaller structures or fewer at a time"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        place = [frame for frame in frames if "ase_definet" in frame.filename or frame is frames[0]][-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        text = f"unexpected {type(error).__name__} in {where}: {error}; this is a bug, please report it"
+        place = [frame for frame in frames if "ase_definet" in frame.filename or frame is frames[0]][-1:]
+        where = "".join(f" in {Path(frame.filename).name}:{frame.lineno}" for frame in place)
+        text = f"unexpected {type(error).__name__}{where}: {error}; this is a bug: {REPORT}"
     text = " ".join(text.splitlines())
     return text if file is None or text.startswith(str(file)) else f"{file}: {text}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, numpy or torch, on any device, got no memory."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for this
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print the traceback of an error on standard error, if ``--debug`` or ASE_DEFINET_DEBUG asks for it."""
+    context = click.get_current_context(silent=True)
+    asked = context is not None and context.find_root().meta.get(_DEBUG, False)
+    if asked or os.environ.get(DEBUG_VARIABLE, "0") not in {"", "0"}:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+
+
+def _debug(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+    if value:
+        context.find_root().meta[_DEBUG] = True
+
+
+def add_debug_option(command: click.Command) -> None:
+    """Let a command and all below it take ``--debug``."""
+    command.params.append(
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_debug,
+            help="Show the traceback of an error too.",
+        )
+    )
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        add_debug_option(below)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,16 +184,12 @@ def open_or_pack(source: Path, host: str | None) -> Pack:
     import hashlib  # noqa: PLC0415
     import os  # noqa: PLC0415
 
-    from ase_definet.data import Pack  # noqa: PLC0415
+    from ase_definet.data import FORMAT, Pack, is_pack  # noqa: PLC0415
 
-    if source.is_file():
-        try:
-            return Pack.open(source)
-        except StructureError as error:
-            if ": damaged (" in str(error):
-                raise
+    if source.is_file() and is_pack(source):
+        return Pack.open(source)
     pairs = references(source, host)
-    digest = hashlib.sha256(repr((str(source.resolve()), host)).encode())
+    digest = hashlib.sha256(repr((FORMAT, str(source.resolve()), host)).encode())
     for pair in pairs:
         for what in (pair.unrelaxed, pair.relaxed):
             stamp = _stamp(what) if isinstance(what, Path) else None
@@ -203,7 +200,8 @@ def open_or_pack(source: Path, host: str | None) -> Pack:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ase-definet"
     path = cache / f"{digest.hexdigest()[:24]}.pack"
     if path.exists():
-        return Pack.open(path)
+        with suppress(StructureError):  # damaged: nobody but this command needs it, so it is made anew
+            return Pack.open(path)
     click.echo(f"packing {len(pairs)} pairs of {source} into {path}, once", err=True)
     pack, problems = packed(pairs, path)
     show_problems(problems)

@@ -104,7 +104,7 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
                     database.write(atoms)
             else:
                 write(str(fresh), atoms, format=fmt)
-        except OSError:
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # ASE's writers raise anything
             raise StructureError(

@@ -22,6 +22,7 @@ from ase_definet.cli.common import (
     host_option,
     input_set_options,
     overwrite_option,
+    show_traceback,
 )
 from ase_definet.cli.deliver import deliver, make_folders, write_report
 from ase_definet.cli.plan import CONTROL, Job, plan_jobs
@@ -146,6 +147,7 @@ def _settle(
 
 
 def _failure(job: Job, error: Exception) -> dict[str, Any]:
+    show_traceback(error)
     click.echo(f"Error: {error_text(error, job.source)}", err=True)
     return {"file": str(job.source), "error": error_text(error)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from collections.abc import Iterator
@@ -88,9 +87,10 @@ def screen_command(
 
 
 def _first_reason(path: Path) -> str:
-    with path.open(newline="", encoding="utf-8") as stream:
-        row = next(csv.DictReader(stream))
-    return f"{row['name']}: {row['reason']}"
+    from ase_definet.screening import FAILURE_COLUMNS, read_rows  # noqa: PLC0415
+
+    row = next(iter(read_rows(path, FAILURE_COLUMNS)), None)
+    return "none is there" if row is None else f"{row['name']}: {row['reason']}"
 
 
 def _from_pipe() -> Iterator[Named]:

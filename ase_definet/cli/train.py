@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,23 +93,19 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
     try:
         from ase_definet.checkpoint import bundled_models  # noqa: PLC0415
         from ase_definet.train.card import export_weights  # noqa: PLC0415
-        from ase_definet.train.config import make_config  # noqa: PLC0415
+        from ase_definet.train.config import CONFIG, config_of_run  # noqa: PLC0415
         from ase_definet.train.loop import Run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise click.ClickException(_missing(error)) from error
-    import json  # noqa: PLC0415
-
     if out.suffix != ".safetensors":
         raise BadUsage(f"{out}: weights end in .safetensors")
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
-    path = run / "config.json"
-    if not path.exists():
-        raise BadUsage(f"{run}: holds no training run (no config.json)")
-    values = json.loads(path.read_text()) | {"out": str(run)}
-    if values["init"] and values["init"] not in bundled_models() and not Path(values["init"]).exists():
-        values["init"] = ""  # the run holds all that is needed
-    values |= {"accelerator": "cpu", "devices": 1, "nodes": 1}
-    finished = Run(make_config(values))
+    if not (run / CONFIG).exists():
+        raise BadUsage(f"{run}: holds no training run (no {CONFIG})")
+    config = replace(config_of_run(run), accelerator="cpu", devices=1, nodes=1)
+    if config.init and config.init not in bundled_models() and not Path(config.init).exists():
+        config = replace(config, init="")  # the run holds all that is needed
+    finished = Run(config)
     if not finished.resume():
         raise BadUsage(f"{run}: holds no checkpoint yet")
     check_folder(out.parent)

@@ -1,10 +1,11 @@
 """Pairs of unrelaxed and relaxed structures: reading, checking, packing."""
 
 from ase_definet.data.examine import Problem, Row, examine
-from ase_definet.data.packed import Group, Pack, pack_pairs, pack_rows, save_groups
+from ase_definet.data.packed import FORMAT, Group, Pack, is_pack, pack_pairs, pack_rows, save_groups
 from ase_definet.data.pairs import SPLITS, Reference, find_pairs
 
 __all__ = [
+    "FORMAT",
     "SPLITS",
     "Group",
     "Pack",
@@ -13,6 +14,7 @@ __all__ = [
     "Row",
     "examine",
     "find_pairs",
+    "is_pack",
     "pack_pairs",
     "pack_rows",
     "save_groups",

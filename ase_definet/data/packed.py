@@ -2,16 +2,19 @@
 
 The file is in safetensors format. Pairs on the same sites form a group; its arrays are ``numbers`` (uint8),
 ``offset`` and ``move`` (int16 in units of a scale per pair, which keeps 1e-5 of its largest component), ``split``
-and the lines of ``ids``. What the sites are stands in the metadata.
+and the lines of ``ids``. What the sites are stands in the metadata, and so does a digest of all of this.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +22,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ase_definet.data.examine import Problem, Row, examine
 from ase_definet.data.pairs import SPLITS, Reference
@@ -29,10 +32,15 @@ from ase_definet.supercell import cells_of, waves_of
 
 Array: TypeAlias = NDArray[Any]
 
-FORMAT = "ase-definet pairs 1"
+KIND = "ase-definet pairs"
+FORMAT = f"{KIND} 2"
+"""What this package writes and reads. Version 1 had a digest of the arrays only, not of cells, hosts and ids."""
 SAME_SITES = 2e-3
 """Pairs whose unit cells and basis agree this well are on the same sites, in Å."""
 _STEPS = 32767
+_DTYPES: Mapping[str, Any] = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
+_HEADER = 1 << 24
+"""Bytes at the beginning of a file within which a pack says that it is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +152,7 @@ class Pack:
 
     Attributes:
         path: Its file.
-        sha256: Hash of its arrays.
+        sha256: Digest of its arrays and metadata.
         groups: Its pairs, by sites.
     """
 
@@ -165,45 +173,43 @@ class Pack:
         """Open a packed data set; arrays are read from the file as they are used.
 
         Raises:
-            StructureError: The file is no packed data set, or its arrays are not what was written.
+            StructureError: The file is no packed data set, is of another version, or is not what was written.
         """
         path = Path(path)
         try:
-            with safe_open(path, framework="np") as file:
+            with safe_open(path, framework="np") as file:  # it checks the layout
                 metadata = file.metadata() or {}
-                keys = list(file.keys())
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, MemoryError) as error:
             raise StructureError(
                 f"{path}: cannot be read as a packed data set ({error}); make one with `ase-definet data pack`"
             ) from error
-        if metadata.get("format") != FORMAT:
+        found = str(metadata.get("format"))
+        if found != FORMAT:
+            how = "pack it anew" if found.startswith(KIND) else "make it"
             raise StructureError(
-                f"{path}: expected format {FORMAT!r}, found {metadata.get('format')!r}; make it with "
-                "`ase-definet data pack`"
+                f"{path}: expected format {FORMAT!r}, found {found!r}; {how} with `ase-definet data pack`"
             )
-        arrays = _mapped(path)
-        found = _hash(arrays)
-        if found != metadata["sha256"]:
-            raise StructureError(
-                f"{path}: damaged (hash {found[:12]}, expected {metadata['sha256'][:12]}); pack it anew"
-            )
-        groups = []
-        for number, head in enumerate(json.loads(metadata["groups"])):
-            own = {key.split(".")[1]: arrays[key] for key in keys if key.split(".")[0] == str(number)}
-            groups.append(
-                Group(
-                    subset=head["subset"],
-                    host=head["host"],
-                    unit_numbers=np.array(head["unit_numbers"]),
-                    unit_positions=np.array(head["unit_positions"]),
-                    unit_cell=np.array(head["unit_cell"]),
-                    pbc=tuple(head["pbc"]),
-                    supercell=np.array(head["supercell"]),
-                    ids=tuple(bytes(own.pop("ids")).decode().split("\n")),
-                    **own,
+        try:
+            arrays = _mapped(path)
+            digest = _digest(metadata, arrays)
+            if digest != metadata.get("sha256"):
+                raise StructureError(
+                    f"{path}: damaged (its content does not have the digest written with it); pack it anew"
                 )
-            )
-        return cls(path, found, tuple(groups))
+            return cls(path, digest, _groups(metadata, arrays))
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+            if isinstance(error, StructureError):
+                raise
+            raise StructureError(f"{path}: damaged ({type(error).__name__}: {error}); pack it anew") from error
+
+
+def is_pack(path: Path) -> bool:
+    """Return whether a file says that it is a packed data set, of any version and in any state."""
+    try:
+        with path.open("rb") as stream:
+            return KIND.encode() in stream.read(_HEADER)
+    except OSError:
+        return False
 
 
 def pack_pairs(
@@ -268,8 +274,20 @@ def _examined(references: Iterable[Reference], workers: int | None) -> Iterator[
     if workers == 1:
         yield from map(examine, references)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
         yield from pool.map(examine, references, chunksize=16)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when its parent does, however that ends: a killed one cannot tell its workers to."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)  # the thread that works may be anywhere, also in C
 
 
 def _same_sites(one: Row, other: Row) -> bool:
@@ -330,10 +348,32 @@ def save_groups(groups: Iterable[Group], out: Path) -> Pack:
         arrays[f"{number}.ids"] = np.frombuffer("\n".join(group.ids).encode(), dtype=np.uint8)
         for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale"):
             arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(group, name))
-    metadata = {"format": FORMAT, "sha256": _hash(arrays), "groups": json.dumps(heads)}
+    metadata = {"format": FORMAT, "groups": json.dumps(heads)}
+    content = save(arrays, metadata | {"sha256": _digest(metadata, arrays)})
     with replacing(out) as fresh:
-        save_file(arrays, fresh, metadata)
+        fresh.write_bytes(content)  # its own writer hides why a file system refuses
     return Pack.open(out)
+
+
+def _groups(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> tuple[Group, ...]:
+    """Put the groups of a file together."""
+    groups = []
+    for number, head in enumerate(json.loads(metadata["groups"])):
+        own = {key.split(".")[1]: array for key, array in arrays.items() if key.split(".")[0] == str(number)}
+        groups.append(
+            Group(
+                subset=head["subset"],
+                host=head["host"],
+                unit_numbers=np.array(head["unit_numbers"]),
+                unit_positions=np.array(head["unit_positions"]),
+                unit_cell=np.array(head["unit_cell"]),
+                pbc=tuple(head["pbc"]),
+                supercell=np.array(head["supercell"]),
+                ids=tuple(bytes(own.pop("ids")).decode().split("\n")),
+                **own,
+            )
+        )
+    return tuple(groups)
 
 
 def _quantise(fields: list[Array | None]) -> tuple[Array, Array]:
@@ -349,10 +389,13 @@ def _quantise(fields: list[Array | None]) -> tuple[Array, Array]:
     return whole, scale
 
 
-def _hash(arrays: dict[str, Array]) -> str:
+def _digest(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> str:
+    """Return the digest of everything a pack says but the digest itself."""
     digest = hashlib.sha256()
+    for key in sorted(metadata.keys() - {"sha256"}):
+        digest.update(f"{key}={metadata[key]}\0".encode())
     for key in sorted(arrays):
-        digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
+        digest.update(f"{key}:{arrays[key].dtype}:{arrays[key].shape}\0".encode())
         digest.update(np.ascontiguousarray(arrays[key]).data)
     return digest.hexdigest()
 
@@ -363,10 +406,9 @@ def _mapped(path: Path) -> dict[str, Array]:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     data = np.memmap(path, mode="r", offset=8 + length)
-    dtypes = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
     out = {}
     for key, entry in header.items():
         if key != "__metadata__":
             start, end = entry["data_offsets"]
-            out[key] = data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
+            out[key] = data[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return out

@@ -164,11 +164,16 @@ def _listed(folder: Path) -> Iterator[tuple[str, str]]:
     for split in SPLITS:
         path = folder / f"{split}.csv"
         if path.exists():
-            with path.open(newline="") as stream:
-                rows = csv.DictReader(stream)
-                if "atoms_id" not in (rows.fieldnames or []):
-                    raise StructureError(f"{path}: expected a column atoms_id, found {rows.fieldnames}")
-                yield from ((row["atoms_id"], split) for row in rows)
+            try:
+                with path.open(newline="", encoding="utf-8") as stream:
+                    rows = list(csv.DictReader(stream))
+            except (ValueError, csv.Error) as error:  # bytes that are no UTF-8 are a ValueError
+                raise StructureError(f"{path}: cannot be read as a list of ids: {error}") from error
+            for row in rows:
+                if not row.get("atoms_id"):
+                    found = ", ".join(str(key) for key in row)
+                    raise StructureError(f"{path}: expected a column atoms_id with an id in every row, found {found}")
+                yield row["atoms_id"], split
 
 
 def _named_pair(path: Path, source: Path, host: Any, splits: dict[str, str]) -> Reference:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -14,6 +15,9 @@ from ase_definet.errors import TrainingError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 
 ModelConfig: TypeAlias = SiteNetworkConfig | DefiNetConfig
+
+CONFIG = "config.json"
+"""File in the folder of a run that keeps its config."""
 
 MODELS: Mapping[str, type[ModelConfig]] = MappingProxyType({"site": SiteNetworkConfig, "definet": DefiNetConfig})
 """Config of each architecture, by the name in ``[model] architecture``."""
@@ -106,26 +110,13 @@ class TrainConfig:
         Raises:
             TrainingError: Such a value.
         """
-        wrong = [name for name in ("steps", "batch", "check", "save", "devices", "nodes") if getattr(self, name) < 1]
-        if wrong:
-            raise TrainingError(f"{', '.join(wrong)} must be at least 1")
+        _check_ranges(self)
         if self.batch < self.devices * self.nodes:
             raise TrainingError(f"a batch of {self.batch} cannot be shared by {self.devices * self.nodes} devices")
-        shares = ("decay", "ema", "corrupt")
-        sizes = ("rate", "muon", "clip", "factor", "weight_decay", "auxiliary", "noise", "warmup", "patience")
-        for name in (*sizes, *shares):
-            value, most = getattr(self, name), 1 if name in shares else math.inf
-            if not 0 <= value <= most:
-                raise TrainingError(f"{name} must be between 0 and {most:g}, found {value}")
-        if not 0 < self.fraction <= 1:
-            raise TrainingError(f"fraction must be above 0 and at most 1, found {self.fraction}")
         for name, hint in get_type_hints(TrainConfig).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise TrainingError(f"{name} must be {' or '.join(get_args(hint))}, found {getattr(self, name)!r}")
-        if any(not isinstance(share, (int, float)) for share in self.shares.values()):
-            raise TrainingError(f"shares must be numbers, found {dict(self.shares)}")
-        if any(share < 0 for share in self.shares.values()) or (self.shares and not any(self.shares.values())):
-            raise TrainingError("shares must not be negative, nor all zero")
+        _check_shares(self.shares)
         _check_model(self.model)
 
     def plain(self) -> dict[str, Any]:
@@ -182,7 +173,7 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     Raises:
         TrainingError: A name or value is not known.
     """
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise TrainingError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
     for name in ("model", "shares"):
         if not isinstance(options.get(name, {}), Mapping):
@@ -191,7 +182,7 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     values = base | dict(options)
     model = dict(base.get("model", {})) | dict(options.get("model", {}))
     architecture = model.pop("architecture", "site")
-    if architecture not in MODELS:
+    if not isinstance(architecture, str) or architecture not in MODELS:
         raise TrainingError(f"unknown architecture {architecture!r}: expected one of {', '.join(MODELS)}")
     _known(values, TrainConfig, "the config")
     _known(model, MODELS[architecture], "[model]")
@@ -212,11 +203,33 @@ def read_config(path: Path, **overrides: Any) -> TrainConfig:
         TrainingError: The file cannot be read, or a name or value in it is not known.
     """
     try:
-        options = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError
         raise TrainingError(f"{path}: cannot be read as TOML: {error}") from error
     preset = options.pop("preset", None)
     return make_config(options | overrides, preset)
+
+
+def config_of_run(folder: Path) -> TrainConfig:
+    """Read the config that a run has left in its folder.
+
+    Args:
+        folder: Of the run; wherever it is now, that is the ``out`` of the config.
+
+    Raises:
+        TrainingError: The file cannot be read, or a name or value in it is not known.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TrainingError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise TrainingError(f"{path}: expected the config of a run, found {type(values).__name__}")
+    try:
+        return make_config(values | {"out": str(folder)})
+    except TrainingError as error:
+        raise TrainingError(f"{path}: {error}") from error
 
 
 def with_model(config: TrainConfig, model: ModelConfig) -> TrainConfig:
@@ -224,7 +237,37 @@ def with_model(config: TrainConfig, model: ModelConfig) -> TrainConfig:
     return replace(config, model=model)
 
 
+def _check_ranges(config: TrainConfig) -> None:
+    """Refuse numbers that no run could have."""
+    for name, most in _MOST.items():
+        if not 1 <= getattr(config, name) <= most:
+            raise TrainingError(f"{name} must be at least 1 and at most {most}, found {getattr(config, name)}")
+    for name, largest in _LARGEST.items():
+        if not 0 <= getattr(config, name) <= largest:
+            raise TrainingError(f"{name} must be between 0 and {largest:.10g}, found {getattr(config, name)}")
+    if not 0 < config.fraction <= 1:
+        raise TrainingError(f"fraction must be above 0 and at most 1, found {config.fraction}")
+
+
+def _check_shares(shares: Mapping[str, float]) -> None:
+    if any(isinstance(share, bool) or not isinstance(share, (int, float)) for share in shares.values()):
+        raise TrainingError(f"shares must be numbers, found {dict(shares)}")
+    if not all(0 <= share < math.inf for share in shares.values()):
+        raise TrainingError(f"shares must not be negative, and finite, found {dict(shares)}")
+    if shares and not any(shares.values()):
+        raise TrainingError("shares must not be negative, nor all zero")
+
+
 def _check_model(model: ModelConfig) -> None:
+    """Refuse sizes that no network has, before it fills the memory."""
+    for f in fields(model):
+        value = getattr(model, f.name)
+        if isinstance(value, bool):
+            continue
+        usual: tuple[float, float] = (1, _WIDEST) if isinstance(f.default, int) else (0.0, 1e6)
+        least, most = _SIZES.get(f.name, usual)
+        if not least <= value <= most:
+            raise TrainingError(f"[model]: {f.name} must be between {least:g} and {most:g}, found {value}")
     if not isinstance(model, SiteNetworkConfig):
         return
     if not 0 <= model.near_cutoff <= model.cutoff:
@@ -232,6 +275,35 @@ def _check_model(model: ModelConfig) -> None:
     if not 0 <= model.dropout < 1:
         raise TrainingError(f"dropout must be at least 0 and below 1, found {model.dropout}")
 
+
+_WIDEST = 100_000
+_SIZES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "cutoff": (1.0, 50.0),
+        "layers": (1, 1000),
+        "neighbors": (1e-3, 1e6),
+        "error_hidden": (0, _WIDEST),
+        "dropout": (0.0, math.inf),  # these two have bounds of their own
+        "near_cutoff": (-math.inf, math.inf),
+        "radial_range": (1e-3, 1e6),
+    }
+)
+"""Least and largest sizes; whole numbers not named here are between 1 and 100,000."""
+
+_MOST: Mapping[str, int] = MappingProxyType(
+    dict.fromkeys(("steps", "check", "save", "check_size"), 10**9)
+    | {"batch": 10**6}
+    | dict.fromkeys(("devices", "nodes"), 10**4)
+)
+"""Largest values of what is at least 1."""
+_LARGEST: Mapping[str, float] = MappingProxyType(
+    dict.fromkeys(("decay", "ema", "corrupt"), 1.0)
+    | dict.fromkeys(
+        ("rate", "muon", "clip", "factor", "weight_decay", "auxiliary", "noise", "warmup", "patience"), math.inf
+    )
+    | {"seed": 2**32 - 1}
+)
+"""Largest values of what is at least 0."""
 
 _SORTS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -241,8 +313,13 @@ def _known(values: Mapping[str, Any], kind: type, where: str) -> None:
     unknown = sorted(set(values) - names)
     if unknown:
         raise TrainingError(f"{where} does not know {', '.join(unknown)}; it knows {', '.join(sorted(names))}")
+    hints = get_type_hints(kind)
     for f in fields(kind):
-        value, wanted = values.get(f.name, f.default), type(f.default)
+        if f.name not in values and f.default is MISSING:
+            continue  # what is missing is said elsewhere
+        value, wanted = values.get(f.name, f.default), hints[f.name]
+        if isinstance(value, str) and "\0" in value:
+            raise TrainingError(f"{where}: {f.name} must be text without zero bytes, found {value!r}")
         if wanted not in {bool, int, float, str} or type(value) is wanted or (wanted is float and type(value) is int):
             continue
         raise TrainingError(f"{where}: {f.name} must be {_SORTS[wanted]}, found {value!r}")

@@ -8,11 +8,16 @@ exactly where its last checkpoint was. Devices, processes and precision are Ligh
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import threading
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,18 +30,20 @@ from torch import Tensor, nn
 
 from ase_definet.checkpoint import LoadedModel, load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack
-from ase_definet.errors import CheckpointError, DeviceError, TrainingError
+from ase_definet.errors import CheckpointError, DefiNetError, DeviceError, TrainingError
 from ase_definet.files import replacing
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.experts import Experts
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.train.batches import SiteBatches
-from ase_definet.train.config import ModelConfig, TrainConfig, make_config, with_model
+from ase_definet.train.config import CONFIG, ModelConfig, TrainConfig, make_config, with_model
+from ase_definet.train.folder import RunFolder
 
 Array: TypeAlias = NDArray[Any]
 
 LAST = "last.pt"
+LOG = "log.csv"
 _MAX_SKIPPED = 20
 """Steps without a finite gradient that a run survives."""
 _VALIDATION_BATCH = 32
@@ -295,11 +302,11 @@ class Run:
         }
 
     def save(self) -> None:
-        """Write a checkpoint: to a new file, synced, then renamed over the last one. The folder must exist."""
-        if self.fabric.global_rank:
-            return
+        """Write a checkpoint: to a new file, synced, then renamed over the last one; the folder must be there."""
+        content = io.BytesIO()  # torch's own writer hides why a file system refuses
+        torch.save(self.state(), content)
         with replacing(self.out / LAST) as fresh:
-            torch.save(self.state(), fresh)
+            fresh.write_bytes(content.getbuffer())
 
     def resume(self) -> bool:
         """Go on from the last checkpoint, if there is one.
@@ -311,13 +318,14 @@ class Run:
         if not path.exists():
             return False
         try:
-            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            state = _checked_state(path, self.fabric.device)
             before = make_config(json.loads(state["config"])).plain()  # settings it did not know have their defaults
+            data = state["data"]
         except Exception as error:  # damaged files raise anything
             raise TrainingError(f"{path}: cannot be read ({error}); delete it to start anew") from error
         now = self.config.plain()
         differ = [k for k in now if before[k] != now[k] and k not in _MAY_CHANGE]
-        if state["data"] != self.pack.sha256:
+        if data != self.pack.sha256:
             differ.append("data set")
         if self.config.init and before["init"] != self.config.init:
             differ.append("init")
@@ -326,6 +334,16 @@ class Run:
                 f"{path} is the checkpoint of a run with another {', '.join(differ)}; give another `out`, or its "
                 "settings"
             )
+        try:
+            self._restore(state)
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)  # torch lists all tensors
+            raise TrainingError(
+                f"{path}: does not hold what a run needs ({reason}); delete it to start anew"
+            ) from error
+        return True
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         states = state["optimizers"] if "optimizers" in state else [state["optimizer"]]  # of before there were two
@@ -336,7 +354,6 @@ class Run:
         self.seconds, self.skipped = state["seconds"], state["skipped"]
         if "lineage" in state:  # the weights it began with may be gone, or others by now
             self.lineage = json.loads(state["lineage"])
-        return True
 
     def follow(self, table: dict[str, dict[str, float]]) -> None:
         """Let the ``plateau`` schedule see a validation table."""
@@ -399,11 +416,32 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
     fabric = make_fabric(config)
     fabric.launch()
     run = Run(config, fabric)
+    folder = RunFolder(run.out)
+    with ExitStack() as held:
+        _all_or_none(fabric, lambda: held.enter_context(folder))
+        _train(run, folder, progress)
+    return run
+
+
+def _train(run: Run, folder: RunFolder, progress: Callable[[Run, float], object]) -> None:
+    """Train in a folder that is locked."""
+    config, fabric = run.config, run.fabric
     run.resume()
-    if fabric.global_rank == 0:
-        run.out.mkdir(parents=True, exist_ok=True)
-        with replacing(run.out / "config.json") as fresh:
-            fresh.write_text(json.dumps(run.config.plain(), indent=1) + "\n", encoding="utf-8")
+
+    def begin() -> None:
+        _rows_before(run)
+        with replacing(run.out / CONFIG) as fresh:
+            fresh.write_text(json.dumps(config.plain(), indent=1) + "\n", encoding="utf-8")
+
+    def record(losses: list[float], *, save: bool) -> None:
+        folder.check()
+        if losses:
+            _log(run, float(np.mean(losses)), run.table)
+        if save:
+            run.save()
+        folder.check()
+
+    _all_or_none(fabric, begin)
     losses: list[float] = []
     began = time.perf_counter() - run.seconds
     while run.step < config.steps:
@@ -411,30 +449,72 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
         losses.append(loss)
         run.seconds = time.perf_counter() - began
         done = run.step == config.steps
-        if run.step % config.check == 0 or done:
-            table = run.validate(None if done else config.check_size)
-            run.follow(table)
-            run.table = table
-            if fabric.global_rank == 0:
-                _log(run, float(np.mean(losses)), table)
+        checked = run.step % config.check == 0 or done
+        save = run.step % config.save == 0 or done
+        if checked:
+            run.table = run.validate(None if done else config.check_size)
+            run.follow(run.table)
+        if checked or save:
+            _all_or_none(fabric, partial(record, losses if checked else [], save=save))
+        if checked:
             losses.clear()
-        if run.step % config.save == 0 or done:
-            run.save()
         progress(run, loss)
     run.table = run.table or run.validate()  # a finished run that is resumed has nothing else to do
-    return run
+
+
+def _all_or_none(fabric: Fabric, work: Callable[[], object]) -> None:
+    """Do something on the first process; what goes wrong there ends all of them, lest they wait for it."""
+    wrong: DefiNetError | OSError | None = None
+    if fabric.global_rank == 0:
+        try:
+            work()
+        except (DefiNetError, OSError) as error:
+            wrong = error
+    wrong = fabric.broadcast(wrong)
+    if wrong is not None:
+        raise wrong
+
+
+def _checked_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read the state of a run; its checksums, which torch does not look at, must fit."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise TrainingError(f"{damaged} in it is damaged")
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise TrainingError(f"expected the state of a run, found {type(state).__name__}")
+    return state
+
+
+def _rows_before(run: Run) -> list[dict[str, str]]:
+    """Return the rows of ``log.csv`` before the present step: a killed run did not keep what came after.
+
+    Raises:
+        TrainingError: A row is damaged.
+    """
+    path = run.out / LOG
+    if not path.exists():
+        return []
+    kept = []
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream, restval="nothing"):
+                for value in row.values():
+                    float(value or 0)  # a row of another length has something else
+                if int(row["step"]) < run.step:
+                    kept.append(row)
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise TrainingError(f"{path}: damaged ({error}); move it away, training needs the checkpoint only") from error
+    return kept
 
 
 def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
     """Append a row to ``log.csv``, drop rows of a future that a killed run did not keep, and tell TensorBoard."""
     row: dict[str, Any] = {"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), "loss": loss}
     row |= {f"{name} {key}": table[name][key] for name in table for key in ("mae", "a3")}
-    path = run.out / "log.csv"
-    kept: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="") as stream:
-            kept = [old for old in csv.DictReader(stream) if int(old["step"]) < run.step]
-    with replacing(path) as fresh, fresh.open("w", newline="") as stream:
+    kept = _rows_before(run)
+    with replacing(run.out / LOG) as fresh, fresh.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(dict.fromkeys([k for old in kept for k in old] + list(row))))
         writer.writeheader()
         writer.writerows([*kept, {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}])
@@ -442,9 +522,26 @@ def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
     except ImportError:
         return
-    with SummaryWriter(str(run.out / "tensorboard")) as board:
+    board = run.out / "tensorboard"
+    with _quiet_threads(), SummaryWriter(str(board)) as summary:
         for key, value in row.items():
-            board.add_scalar(key, value, run.step)
+            summary.add_scalar(key, value, run.step)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Print no traceback of a thread to which a file system refuses something: it is raised here on closing."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -162,6 +161,8 @@ def test_fine_tuning_from_weights(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_at_a_terminal_there_is_a_bar(tmp_path):
+    import pty  # noqa: PLC0415 - not on Windows
+
     ours, theirs = pty.openpty()
     command = "from ase_definet.cli import main; main()"
     arguments = [

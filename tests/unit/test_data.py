@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +19,14 @@ from ase.build import bulk, make_supercell
 from ase.db import connect
 from ase.io import read, write
 from ase.io.trajectory import Trajectory
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ase_definet.data import Pack, Problem, Reference, Row, examine, find_pairs, pack_pairs
+from ase_definet.data import FORMAT, Pack, Problem, Reference, Row, examine, find_pairs, is_pack, pack_pairs
+from ase_definet.data.packed import _digest
 from ase_definet.errors import DefiNetError, HostError, StructureError
 from ase_definet.sites import match_sites
-from tests.conftest import pristine
+from tests.conftest import REPO, pristine
 
 PACKED = 1e-4
 """Positions survive packing to this, in Å: integers, with a scale for each pair."""
@@ -339,6 +347,14 @@ def test_names_with_an_at_sign(tmp_path):
         (tmp_path / f"a_{stage}.xyz").rename(tmp_path / f"V@S_{stage}.xyz")
     (one,) = find_pairs(tmp_path, "MoS2")
     assert_loads(one, unrelaxed, relaxed)
+
+
+@pytest.mark.parametrize("content", [b"atoms_id\n\xff\n", b"name\na\n", b"a,atoms_id\n1\n", b"\xff\xfe"])
+def test_damaged_lists(tmp_path, content):
+    write_2dmd(tmp_path / "a" / "MoS2", {"train": ["a"]})
+    (tmp_path / "a" / "MoS2" / "train.csv").write_bytes(content)
+    with pytest.raises(StructureError, match=r"train\.csv: (cannot be read as a list|expected a column atoms_id)"):
+        list(find_pairs(tmp_path))
 
 
 # sources that cannot be read
@@ -785,6 +801,130 @@ def test_a_damaged_pack_is_refused(tmp_path, place):
     pack.path.write_bytes(data)
     with pytest.raises(StructureError, match="damaged"):
         Pack.open(pack.path)
+
+
+def test_any_changed_byte_of_a_pack_is_noticed(tmp_path):
+    """Of the header, where hosts, cells and ids' places stand, as of the arrays; what is not noticed is the same."""
+    pack, _ = packed([reference(f"k{k}", k) for k in range(3)], tmp_path)
+    whole = pack.path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    for place in [*range(8), *rng.integers(8, header, 150), *rng.integers(header, len(whole), 50)]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(0, 8))
+        pack.path.write_bytes(flipped)
+        with pytest.raises(StructureError, match=r"pack it anew|data pack"):
+            Pack.open(pack.path)
+    pack.path.write_bytes(whole)
+    assert Pack.open(pack.path).sha256 == pack.sha256
+
+
+@pytest.mark.parametrize("word", ["unit_cell", "unit_positions", "supercell", "unit_numbers"])
+def test_a_changed_digit_of_the_sites_is_noticed(tmp_path, word):
+    """The header stays good JSON of the same length, and the numbers are plausible."""
+    pack, _ = packed([reference()], tmp_path)
+    data = bytearray(pack.path.read_bytes())
+    place = next(k for k in range(data.index(word.encode()), len(data)) if chr(data[k]) in "123456789")
+    data[place] = ord("2") if data[place] != ord("2") else ord("3")
+    pack.path.write_bytes(data)
+    with pytest.raises(StructureError, match=r"damaged .*pack it anew"):
+        Pack.open(pack.path)
+
+
+def test_packs_of_an_older_version_are_refused_as_such(tmp_path):
+    pack, _ = packed([reference()], tmp_path)
+    pack.path.write_bytes(pack.path.read_bytes().replace(FORMAT.encode(), b"ase-definet pairs 1"))
+    assert is_pack(pack.path)
+    with pytest.raises(
+        StructureError, match="found 'ase-definet pairs 1'; pack it anew with `ase-definet data pack`"
+    ):
+        Pack.open(pack.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda metadata, _: metadata.pop("sha256"),
+        lambda metadata, _: metadata.update(groups="no JSON"),
+        lambda metadata, _: metadata.update(groups="[" * 100_000),
+        lambda metadata, _: metadata.update(groups='{"a": 1}'),
+        lambda metadata, _: metadata.update(groups="[{}]"),
+        lambda metadata, _: metadata.pop("groups"),
+        lambda _, arrays: arrays.pop("0.ids"),
+        lambda _, arrays: arrays.pop("0.move"),
+        lambda _, arrays: arrays.update({"0.more": np.zeros(3, np.uint8)}),
+        lambda _, arrays: arrays.update({"0.split": np.zeros(3, np.int64)}),
+        lambda _, arrays: arrays.update({"0.ids": np.full(3, 255, np.uint8)}),
+    ],
+)
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_pack_of_other_content_is_refused_in_one_line(tmp_path, change, sealed):
+    """Also with a digest that fits: no reader of it may fail in ways of its own."""
+    pack, _ = packed([reference()], tmp_path)
+    with safe_open(pack.path, framework="np") as file:
+        metadata, arrays = dict(file.metadata()), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    change(metadata, arrays)
+    if sealed and "sha256" in metadata:
+        metadata["sha256"] = _digest(metadata, arrays)
+    save_file(arrays, pack.path, metadata)
+    with pytest.raises(StructureError, match=r"damaged .*pack it anew"):
+        Pack.open(pack.path)
+
+
+ORPHANS = r"""
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from ase.build import mx2
+from ase_definet.data import Reference, pack_pairs
+
+class Slow(Reference):
+    def load(self):
+        os.write(1, b"working\n")
+        time.sleep(600)
+
+def slow(_):
+    os.write(1, b"working\n")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    atoms = mx2("MoS2", size=(4, 4, 1), vacuum=10)
+    kind = {kind}
+    some = [kind(str(k), "a", "train", "MoS2", atoms, None) for k in range(100)]
+    pack_pairs(some, Path({out!r}), workers=2, progress=slow)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
+@pytest.mark.parametrize("kind", ["Slow", "Reference"], ids=["busy", "idle"])
+def test_killed_packing_leaves_no_workers(tmp_path, kind):
+    """The workers hold the pipe of the standard output open for as long as they live."""
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS.format(kind=kind, out=str(tmp_path / "pack")))
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"working\n"
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)  # raises where the pipe stays open
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "pack").exists()
+
+
+def test_a_full_disk_is_said_of_the_pack(tmp_path, full_disk):
+    del tmp_path
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        pack_pairs([reference(f"k{k}", k) for k in range(40)], full_disk / "pack", workers=1)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(full_disk / "pack")
+    assert [p.name for p in full_disk.iterdir() if p.name != "ballast"] == []
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1000, -1])

@@ -244,6 +244,32 @@ def test_unusable_structures_are_refused(change, reason):
         check_structure(atoms)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda a: a.set_atomic_numbers([*a.numbers[:2], 119]),
+            "atom 2 has the atomic number 119, expected 1 to 118",
+        ),
+        (lambda a: a.set_atomic_numbers([-5, *a.numbers[1:]]), "atom 0 has the atomic number -5"),
+        (lambda a: a.set_atomic_numbers([10**6, *a.numbers[1:]]), "atom 0 has the atomic number 1000000"),
+        (lambda a: a.set_cell(a.cell * 1e-320), "the cell repeats after"),
+        (lambda a: a.set_cell([*a.cell[:2], [0, 0, 1e-320]]), "the cell repeats after"),
+        (lambda a: a.set_cell(a.cell * 1e-3), "the cell repeats after"),
+        (lambda a: a.set_cell([a.cell[0], a.cell[0] * 3 + [0, 1e-7, 0], a.cell[2]]), "the cell repeats after 1e-07"),
+        (lambda a: a.set_cell(a.cell * 1e300), "at most 1e[+]06 Å is expected"),
+        (lambda a: a.set_cell([*a.cell[:2], [0, 0, np.inf]]), "a component that is not a number"),
+        (lambda a: a.set_cell([[np.nan, 0, 0], *a.cell[1:]]), "a component that is not a number"),
+        (lambda a: a.positions.__setitem__((1, 2), 1e300), r"atom 1 .* lies 1e[+]300 Å from the origin"),
+    ],
+)
+def test_numbers_that_no_structure_has_are_refused_as_such(change, reason):
+    atoms = layer()
+    change(atoms)
+    with pytest.raises(StructureError, match=reason):
+        check_structure(atoms)
+
+
 # The frame used for matching
 
 

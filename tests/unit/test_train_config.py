@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from ase_definet.cli.train import PRESET_NAMES
 from ase_definet.errors import TrainingError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
-from ase_definet.train.config import PRESETS, TrainConfig, make_config, read_config
+from ase_definet.train.config import PRESETS, TrainConfig, config_of_run, make_config, read_config
 from tests.conftest import REPO
 
 FILES = {"data": "a.pack", "out": "run"}
@@ -89,6 +90,22 @@ def test_an_architecture_is_named_in_the_model():
         ({"shares": {"a": -1.0, "b": 1.0}}, "shares must not be negative"),
         ({"shares": {"a": 0.0}}, "nor all zero"),
         ({"shares": {"a": "much"}}, "shares must be numbers"),
+        ({"steps": 10**30}, "steps must be at least 1 and at most"),
+        ({"check_size": 0}, "check_size must be at least 1"),
+        ({"seed": -1}, "seed must be between 0 and"),
+        ({"seed": 10**30}, "seed must be between 0 and"),
+        ({"rate": math.nan}, "rate must be between 0 and inf, found nan"),
+        ({"shares": {"a": math.nan}}, "shares must not be negative, and finite"),
+        ({"shares": {"a": math.inf}}, "shares must not be negative, and finite"),
+        ({"shares": {"a": True}}, "shares must be numbers"),
+        ({"data": "a\0b"}, "data must be text without zero bytes"),
+        ({"model": {"features": 0}}, r"\[model\]: features must be between 1 and 100000, found 0"),
+        ({"model": {"features": 10**30}}, "features must be between"),
+        ({"model": {"layers": 10**6}}, "layers must be between 1 and 1000"),
+        ({"model": {"cutoff": 1e300}}, "cutoff must be between 1 and 50"),
+        ({"model": {"cutoff": math.nan}}, "cutoff must be between 1 and 50"),
+        ({"model": {"neighbors": 0.0}}, "neighbors must be between"),
+        ({"model": {"architecture": ["site"]}}, "unknown architecture"),
         ({"model": {"near_cutoff": 8.0}}, "near_cutoff must be between 0 and the cutoff"),
         ({"model": {"dropout": 1.0}}, "dropout must be at least 0 and below 1"),
     ],
@@ -106,6 +123,29 @@ def test_unknown_presets_and_unreadable_files(tmp_path):
         read_config(tmp_path / "a.toml")
     with pytest.raises(TrainingError, match=r"b\.toml: cannot be read as TOML"):
         read_config(tmp_path / "b.toml")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'data = "\xe9"', b"a = " + b"[" * 100_000])
+def test_what_is_no_toml(tmp_path, content):
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"a\.toml: cannot be read as TOML"):
+        read_config(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize("preset", ["3", '["small"]', "{}", '"large"'])
+def test_a_preset_is_a_name(tmp_path, preset):
+    (tmp_path / "a.toml").write_text(f"preset = {preset}\n")
+    with pytest.raises(TrainingError, match="unknown preset"):
+        read_config(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"\xff", b'{"steps": 3}', b'{"data": 3}', b"[" * 100_000]
+)
+def test_a_damaged_config_of_a_run_is_refused_by_its_name(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"config\.json: "):
+        config_of_run(tmp_path)
 
 
 def test_defaults_are_sound():

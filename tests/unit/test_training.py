@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from ase_definet.checkpoint import combine, load_checkpoint, save_checkpoint
 from ase_definet.data import Pack
-from ase_definet.errors import CheckpointError, DeviceError, StructureError, TrainingError
+from ase_definet.errors import CheckpointError, DefiNetWarning, DeviceError, StructureError, TrainingError
 from ase_definet.host import get_host
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
@@ -336,9 +341,9 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(config, monkeypatch):
     run.save()
     run.advance()
 
-    def full(state, path):
+    def full(state, stream):
         del state
-        path.write_bytes(b"half a checkpoint")
+        stream.write(b"half a checkpoint")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
@@ -362,6 +367,149 @@ def test_a_damaged_checkpoint_is_refused(config, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(TrainingError, match=r"last\.pt: cannot be read .* delete it to start anew"):
         train(config)
+
+
+def test_a_changed_byte_of_a_checkpoint_is_noticed(config):
+    """Of the tensors too: torch does not look at the checksums that it writes."""
+    train(replace(config, steps=2))
+    path = Path(config.out) / LAST
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        inside = [
+            info.header_offset + 30 + len(info.filename) + 64 + int(share * (info.file_size - 64))
+            for info in archive.infolist()
+            for share in (0.1, 0.9)
+            if info.file_size > 500
+        ]
+    assert len(inside) > 10
+    for place in inside:
+        flipped = bytearray(whole)
+        flipped[place] ^= 16
+        path.write_bytes(flipped)
+        with pytest.raises(TrainingError, match=r"last\.pt: cannot be read .* is damaged"):
+            Run(config).resume()
+    path.write_bytes(whole)
+    assert Run(config).resume()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("data"),
+        lambda state: state.pop("drawn"),
+        lambda state: state.update(config="[]"),
+        lambda state: state.update(config='{"steps": "many"}'),
+        lambda state: state.update(plateau=[1.0]),
+        lambda state: state.update(network={}),
+        lambda state: state.update(optimizers=[]),
+        lambda state: state.update(optimizers=[{"state": 3}]),
+        lambda state: state.update(lineage="{"),
+    ],
+)
+def test_a_checkpoint_of_other_content_is_refused(config, change):
+    train(replace(config, steps=2))
+    path = Path(config.out) / LAST
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r"last\.pt: .*delete it to start anew"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    "content", [b"step,loss\n1\n", b"step,loss\n1,2,3\n", b"a,b\n1,2\n", b"step\n\xff\n", b"step\nx\n"]
+)
+def test_a_damaged_log_is_refused_before_any_step(config, content):
+    out = Path(config.out)
+    out.mkdir()
+    (out / "log.csv").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"log\.csv: damaged .*move it away"):
+        train(config, lambda *_: pytest.fail("trained"))
+    assert (out / "log.csv").read_bytes() == content
+
+
+# the folder of a run
+
+
+def test_two_trainings_in_one_folder(config):
+    """The second one is refused by the name of the first, changes nothing, and may begin when that has ended."""
+    script = (
+        "import sys, time; from pathlib import Path; from ase_definet.train.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, config.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        before = sorted(p.name for p in Path(config.out).iterdir())
+        holder = re.escape(f"({other.pid}@{socket.gethostname()})")
+        with pytest.raises(TrainingError, match=rf"another training is writing there {holder}; wait for it"):
+            train(config)
+        assert sorted(p.name for p in Path(config.out).iterdir()) == before
+        other.kill()  # a dead holder holds nothing
+    assert train(replace(config, steps=2)).step == 2
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(config, monkeypatch, error):
+    def acquire(_):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.warns(DefiNetWarning, match=r"run: its file system has no locks; start no second training there"):
+        assert train(replace(config, steps=2)).step == 2
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_of_its_own(config, monkeypatch):
+    def acquire(_):
+        raise OSError(errno.ENOSPC, "No space left on device", ".lock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match="No space left"):
+        train(config)
+
+
+def move(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def put_another(folder: Path) -> None:
+    move(folder)
+    shutil.copytree(folder.with_name("elsewhere"), folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders with open files stay where they are")
+@pytest.mark.parametrize("change", [shutil.rmtree, move, put_another])
+@pytest.mark.parametrize("when", [1, 15, 59])
+def test_a_folder_that_is_gone_ends_the_training(config, change, when):
+    """And nothing makes it anew, or writes to another one in its place."""
+    out = Path(config.out)
+    found = {}
+
+    def take_away(run, loss):
+        del loss
+        if run.step == when:
+            change(out)
+            found.update({p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()})
+
+    with pytest.raises(TrainingError, match=r"run: the folder was moved or removed"):
+        train(config, take_away)
+    assert out.exists() == (change is put_another)
+    assert found == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    if change is move and when == 15:
+        out.with_name("elsewhere").rename(out)
+        assert train(config).step == config.steps
+
+
+def test_a_full_disk_ends_the_training_by_name_and_keeps_the_last_checkpoint(config, full_disk):
+    plan = replace(config, out=str(full_disk / "run"), model=replace(MODEL, features=16))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        train(plan)
+    assert caught.value.errno == errno.ENOSPC
+    assert Path(caught.value.filename).parent == full_disk / "run"
+    assert not list((full_disk / "run").glob("last.pt*"))
 
 
 @pytest.mark.parametrize(
