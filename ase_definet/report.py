@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import html
 import json
+import math
 import os
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 from ase.io import iread
 
+from ase_definet import __version__
 from ase_definet.errors import ScreeningError
 from ase_definet.files import keep_existing, replacing
+from ase_definet.relaxer import HARMLESS
 from ase_definet.screening import FAILURES, NUMBERS, STRUCTURES, TABLE
 
 MOST_ROWS = 20_000
@@ -66,10 +68,11 @@ def write_report(
         "folder": os.path.relpath(str(results), str(out.parent)),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": list(kept[0]) if kept else [],
+        "harmless": sorted(HARMLESS),
     }
     template = (files("ase_definet") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"
-    about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {version('ase-definet')}"
+    about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {__version__}"
     page = template.replace("{{title}}", html.escape(title)).replace("{{about}}", html.escape(about))
     page = page.replace("{{data}}", json.dumps(data, allow_nan=False).replace("</", "<\\/"))
     with replacing(out) as fresh:
@@ -88,10 +91,18 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _doubt(row: dict[str, Any]) -> float:
+    """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
+    if unsupported(str(row.get("outside") or "")):
+        return math.inf
     for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
         if isinstance(row.get(key), float):
             return float(row[key])
     return 0.0
+
+
+def unsupported(outside: str) -> tuple[str, ...]:
+    """Return in which respects a row lies so far outside the training data that no error can be expected."""
+    return tuple(word for word in outside.split() if word not in HARMLESS)
 
 
 def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from ase_definet.model.near import NearTable
+from ase_definet.model.working_set import WorkingSet
 
 N_PATHS = 5
 """Independent filters of one message: s->s, v->s, s->v, v->v (identity), v->v (along the edge)."""
-
-CHUNK_BYTES = 2 * 2**20
-"""Working set of one chunk of edges in :meth:`EdgeGeometry.propagate`: about what a core's cache holds."""
 
 
 class Filters(Protocol):
@@ -45,6 +43,8 @@ class Geometry(Protocol):
     """Edge length of each class, shape ``(n_classes,)``, in Å."""
     class_numbers: Tensor
     """Host elements (target, source) of each class, shape ``(n_classes, 2)``."""
+    working_set: WorkingSet
+    """How much to do at a time."""
 
     def propagate(self, filters: Filters, field: Tensor) -> Tensor:
         """Sum the messages into every site."""
@@ -74,6 +74,7 @@ class EdgeGeometry:
         n_structures: Number of structures.
         tolerance: Edges whose lengths differ by less than this, between the same host elements, share their
             filters, in Å. Zero gives every edge its own.
+        working_set: How much to do at a time; by default what suits the device of the tensors.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class EdgeGeometry:
         structure: Tensor,
         n_structures: int,
         tolerance: float = 1e-5,
+        working_set: WorkingSet | None = None,
     ) -> None:
+        self.working_set = working_set or WorkingSet.of(edge_vector.device)
         self.source, self.target = edge_index[0], edge_index[1]
         distance = edge_vector.norm(dim=1)
         self.vector = edge_vector
@@ -109,7 +112,7 @@ class EdgeGeometry:
         out = torch.zeros_like(field)
         values = filters(self)
         row_bytes = 4 * field[0].numel() * field.element_size()
-        step = max(1, CHUNK_BYTES // row_bytes)
+        step = max(1, self.working_set.chunk_bytes // row_bytes)
         for start in range(0, len(self.source), step):
             part = slice(start, start + step)
             e = self.direction[part][:, None, :, None]
