@@ -147,12 +147,21 @@ class EdgeGeometry:
 
 
 def classify(pair: Tensor, distance: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Group edges of equal host pair and length; return class of each edge, mean length, pair."""
-    order = torch.argsort(distance.double() + pair.double() * 1e3)
+    """Group edges of equal host pair and length; return class of each edge, mean length, pair.
+
+    Lengths that follow each other within the tolerance are one class as long as that is no wider than the tolerance:
+    a large structure off its sites has edges of all lengths, which would otherwise all become one.
+    """
+    by_distance = torch.argsort(distance)
+    order = by_distance[torch.argsort(pair[by_distance], stable=True)]
     sorted_pair, sorted_distance = pair[order], distance[order]
     new = torch.ones(len(order), dtype=torch.bool, device=pair.device)
     if tolerance > 0:
         new[1:] = (sorted_pair[1:] != sorted_pair[:-1]) | (sorted_distance.diff() > tolerance)
+        place = torch.arange(len(order), device=pair.device)
+        first = torch.where(new, place, 0).cummax(0).values
+        step = ((sorted_distance - sorted_distance[first]) / tolerance).floor()
+        new[1:] |= step.diff() > 0
     number = new.cumsum(0) - 1
     edge_class = torch.empty_like(order)
     edge_class[order] = number

@@ -375,8 +375,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted in {"mps", "gpu"} and not torch.cuda.is_available():
         raise DeviceError(
-            f"accelerator {config.accelerator!r} is not supported here: the phases of a lattice need double precision, "
-            "which MPS does not have, and torch sees no CUDA device; use cpu"
+            f"accelerator {config.accelerator!r} is not supported here: the phases of a lattice need double "
+            "precision, which MPS does not have, and torch sees no CUDA device; use cpu"
         )
     try:
         return Fabric(

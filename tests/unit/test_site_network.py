@@ -15,7 +15,7 @@ from ase_definet.graph import batch_graphs, build_graph
 from ase_definet.model import lattice as lattice_module
 from ase_definet.model import predict, predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.geometry import EdgeGeometry
+from ase_definet.model.geometry import EdgeGeometry, classify
 from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.model.near import TYPICAL, NearTable
 from ase_definet.model.site_network import SiteNetwork
@@ -134,6 +134,19 @@ def test_planar_layer_stays_planar(network):
 def test_chunks_do_not_matter(network):
     given = arrays()
     assert np.abs(run(network, given, SMALL_CHUNKS) - run(network, given)).max() < EXACT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_class_of_edges_is_wider_than_its_tolerance(dtype):
+    """Many edges follow each other more closely than that, as those of a large structure off its sites do."""
+    torch.manual_seed(0)
+    distance = (2.4 + 0.2 * torch.rand(100_000, dtype=torch.float64)).to(dtype)
+    pair = torch.randint(0, 2, (100_000,)) + 42
+    edge_class, mean, class_pair = classify(pair, distance, 1e-5)
+    assert (mean[edge_class] - distance).abs().max() < 1.2e-5
+    assert torch.equal(class_pair[edge_class], pair)
+    exact = torch.tensor([2.4, 3.1, 2.4, 3.1, 2.4 + 1e-7], dtype=torch.float64)
+    assert classify(torch.full((5,), 42), exact, 1e-5)[0].tolist() == [0, 1, 0, 1, 0]
 
 
 def test_shared_filters_do_not_matter(network):
