@@ -1,17 +1,19 @@
 """A device that is not there: tensors that live elsewhere, with the CPU's numbers.
 
-:class:`Elsewhere` takes the part of a GPU. Its tensors say that their device is :data:`DEVICE`, every operation on them
-is done by the CPU on the numbers behind them, and an operation on tensors of two devices is refused as CUDA refuses
-it. What is created on the CPU while it is watching is noted down.
+:class:`Elsewhere` takes the part of a GPU. Its tensors say that their device is :data:`DEVICE`, every operation on
+them is done by the CPU on the numbers behind them, and an operation on tensors of two devices is refused as CUDA
+refuses it. What is created on the CPU while it is watching is noted down.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections import Counter
+from typing import Self
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("meta")
@@ -24,7 +26,7 @@ class Remote(torch.Tensor):
     """A tensor elsewhere, and the numbers behind it."""
 
     @staticmethod
-    def __new__(cls, behind: torch.Tensor) -> Remote:
+    def __new__(cls, behind: torch.Tensor) -> Self:
         return torch.Tensor._make_wrapper_subclass(
             cls,
             behind.size(),
@@ -44,7 +46,8 @@ class Remote(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is torch.Tensor.tolist:
-            return args[0].behind.tolist()
+            with _disable_current_modes():
+                return args[0].behind.tolist()
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
     @classmethod
@@ -65,6 +68,15 @@ class Elsewhere(TorchDispatchMode):
         super().__init__()
         self.on_cpu: Counter[str] = Counter()
         self.watching = False
+        self._literals = _Literals()
+
+    def __enter__(self):
+        self._literals.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        self._literals.__exit__(*exception)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         del types
@@ -77,6 +89,20 @@ class Elsewhere(TorchDispatchMode):
             place = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "?"
             self.on_cpu[f"{func} {place}"] += 1
         return made
+
+
+class _Literals(TorchFunctionMode):
+    """Keep the numbers of ``torch.tensor(..., device=DEVICE)``, which would lose them."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        del types
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if func in {torch.tensor, torch.as_tensor} and device is not None and torch.device(device) == DEVICE:
+            with _disable_current_modes():
+                made = torch.as_tensor(*args, **kwargs | {"device": "cpu"})
+            return Remote(made)
+        return func(*args, **kwargs)
 
 
 def _run(func, args, kwargs):

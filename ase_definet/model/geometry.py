@@ -166,6 +166,7 @@ def classify(pair: Tensor, distance: Tensor, tolerance: float) -> tuple[Tensor, 
     edge_class = torch.empty_like(order)
     edge_class[order] = number
     n_classes = int(number[-1]) + 1 if len(number) else 0
-    count = torch.bincount(number, minlength=n_classes).to(distance.dtype)
-    total = distance.new_zeros(n_classes).index_add_(0, number, sorted_distance)
-    return edge_class, total / count, sorted_pair[new]
+    count = torch.bincount(number, minlength=n_classes)
+    # in double precision: the sum of many equal lengths would leave no digits for their mean
+    total = count.new_zeros(n_classes, dtype=torch.float64).index_add_(0, number, sorted_distance.double())
+    return edge_class, (total / count).to(distance.dtype), sorted_pair[new]
