@@ -124,9 +124,7 @@ class RelaxResult:
         given = self.atoms.copy()
         given.positions -= self.displacement
         out = displaced(given, self.site_map, np.zeros((len(self.site_map.kinds), 3)))
-        for name in [key for key in out.info if str(key).startswith("definet_")]:
-            del out.info[name]
-        out.arrays.pop("definet_uncertainty", None)
+        _forget(out)
         return out
 
 
@@ -163,6 +161,13 @@ def _lattice_key(site_map: SiteMap) -> tuple[object, ...]:
     plane = cell if site_map.pbc[2] else cell[:2]
     rounded = (np.round(plane, 5) + 0.0).tobytes(), (np.round(positions, 5) + 0.0).tobytes()
     return (*rounded, site_map.host.numbers.tobytes(), site_map.supercell.tobytes(), site_map.pbc)
+
+
+def _forget(atoms: Atoms) -> None:
+    """Take off what an earlier prediction said of the atoms."""
+    for values in (atoms.info, atoms.arrays):
+        for name in [key for key in values if str(key).startswith("definet_")]:
+            del values[name]
 
 
 def _numbers(values: torch.Tensor) -> Array:
@@ -492,6 +497,7 @@ class DefiNetRelaxer:
             real = item.site_map.atom_index >= 0
             uncertainty[item.site_map.atom_index[real]] = expected[real]
         relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
+        _forget(relaxed)
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
         relaxed.info |= {
             "definet_model": self.model,

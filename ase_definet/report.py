@@ -113,7 +113,8 @@ def _picture(atoms: Atoms) -> dict[str, Any]:
     """Return what the page draws of one structure, lengths in hundredths of an Å."""
     displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
     doubt = atoms.arrays.get("definet_uncertainty")
-    sites = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";") if part.strip()]
+    named = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";")]
+    sites = [part for part in named if len(part) == 4]  # noqa: PLR2004 - ASE reads no text at all back as a truth value
     return {
         "symbols": atoms.get_chemical_symbols(),
         "before": np.round(100 * (atoms.positions - displacement)).astype(int).tolist(),
