@@ -149,7 +149,9 @@ class LatticeGeometry:
     def _propagate_fast(self, filters: Filters, field: Tensor) -> Tensor:
         if self._shape is None:
             raise RuntimeError("only the grid of a diagonal supercell has a fast transform")
-        grid = field.reshape(self.n_cells, -1)[self._to_grid].view(*self._shape, -1)
+        # CUDA has no Fourier transform of the short numbers of mixed precision
+        wide = field.to(torch.promote_types(field.dtype, torch.float32))
+        grid = wide.reshape(self.n_cells, -1)[self._to_grid].view(*self._shape, -1)
         spectrum = torch.fft.rfftn(grid, dim=_AXES)
         half = spectrum.shape
         spectrum = spectrum.reshape(len(self._waves), -1)
