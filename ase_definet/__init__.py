@@ -8,6 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+"""Of this source, read from here by the build too: a tree that is not installed knows it as well."""
+
 if TYPE_CHECKING:
     from ase_definet.errors import DefiNetError, DefiNetWarning
     from ase_definet.host import Host, get_host, library
@@ -39,6 +42,7 @@ __all__ = [
     "RelaxResult",
     "SiteKind",
     "SiteMap",
+    "__version__",
     "get_host",
     "library",
     "match_sites",

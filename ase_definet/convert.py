@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ase_definet.errors import StructureError
 from ase_definet.graph import DefectGraph, build_graph
 from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.neighbors import neighbor_list
@@ -22,7 +23,11 @@ Start: TypeAlias = Literal["ideal", "given"]
 
 
 def to_graph(
-    site_map: SiteMap, cutoff: float, max_neighbors: int | None = None, start: Start = "ideal"
+    site_map: SiteMap,
+    cutoff: float,
+    max_neighbors: int | None = None,
+    start: Start = "ideal",
+    dtype: torch.dtype = torch.float32,
 ) -> DefectGraph:
     """Build the defect-explicit graph of a matched structure.
 
@@ -31,6 +36,7 @@ def to_graph(
         cutoff: Longest edge, in Å.
         max_neighbors: Cap per site, in whole shells; None for no cap.
         start: ``"ideal"`` puts atoms on the host's sites, as in training; ``"given"`` leaves them where they are.
+        dtype: Precision of positions and cell.
     """
     positions = site_map.positions + (site_map.offsets if start == "given" else 0.0)
     return build_graph(
@@ -42,6 +48,7 @@ def to_graph(
         kinds=site_map.kinds,
         cutoff=cutoff,
         max_neighbors=max_neighbors,
+        dtype=dtype,
     )
 
 
@@ -53,7 +60,8 @@ def build_lattice(
     supercell: Array,
     cutoff: float,
     *,
-    frozen: bool = False,
+    dtype: torch.dtype = torch.float32,
+    keep_kernels: bool = False,
 ) -> LatticeGeometry:
     """Build the geometry of a perfect supercell, its sites cell by cell as everywhere.
 
@@ -64,19 +72,20 @@ def build_lattice(
         pbc: Which of them are periodic; of a layer all but the last.
         supercell: Integer matrix, rows in the primitive vectors, shape ``(3, 3)``.
         cutoff: Longest edge, in Å.
-        frozen: Whether the networks that use it never change, so that what it makes of their filters may be kept.
+        dtype: Precision of the network.
+        keep_kernels: Whether what it makes of a network's filters is kept for the next call.
     """
     target, source, shift, vector = neighbor_list(positions, cell, pbc, cutoff)
     return LatticeGeometry(
         torch.as_tensor(source),
         torch.as_tensor(target),
         torch.as_tensor(shift),
-        torch.as_tensor(vector, dtype=torch.float32),
+        torch.as_tensor(vector, dtype=dtype),
         torch.as_tensor(numbers),
         torch.as_tensor(supercell),
         torch.as_tensor(cells_of(supercell)),
         torch.as_tensor(waves_of(supercell)),
-        frozen=frozen,
+        keep_kernels=keep_kernels,
     )
 
 
@@ -91,6 +100,9 @@ def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start
         site_map: Its match.
         displacement: Of every site, shape ``(n_sites, 3)``, in Å; that of empty sites is ignored.
         start: What the displacement is relative to, as in :func:`to_graph`.
+
+    Raises:
+        StructureError: The constraints cannot be kept, because they contradict each other or the structure.
     """
     real = site_map.kinds != SiteKind.VACANCY
     order = site_map.atom_index[real]
@@ -102,5 +114,19 @@ def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start
         move -= move.mean(axis=0)
     out = atoms.copy()
     out.calc = None
-    out.set_positions(atoms.positions + move, apply_constraint=True)
+    try:
+        out.set_positions(atoms.positions + move, apply_constraint=True)
+    except Exception as error:  # a constraint may be of any class, and raise anything
+        raise _impossible(atoms, str(error) or type(error).__name__) from error
+    if not np.isfinite(out.positions).all():
+        raise _impossible(atoms, "they give positions that are not finite")
     return out
+
+
+def _impossible(atoms: Atoms, reason: str) -> StructureError:
+    """Return the error of constraints that cannot be kept."""
+    names = ", ".join(dict.fromkeys(type(constraint).__name__ for constraint in atoms.constraints))
+    return StructureError(
+        f"the atoms cannot be placed within their constraints ({names or 'none'}): {' '.join(reason.split())}; check "
+        "that they do not contradict each other, or take them off"
+    )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
+import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ase_definet import __version__
 from ase_definet.charges import charge_of
 from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.convert import Start, build_lattice, displaced, to_graph
@@ -34,6 +34,7 @@ from ase_definet.model import predict
 from ase_definet.model.experts import Experts
 from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.model.site_network import SiteNetwork
+from ase_definet.model.working_set import WorkingSet
 from ase_definet.sites import SiteMap, match_sites
 from ase_definet.supercell import MAX_STRAIN
 
@@ -62,10 +63,10 @@ KEPT_LATTICES = 4
 """Supercells whose kernels a relaxer keeps: some 10 to 60 MB each."""
 
 BATCH_SITES = 20_000
-"""Sites in one pass of :meth:`DefiNetRelaxer.relax_many`, at most, unless one structure has more."""
+"""Sites that :meth:`DefiNetRelaxer.relax_many` collects before it relaxes them, at most."""
 
-CACHED_SITES = 2_000
-"""Sites in one pass on a CPU, at most, where one structure has fewer: more leave its cache."""
+HARMLESS = frozenset({"pristine"})
+"""Respects in which a structure may lie outside the training data and still have an expected error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,8 @@ class RelaxResult:
         timings: Seconds spent in ``match``, ``graph`` and ``forward`` (its share of a batch).
         model: Name, version and hash of the weights.
         uncertainty: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
-            None where the weights have no such estimate.
+            None where the weights have no such estimate, and where nothing supports one, because the structure lies
+            outside the training data in any other respect than ``pristine``.
         outside: In which respects the structure lies outside the training data, in a word each: ``host``,
             ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``pristine``; ``training`` where
             nothing is known about it.
@@ -103,6 +105,11 @@ class RelaxResult:
         return self.site_map.kinds
 
     @property
+    def unsupported(self) -> tuple[str, ...]:
+        """In which respects the structure lies so far outside the training data that no error can be expected."""
+        return tuple(word for word in self.outside if word not in HARMLESS)
+
+    @property
     def strain(self) -> Array:
         """Principal strains of the host onto the cell, shape ``(3,)``."""
         return self.site_map.strain
@@ -118,9 +125,7 @@ class RelaxResult:
         given = self.atoms.copy()
         given.positions -= self.displacement
         out = displaced(given, self.site_map, np.zeros((len(self.site_map.kinds), 3)))
-        for name in [key for key in out.info if str(key).startswith("definet_")]:
-            del out.info[name]
-        out.arrays.pop("definet_uncertainty", None)
+        _forget(out)
         return out
 
 
@@ -137,7 +142,7 @@ class RelaxFailure:
     error: Exception
 
 
-def _alike(items: list[_Prepared], most_sites: float) -> list[list[int]]:
+def _alike(items: list[_Prepared], most_sites: int) -> list[list[int]]:
     """Group what can pass the network together: the same lattice, or graphs, and not more sites than wanted."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, item in enumerate(items):
@@ -146,7 +151,7 @@ def _alike(items: list[_Prepared], most_sites: float) -> list[list[int]]:
     out = []
     for group in groups.values():
         largest = max(len(items[i].site_map.kinds) for i in group)
-        step = max(1, int(min(most_sites // largest, len(group))))
+        step = max(1, most_sites // largest)
         out += [group[start : start + step] for start in range(0, len(group), step)]
     return out
 
@@ -159,12 +164,20 @@ def _lattice_key(site_map: SiteMap) -> tuple[object, ...]:
     return (*rounded, site_map.host.numbers.tobytes(), site_map.supercell.tobytes(), site_map.pbc)
 
 
+def _forget(atoms: Atoms) -> None:
+    """Take off what an earlier prediction said of the atoms."""
+    for values in (atoms.info, atoms.arrays):
+        for name in [key for key in values if str(key).startswith("definet_")]:
+            del values[name]
+
+
 def _numbers(values: torch.Tensor) -> Array:
     return values.cpu().double().numpy()
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
+    index: int
     atoms: Atoms
     site_map: SiteMap
     graph: DefectGraph | None
@@ -185,6 +198,7 @@ class DefiNetRelaxer:
         max_strain: Largest principal strain of the host onto a cell.
         refine_with: An ASE calculator that takes a few steps after the prediction, at fixed cell; None for none.
         refine_steps: How many evaluations of its forces, at most; fewer where they fall below 0.05 eV/Å.
+        working_set: How much goes through the network at a time; by default what suits the device.
 
     Raises:
         CheckpointError: The weights cannot be found or read.
@@ -214,15 +228,17 @@ class DefiNetRelaxer:
         max_strain: float = MAX_STRAIN,
         refine_with: Any = None,
         refine_steps: int | None = None,
+        working_set: WorkingSet | None = None,
     ) -> None:
         if start not in {"ideal", "given"}:
             raise DefiNetError(f"unknown start {start!r}: expected 'ideal' or 'given'")
         if not max_strain > 0:
             raise DefiNetError(f"max_strain must be positive, found {max_strain}")
-        self.device = _device(device)
+        wanted = _device(device)
         path = resolve_model(model)
         loaded = load_checkpoint(path)
-        self.network = loaded.model.to(self.device).eval()
+        self.network = loaded.model.to(wanted).eval()
+        self.working_set = working_set or WorkingSet.of(wanted)
         self.card = loaded.card
         name = str(self.card.get("name") or path.stem)
         self.model = f"{name} {self.card.get('version', '')}".strip() + f" ({loaded.sha256[:12]})"
@@ -240,6 +256,16 @@ class DefiNetRelaxer:
         self.refine_with, self.refine_steps = refine_with, refine_steps
         self._lattices: dict[tuple[object, ...], LatticeGeometry] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._weights.device
+
+    @property
+    def _weights(self) -> torch.Tensor:
+        """One of the weights, for the device and the type that they have now: the network is the user's to move."""
+        return next(self.network.parameters())
+
     def relax(self, atoms: Structure_, host: object = None) -> Structure_:
         """Return the relaxed structure; the input is not changed.
 
@@ -253,10 +279,10 @@ class DefiNetRelaxer:
         Raises:
             DefiNetError: The structure is unusable, the host does not fit, or atoms have no site.
         """
-        result = self.predict(atoms, host)
-        for text in result.warnings:
+        item = self._prepare(atoms, host)
+        for text in item.warnings:
             warnings.warn(text, DefiNetWarning, stacklevel=2)
-        return like(atoms, result.atoms)
+        return like(atoms, self._one(item).atoms)
 
     def predict(self, atoms: object, host: object = None, **match_options: Any) -> RelaxResult:
         """Relax one structure and say how: see :class:`RelaxResult`.
@@ -269,7 +295,14 @@ class DefiNetRelaxer:
         Raises:
             DefiNetError: As in :meth:`relax`.
         """
-        return self._run([self._prepare(atoms, host, **match_options)])[0]
+        return self._one(self._prepare(atoms, host, **match_options))
+
+    def _one(self, item: _Prepared) -> RelaxResult:
+        """Relax one structure, or raise what went wrong with it."""
+        (found,) = self._run([item])
+        if isinstance(found, Exception):
+            raise found
+        return self._refined(found, item.atoms)
 
     def relax_many(
         self, structures: Iterable[object], host: object = None, batch_sites: int = BATCH_SITES
@@ -283,15 +316,15 @@ class DefiNetRelaxer:
             batch_sites: Sites in one pass, at most; results come when so many are together.
 
         Yields:
-            A :class:`RelaxResult`, or a :class:`RelaxFailure` where a structure could not be relaxed.
+            A :class:`RelaxResult`, or a :class:`RelaxFailure` where a structure could not be relaxed. A failure
+            leaves the results of the others as they are without it, to the bit.
         """
         if hasattr(structures, "get_positions") or hasattr(structures, "lattice"):
             raise StructureError("relax_many takes several structures, found one: put it in a list")
         if host is not None and not _is_auto(host):
-            with suppress(HostError):  # read and reduce it once; what is wrong with it each structure's record says
+            with suppress(Exception):  # read and reduce it once; what is wrong with it each structure's record says
                 host = get_host(host)
-        pending: list[tuple[int, _Prepared | RelaxFailure]] = []
-        sites = 0
+        pending: list[_Prepared | RelaxFailure] = []
         source = enumerate(structures)
         while True:
             try:
@@ -305,49 +338,73 @@ class DefiNetRelaxer:
             try:
                 if isinstance(atoms, Exception):
                     raise atoms  # noqa: TRY301
-                item = self._prepare(atoms, host)
+                item = self._prepare(atoms, host, index)
             except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
                 item = RelaxFailure(index, error)
-            size = len(item.site_map.kinds) if isinstance(item, _Prepared) else 0
-            if pending and sites + size > batch_sites:
-                yield from self._flush(pending)
-                pending, sites = [], 0
-            pending.append((index, item))
-            sites += size
+            while pending and _sites(pending) + _sites([item]) > batch_sites:
+                pending = yield from self._pass(pending)
+            pending.append(item)
+            while pending and isinstance(first := pending[0], RelaxFailure):
+                yield first
+                del pending[0]
         yield from self._flush(pending)
 
-    def _flush(self, pending: list[tuple[int, _Prepared | RelaxFailure]]) -> Iterator[RelaxResult | RelaxFailure]:
-        """Run what could be prepared as one batch and yield all records in order."""
-        good = [(index, item) for index, item in pending if isinstance(item, _Prepared)]
-        done = dict(zip((index for index, _ in good), self._guarded(good), strict=True))
-        for index, item in pending:
-            yield item if isinstance(item, RelaxFailure) else done[index]
+    def _flush(self, pending: list[_Prepared | RelaxFailure]) -> Iterator[RelaxResult | RelaxFailure]:
+        """Relax what is pending and yield all records, in order."""
+        while pending:
+            pending = yield from self._pass(pending)
 
-    def _guarded(self, items: list[tuple[int, _Prepared]]) -> list[RelaxResult | RelaxFailure]:
-        """Run a batch, halving it where memory runs out."""
+    def _pass(
+        self, pending: list[_Prepared | RelaxFailure]
+    ) -> Generator[RelaxResult | RelaxFailure, None, list[_Prepared | RelaxFailure]]:
+        """Try to relax what is pending; yield all records, in order, if nothing failed that had not failed before.
+
+        The last bits of a result depend on what else was in its pass. What failed in it therefore makes way, and is
+        returned as its record among what is then to be passed once more.
+        """
+        found = iter(self._guarded([item for item in pending if isinstance(item, _Prepared)]))
+        tried = [(item, item if isinstance(item, RelaxFailure) else next(found)) for item in pending]
+        if any(isinstance(outcome, Exception) for _, outcome in tried):
+            return [RelaxFailure(item.index, out) if isinstance(out, Exception) else item for item, out in tried]
+        for item, outcome in tried:
+            record: Any = outcome
+            if isinstance(item, _Prepared):
+                try:
+                    record = self._refined(record, item.atoms)
+                except Exception as error:  # noqa: BLE001 - as above
+                    record = RelaxFailure(item.index, error)
+            yield record
+        return []
+
+    def _guarded(self, items: list[_Prepared]) -> list[RelaxResult | Exception]:
+        """Run a batch, halving it where memory runs out or the network fails, down to those that fail alone."""
         if not items:
             return []
         try:
-            return list(self._run([item for _, item in items]))
-        except DefiNetError as error:
-            if len(items) == 1:
-                return [RelaxFailure(items[0][0], error)]
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
+            found = self._run(items)
+        except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
+            problem = error
+            traceback.clear_frames(error.__traceback__)  # else their tensors fill the memory of the next try
+        else:
+            for outcome in found:
+                if isinstance(outcome, Exception):
+                    traceback.clear_frames(outcome.__traceback__)  # else a record keeps the arrays of its batch
+            return found
+        if _out_of_memory(problem):
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(items) == 1:
-                index, item = items[0]
-                sites = len(item.site_map.kinds)
-                reason = DeviceError(f"{self.device} has too little memory for one structure of {sites} sites")
-                return [RelaxFailure(index, reason)]
-            text = f"out of memory on {self.device}: halving the batch to {len(items) // 2} structures"
-            warnings.warn(text, DefiNetWarning, stacklevel=2)
+                sites = _sites(items)
+                problem = DeviceError(f"{self.device} has too little memory for one structure of {sites} sites")
+            else:
+                text = f"out of memory on {self.device}: halving the batch to {len(items) // 2} structures"
+                warnings.warn(text, DefiNetWarning, stacklevel=2)
+        if len(items) == 1:
+            return [problem]
         half = len(items) // 2
         return self._guarded(items[:half]) + self._guarded(items[half:])
 
-    def _prepare(self, atoms: object, host: object, **match_options: Any) -> _Prepared:
+    def _prepare(self, atoms: object, host: object, index: int = 0, **match_options: Any) -> _Prepared:
         host = self.host if host is None else host
         if host is None:
             raise HostError("no host: give one to the relaxer or to this call (a name, a file, an Atoms or 'auto')")
@@ -360,7 +417,7 @@ class DefiNetRelaxer:
         # on ideal sites the lattice is known without looking for neighbours
         ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork | Experts)
         quick = ideal and LatticeGeometry.suits(torch.as_tensor(site_map.supercell))
-        graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start)
+        graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start, self._precision)
         reservations = tuple(self._reservations(given, site_map))
         reasons = site_map.warnings + tuple(text for _, text in reservations)
         if self.strict and reasons:
@@ -370,12 +427,15 @@ class DefiNetRelaxer:
             reasons += (charge.note,)
         timings = {"match": matched - began, "graph": time.perf_counter() - matched}
         outside = tuple(word for word, _ in reservations)
-        return _Prepared(given, site_map, graph, reasons, outside, timings)
+        return _Prepared(index, given, site_map, graph, reasons, outside, timings)
 
     @torch.inference_mode()
-    def _run(self, items: list[_Prepared]) -> list[RelaxResult]:
-        out: dict[int, RelaxResult] = {}
-        for part in _alike(items, math.inf if self.device.type == "cuda" else CACHED_SITES):
+    def _run(self, items: list[_Prepared]) -> list[RelaxResult | Exception]:
+        """Run the network and place the atoms; what fails of one structure alone takes the place of its result."""
+        if self.network.training:  # somebody trained it: a prediction drops no channels
+            self.network.eval()
+        out: dict[int, RelaxResult | Exception] = {}
+        for part in _alike(items, self.working_set.sites):
             began = time.perf_counter()
             moved, errors = self._predict([items[i] for i in part])
             seconds = (time.perf_counter() - began) / len(part)
@@ -383,7 +443,10 @@ class DefiNetRelaxer:
             for i in part:
                 stop = start + len(items[i].site_map.kinds)
                 expected = None if errors is None else errors[start:stop]
-                out[i] = self._result(items[i], moved[start:stop], expected, seconds)
+                try:
+                    out[i] = self._result(items[i], moved[start:stop], expected, seconds)
+                except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
+                    out[i] = error
                 start = stop
         return [out[i] for i in range(len(items))]
 
@@ -391,7 +454,7 @@ class DefiNetRelaxer:
         """Return displacements, in the callers' frames, and expected errors of all sites, structure by structure."""
         graphs = [item.graph for item in items if item.graph is not None]
         if graphs:
-            moved, errors = predict(self.network, batch_graphs(graphs).to(self.device))
+            moved, errors = predict(self.network, batch_graphs(graphs).to(self.device), self.working_set)
             return _numbers(moved), None if errors is None else _numbers(errors)
         network = cast("SiteNetwork | Experts", self.network)
         maps = [item.site_map for item in items]
@@ -403,15 +466,27 @@ class DefiNetRelaxer:
         turned = np.concatenate([part @ m.rotation.T for part, m in zip(in_host, maps, strict=True)])
         return turned, None if errors is None else _numbers(errors).T.ravel()
 
+    @property
+    def _precision(self) -> torch.dtype:
+        """Type of the numbers of a geometry: that of the weights, at least single."""
+        return torch.promote_types(self._weights.dtype, torch.float32)
+
     def _lattice(self, site_map: SiteMap) -> LatticeGeometry:
         """Return the geometry of a supercell, those used last from memory."""
-        key = _lattice_key(site_map)
+        key = (*_lattice_key(site_map), self.device, self._precision)
         lattice = self._lattices.pop(key, None)
         if lattice is None:
             cell, positions = site_map.unit
             lattice = build_lattice(
-                site_map.host.numbers, positions, cell, site_map.pbc, site_map.supercell, self.cutoff, frozen=True
-            ).to(self.device)
+                site_map.host.numbers,
+                positions,
+                cell,
+                site_map.pbc,
+                site_map.supercell,
+                self.cutoff,
+                dtype=self._precision,
+                keep_kernels=True,
+            ).to(self.device, self.working_set)
         self._lattices[key] = lattice
         while len(self._lattices) > KEPT_LATTICES:
             del self._lattices[next(iter(self._lattices))]
@@ -421,17 +496,16 @@ class DefiNetRelaxer:
         if not np.isfinite(displacement).all():
             raise DeviceError(f"{self.model} gave numbers that are not finite: the weights are damaged")
         uncertainty = None
-        if expected is not None:
+        if expected is not None and HARMLESS.issuperset(item.outside):
             uncertainty = np.zeros(len(item.atoms))
             real = item.site_map.atom_index >= 0
             uncertainty[item.site_map.atom_index[real]] = expected[real]
         relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
-        refined = self._refined(relaxed) if self.refine_with is not None else None
-        relaxed = relaxed if refined is None else refined
+        _forget(relaxed)
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
         relaxed.info |= {
             "definet_model": self.model,
-            "definet_version": version("ase-definet"),
+            "definet_version": __version__,
             "definet_host": item.site_map.host.name,
             "definet_defects": counts or "none",
         }
@@ -451,18 +525,28 @@ class DefiNetRelaxer:
             outside=item.outside,
         )
 
-    def _refined(self, atoms: Atoms) -> Atoms:
-        """Take a few steps with the calculator of :attr:`refine_with`."""
+    def _refined(self, result: RelaxResult, given: Atoms) -> RelaxResult:
+        """Take a few steps with the calculator of :attr:`refine_with`; where it fails, the prediction stays.
+
+        Raises:
+            StrictError: It failed, and nothing doubtful is wanted.
+        """
+        if self.refine_with is None:
+            return result
         from ase_definet.stepping import relax_with  # noqa: PLC0415 - ASE's optimizers take a while to import
 
-        run = relax_with(atoms, self.refine_with, "BFGS", REFINED, self.refine_steps)
+        run = relax_with(result.atoms, self.refine_with, "BFGS", REFINED, self.refine_steps)
         name = type(self.refine_with).__name__
-        if run.error:
-            text = f"{name} failed after {run.steps} steps, the result is the prediction alone: {run.error}"
-            warnings.warn(text, DefiNetWarning, stacklevel=2)
-            return atoms
-        run.atoms.info["definet_refined"] = f"{run.steps} steps of {name}"
-        return run.atoms
+        if not run.error:
+            run.atoms.info["definet_refined"] = f"{run.steps} steps of {name}"
+            return replace(result, atoms=run.atoms, displacement=run.atoms.positions - given.positions)
+        text = f"{name} failed after {run.steps} steps, the result is the prediction alone: {run.error}"
+        if self.strict:
+            raise StrictError(text)
+        warnings.warn(text, DefiNetWarning, stacklevel=2)
+        reasons = (*result.warnings, text)
+        result.atoms.info["definet_warnings"] = "; ".join(reasons)
+        return replace(result, warnings=reasons)
 
     def _reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[tuple[str, str]]:
         """Yield every way in which a structure lies outside the training data: a word, and a sentence."""
@@ -539,6 +623,11 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
     return None, 0.0, 0.0
 
 
+def _sites(items: Sequence[_Prepared | RelaxFailure]) -> int:
+    """Count the sites of what still has to pass the network."""
+    return sum(len(item.site_map.kinds) for item in items if isinstance(item, _Prepared))
+
+
 def _is_auto(host: object) -> bool:
     return isinstance(host, str) and host.lower() == "auto"
 
@@ -555,13 +644,23 @@ def _device(name: str) -> torch.device:
         raise DeviceError(
             f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA device(s); use cpu"
         )
-    if device.type not in {"cpu", "cuda", "mps"}:
+    if device.type == "mps":
+        raise DeviceError(
+            f"device {name!r} is not supported: the phases of a lattice need double precision, which MPS does not "
+            "have; use cpu"
+        )
+    if device.type not in {"cpu", "cuda"}:
         raise DeviceError(f"device {name!r} is not supported: expected auto, cpu, cuda or cuda:N")
     return device
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: in torch's words for it, in those of CUDA's libraries, or in NumPy."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
 def like(given: Structure_, relaxed: Atoms) -> Structure_:

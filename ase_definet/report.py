@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 from ase.io import iread
 
+from ase_definet import __version__
 from ase_definet.errors import ScreeningError
 from ase_definet.files import keep_existing, replacing
+from ase_definet.relaxer import HARMLESS
 from ase_definet.screening import (
     COLUMNS,
     FAILURE_COLUMNS,
@@ -71,10 +73,11 @@ def write_report(
         "folder": os.path.relpath(str(results), str(out.parent)),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": list(kept[0]) if kept else [],
+        "harmless": sorted(HARMLESS),
     }
     template = (files("ase_definet") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"
-    about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {version('ase-definet')}"
+    about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {__version__}"
     page = template.replace("{{title}}", html.escape(title)).replace("{{about}}", html.escape(about))
     page = page.replace("{{data}}", json.dumps(data, allow_nan=False).replace("</", "<\\/"))
     with replacing(out) as fresh:
@@ -109,10 +112,18 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
 
 
 def _doubt(row: dict[str, Any]) -> float:
+    """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
+    if unsupported(str(row.get("outside") or "")):
+        return math.inf
     for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
         if isinstance(row.get(key), float):
             return float(row[key])
     return 0.0
+
+
+def unsupported(outside: str) -> tuple[str, ...]:
+    """Return in which respects a row lies so far outside the training data that no error can be expected."""
+    return tuple(word for word in outside.split() if word not in HARMLESS)
 
 
 def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,7 +136,8 @@ def _picture(atoms: Atoms) -> dict[str, Any]:
         raise ValueError("a coordinate is not a number")
     displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
     doubt = atoms.arrays.get("definet_uncertainty")
-    sites = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";") if part.strip()]
+    named = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";")]
+    sites = [part for part in named if len(part) == 4]  # noqa: PLR2004 - ASE reads no text at all back as a truth value
     return {
         "symbols": atoms.get_chemical_symbols(),
         "before": np.round(100 * (atoms.positions - displacement)).astype(int).tolist(),

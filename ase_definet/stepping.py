@@ -35,7 +35,7 @@ class Relaxation:
         fmax: Largest force at each step, shape ``(n,)``, in eV/Å.
         energies: Energy at each step, shape ``(n,)``, in eV.
         seconds: Wall time.
-        atoms: The last structure, without its calculator.
+        atoms: The last structure whose forces are known, or the one given, without its calculator; always finite.
         error: Why the calculator gave up, empty if it did not.
     """
 
@@ -89,14 +89,20 @@ def relax_with(
     began = time.perf_counter()
     error = ""
     try:
-        run = OPTIMIZERS[optimizer](moving, logfile=None)
-        run.run(fmax=fmax, steps=max_steps)
+        # an optimizer that divides by zero says so by positions that are not finite, which the recorder refuses
+        with np.errstate(divide="ignore", invalid="ignore"):
+            run = OPTIMIZERS[optimizer](moving, logfile=None)
+            run.run(fmax=fmax, steps=max_steps)
     except _Enough:
         pass
     except Exception as failure:  # noqa: BLE001 - calculators raise anything, and a failure is a result
         error = " ".join(str(failure).split()) or type(failure).__name__
     converged = bool(recorder.fmax) and recorder.fmax[-1] < fmax and not error
     moving.calc = None
+    if not error and not np.isfinite(moving.positions).all():
+        error = _LOST
+    if error:
+        moving.positions = atoms.positions if recorder.positions is None else recorder.positions
     return Relaxation(
         steps=len(recorder.fmax),
         converged=converged,
@@ -106,6 +112,9 @@ def relax_with(
         atoms=moving,
         error=error,
     )
+
+
+_LOST = "the optimizer lost its way to positions that are not finite: do the forces depend on the positions?"
 
 
 class _Enough(Exception):  # noqa: N818 - it ends a run that is long enough, and no one sees it
@@ -122,16 +131,26 @@ class _Recorder(Calculator):
         self.inner, self.limit, self.most = inner, limit, most
         self.fmax: list[float] = []
         self.energies: list[float] = []
+        self.positions: Array | None = None
 
     def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         """Evaluate energy and forces of a geometry."""
         super().calculate(atoms, properties, system_changes)
+        if not np.isfinite(atoms.positions).all():
+            raise CalculatorError(_LOST)
         self.results = {"forces": self.inner.get_forces(atoms), "energy": self.inner.get_potential_energy(atoms)}
         felt = self.results["forces"].copy()
         for constraint in atoms.constraints:
             constraint.adjust_forces(atoms, felt)
+        energy = float(self.results["energy"])
+        if not np.isfinite(felt).all() or not np.isfinite(energy):
+            wrong = np.count_nonzero(~np.isfinite(felt).all(axis=1))
+            raise CalculatorError(
+                f"the forces on {wrong} of {len(felt)} atoms are not finite, at an energy of {energy:g} eV"
+            )
+        self.positions = atoms.positions.copy()
         self.fmax.append(float(np.linalg.norm(felt, axis=1).max()))
-        self.energies.append(float(self.results["energy"]))
+        self.energies.append(energy)
         # some optimizers go on for a while after the forces have fallen below their limit
         if self.fmax[-1] < self.limit or len(self.fmax) >= self.most:
             raise _Enough

@@ -53,7 +53,7 @@ class Teacher:
         model: Any = loaded.model
         self.network = model.network_for(self.host)
         unit = (group.unit_numbers, group.unit_positions, group.unit_cell, group.pbc)
-        self.lattice = build_lattice(*unit, group.supercell, loaded.config.cutoff, frozen=True)
+        self.lattice = build_lattice(*unit, group.supercell, loaded.config.cutoff, keep_kernels=True)
 
     @torch.inference_mode()
     def __call__(self, numbers: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:

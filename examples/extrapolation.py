@@ -83,10 +83,11 @@ def report(name: str, atoms: Atoms, relaxer: DefiNetRelaxer, folder: Path | None
     moved = np.linalg.norm(result.displacement, axis=1)
     defects = ", ".join(f"{what} x{n}" for what, n in result.site_map.defect_counts.items())
     print(f"{name}: {len(result.site_map.kinds)} sites, {defects}")
-    print(
-        f"  moved {moved.max():.3f} Å at most; error expected {result.uncertainty.max():.3f} Å at most, "
-        f"{result.uncertainty.mean():.3f} Å on average; {sum(result.timings.values()):.2f} s"
-    )
+    if result.uncertainty is None:
+        doubt = f"unknown (outside the training data: {', '.join(result.unsupported)})"
+    else:
+        doubt = f"{result.uncertainty.max():.3f} Å at most, {result.uncertainty.mean():.3f} Å on average"
+    print(f"  moved {moved.max():.3f} Å at most; expected error {doubt}; {sum(result.timings.values()):.2f} s")
     for warning in result.warnings:
         print(f"  warning: {warning}")
     if folder is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ase_definet import __version__
 from ase_definet.cli.common import BadUsage, add_debug_option, error_text, show_traceback
 from ase_definet.cli.count import count_command
 from ase_definet.cli.data import data_group
@@ -69,7 +70,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="ase-definet", prog_name="ase-definet")
+@click.version_option(__version__, prog_name="ase-definet")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Relax crystal defects in one forward pass and hand them to VASP.

@@ -7,7 +7,7 @@ import math
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -251,6 +251,13 @@ def host_line(site_map: SiteMap) -> str:
 def finite(value: float) -> float | None:
     """Return a number that JSON can hold, None where it cannot."""
     return float(value) if math.isfinite(value) else None
+
+
+def unknown_error(unsupported: Sequence[str]) -> str:
+    """Say why no error can be expected, given in which respects a structure lies outside the training data."""
+    if "training" in unsupported:
+        return "expected error unknown (these weights have no record of their training data)"
+    return f"expected error unknown (outside the training data: {', '.join(unsupported)})"
 
 
 def match_record(site_map: SiteMap) -> dict[str, Any]:

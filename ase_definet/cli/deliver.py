@@ -51,8 +51,10 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "mean_displacement": finite(length.mean()),
         "model": result.model,
         "timings": dict(result.timings),
+        "outside": list(result.outside),
         "warnings": [*result.warnings, *image_notes(job.source)],
     }
+    record |= dict.fromkeys(("mean_uncertainty", "largest_uncertainty", "largest_uncertainty_atom"))
     if result.uncertainty is not None:
         doubtful = int(result.uncertainty.argmax())
         record |= {

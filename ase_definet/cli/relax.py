@@ -23,6 +23,7 @@ from ase_definet.cli.common import (
     input_set_options,
     overwrite_option,
     show_traceback,
+    unknown_error,
 )
 from ase_definet.cli.deliver import deliver, make_folders, write_report
 from ase_definet.cli.plan import CONTROL, Job, plan_jobs
@@ -191,8 +192,10 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
 
 
 def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Say how far off the atoms may be, where the weights estimate that."""
-    if "mean_uncertainty" not in record:
+    """Say how far off the atoms may be, where the weights estimate that and something supports it."""
+    if result.unsupported:
+        return [("off by", unknown_error(result.unsupported))]
+    if record["mean_uncertainty"] is None:
         return []
     atom, largest = record["largest_uncertainty_atom"], record["largest_uncertainty"]
     worst = f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]})"

@@ -8,6 +8,7 @@ from ase_definet.graph import DefectGraph
 from ase_definet.model.experts import Experts
 from ase_definet.model.geometry import EdgeGeometry
 from ase_definet.model.site_network import SiteNetwork
+from ase_definet.model.working_set import WorkingSet
 
 
 def predict_displacements(network: nn.Module, graph: DefectGraph) -> Tensor:
@@ -24,13 +25,16 @@ def predict_displacements(network: nn.Module, graph: DefectGraph) -> Tensor:
     return predict(network, graph)[0]
 
 
-def predict(network: nn.Module, graph: DefectGraph) -> tuple[Tensor, Tensor | None]:
+def predict(
+    network: nn.Module, graph: DefectGraph, working_set: WorkingSet | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Run any network on one graph or a batch of graphs, and ask it how sure it is.
 
     Args:
         network: A :class:`SiteNetwork`, an :class:`~ase_definet.model.experts.Experts` or a
             :class:`~ase_definet.model.definet.DefiNet`.
         graph: A graph, or a batch made by torch-geometric.
+        working_set: How much to do at a time; by default what suits the graph's device.
 
     Returns:
         Displacement of every site, shape ``(n_sites, 3)``, and the expected length of its error, shape
@@ -43,8 +47,9 @@ def predict(network: nn.Module, graph: DefectGraph) -> tuple[Tensor, Tensor | No
             graph.host_numbers,
             graph.structure,
             graph.n_structures,
+            working_set=working_set,
         )
         moved, error = network.estimate(geometry, graph.numbers[:, None], graph.host_numbers, graph.kinds[:, None])
         return moved[:, 0], None if error is None else error[:, 0]
-    displacement: Tensor = network(graph)
+    displacement: Tensor = network(graph, working_set)
     return displacement, None

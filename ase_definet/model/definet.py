@@ -19,18 +19,13 @@ from ase_definet.errors import StructureError
 from ase_definet.graph import VACANCY, DefectGraph
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.near import NearTable
+from ase_definet.model.working_set import WorkingSet
 
 ENVELOPE_EXPONENT = 5
 """Exponent p of the polynomial envelope of the radial basis."""
 
 LENGTH_FLOOR = 1e-8
 """Added under the root of a squared vector length."""
-
-BLOCK_BYTES = 2 * 2**20
-"""Largest message tensor of one block of sites: about what a core's cache holds."""
-
-TRAINING_BLOCK_BYTES = 64 * 2**20
-"""The same where gradients are wanted, whose sums cost a pass over all sites a block."""
 
 _NEGLIGIBLE = 7
 """A Gaussian this many widths away is left out: it is below 1e-10."""
@@ -57,11 +52,12 @@ class DefiNet(nn.Module):
         self.message_update_layers = nn.ModuleList(_SelfUpdate(width) for _ in layers)
         self.coord_update_layers = nn.ModuleList(_CoordinateUpdate(width, config.radial) for _ in layers)
 
-    def forward(self, graph: DefectGraph) -> Tensor:
+    def forward(self, graph: DefectGraph, working_set: WorkingSet | None = None) -> Tensor:
         """Predict the displacement of every site.
 
         Args:
             graph: One or several structures, with edges within this network's cutoff.
+            working_set: How much to do at a time; by default what suits the graph's device.
 
         Returns:
             Displacements, shape ``(n_sites, 3)``, in Å; zero on empty sites.
@@ -70,7 +66,7 @@ class DefiNet(nn.Module):
             StructureError: An element is beyond the element table.
         """
         dtype = self.lin_comb.weight.dtype
-        edges = _Edges(graph, dtype, self.config)
+        edges = _Edges(graph, dtype, self.config, working_set or WorkingSet.of(graph.pos.device))
         crowd = _Structures(graph)
         defect = self.defect_emb(graph.kinds)
         scalars = self.lin_comb(torch.cat([self.atom_emb(self._elements(graph)), defect], dim=1))
@@ -124,12 +120,14 @@ class _Reach:
     """Unit vectors from the neighbours' images to the site, shape ``(n_sites, 3, k)``; zero for padding."""
     radial: Tensor
     """Shape ``(n_sites, k, n_radial)``, without the functions that nothing reaches."""
+    working_set: WorkingSet
+    """How much to do at a time."""
 
     def by_blocks(self, width: int, work: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
         """Do work on a block of sites at a time and join what it returns.
 
-        A block has ``width`` numbers a pair within :data:`BLOCK_BYTES`. Where gradients are wanted, blocks are larger
-        and keep nothing: they are worked out once more on the way back.
+        A block has ``width`` numbers a pair within the working set. Where gradients are wanted, blocks are larger and
+        keep nothing: they are worked out once more on the way back.
 
         Args:
             width: Largest number of values a pair of sites needs at a time.
@@ -138,7 +136,7 @@ class _Reach:
         """
         k = self.source.shape[1]
         learning = torch.is_grad_enabled()
-        most = TRAINING_BLOCK_BYTES if learning else BLOCK_BYTES
+        most = self.working_set.training_bytes if learning else self.working_set.chunk_bytes
         size = max(1, most // (width * k * self.direction.element_size()))
         parts = zip(*(torch.split(t, size) for t in (self.source, self.direction, self.radial, *rows)), strict=True)
         done = [
@@ -151,7 +149,10 @@ class _Reach:
 class _Edges:
     """Who neighbours whom, fixed, and how far apart they are after the sites have moved."""
 
-    def __init__(self, graph: DefectGraph, dtype: torch.dtype, config: DefiNetConfig) -> None:
+    def __init__(
+        self, graph: DefectGraph, dtype: torch.dtype, config: DefiNetConfig, working_set: WorkingSet
+    ) -> None:
+        self.working_set = working_set
         self.source, self.target = graph.edge_index
         self.span = graph.edge_vectors().to(dtype)
         self.range = config.radial_range
@@ -170,7 +171,7 @@ class _Edges:
         spacing = self.range / max(len(self.centres) - 1, 1)
         furthest = float((distance * present[..., None]).detach().max()) if present.any() else 0.0
         used = min(len(self.centres), math.ceil(furthest / spacing) + _NEGLIGIBLE + 1)
-        return _Reach(source, direction, self._radial(distance, used))
+        return _Reach(source, direction, self._radial(distance, used), self.working_set)
 
     def _radial(self, distance: Tensor, used: int | None = None) -> Tensor:
         """Return Gaussians of the distance times an envelope that ends at ``radial_range``, the first ones only."""

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from ase_definet.model.near import NearTable
+from ase_definet.model.working_set import WorkingSet
 
 N_PATHS = 5
 """Independent filters of one message: s->s, v->s, s->v, v->v (identity), v->v (along the edge)."""
-
-CHUNK_BYTES = 2 * 2**20
-"""Working set of one chunk of edges in :meth:`EdgeGeometry.propagate`: about what a core's cache holds."""
 
 
 class Filters(Protocol):
@@ -45,6 +43,8 @@ class Geometry(Protocol):
     """Edge length of each class, shape ``(n_classes,)``, in Å."""
     class_numbers: Tensor
     """Host elements (target, source) of each class, shape ``(n_classes, 2)``."""
+    working_set: WorkingSet
+    """How much to do at a time."""
 
     def propagate(self, filters: Filters, field: Tensor) -> Tensor:
         """Sum the messages into every site."""
@@ -74,6 +74,7 @@ class EdgeGeometry:
         n_structures: Number of structures.
         tolerance: Edges whose lengths differ by less than this, between the same host elements, share their
             filters, in Å. Zero gives every edge its own.
+        working_set: How much to do at a time; by default what suits the device of the tensors.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class EdgeGeometry:
         structure: Tensor,
         n_structures: int,
         tolerance: float = 1e-5,
+        working_set: WorkingSet | None = None,
     ) -> None:
+        self.working_set = working_set or WorkingSet.of(edge_vector.device)
         self.source, self.target = edge_index[0], edge_index[1]
         distance = edge_vector.norm(dim=1)
         self.vector = edge_vector
@@ -109,7 +112,7 @@ class EdgeGeometry:
         out = torch.zeros_like(field)
         values = filters(self)
         row_bytes = 4 * field[0].numel() * field.element_size()
-        step = max(1, CHUNK_BYTES // row_bytes)
+        step = max(1, self.working_set.chunk_bytes // row_bytes)
         for start in range(0, len(self.source), step):
             part = slice(start, start + step)
             e = self.direction[part][:, None, :, None]
@@ -144,16 +147,26 @@ class EdgeGeometry:
 
 
 def classify(pair: Tensor, distance: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Group edges of equal host pair and length; return class of each edge, mean length, pair."""
-    order = torch.argsort(distance.double() + pair.double() * 1e3)
+    """Group edges of equal host pair and length; return class of each edge, mean length, pair.
+
+    Lengths that follow each other within the tolerance are one class as long as that is no wider than the tolerance:
+    a large structure off its sites has edges of all lengths, which would otherwise all become one.
+    """
+    by_distance = torch.argsort(distance)
+    order = by_distance[torch.argsort(pair[by_distance], stable=True)]
     sorted_pair, sorted_distance = pair[order], distance[order]
     new = torch.ones(len(order), dtype=torch.bool, device=pair.device)
     if tolerance > 0:
         new[1:] = (sorted_pair[1:] != sorted_pair[:-1]) | (sorted_distance.diff() > tolerance)
+        place = torch.arange(len(order), device=pair.device)
+        first = torch.where(new, place, 0).cummax(0).values
+        step = ((sorted_distance - sorted_distance[first]) / tolerance).floor()
+        new[1:] |= step.diff() > 0
     number = new.cumsum(0) - 1
     edge_class = torch.empty_like(order)
     edge_class[order] = number
     n_classes = int(number[-1]) + 1 if len(number) else 0
-    count = torch.bincount(number, minlength=n_classes).to(distance.dtype)
-    total = distance.new_zeros(n_classes).index_add_(0, number, sorted_distance)
-    return edge_class, total / count, sorted_pair[new]
+    count = torch.bincount(number, minlength=n_classes)
+    # in double precision: the sum of many equal lengths would leave no digits for their mean
+    total = count.new_zeros(n_classes, dtype=torch.float64).index_add_(0, number, sorted_distance.double())
+    return edge_class, (total / count).to(distance.dtype), sorted_pair[new]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ase_definet.model.geometry import Filters, classify
 from ase_definet.model.near import NearTable
+from ase_definet.model.working_set import WorkingSet
 
 MOST_DENSE = 300
 """Primitive cells up to which the transform is a plain matrix product; beyond, it is a fast Fourier transform."""
-CHUNK_BYTES = 2 * 2**20
-"""Kernels held at a time for the waves of a large supercell."""
 _AXES = (0, 2, 1)
 """Axes of the fast transform; it keeps half of the last, which for a layer should not be the one of length one."""
 _FINE = 1 << 20
@@ -25,7 +27,7 @@ class LatticeGeometry:
     """The messages of :class:`~ase_definet.model.geometry.EdgeGeometry` on a perfect supercell.
 
     Sites are ordered cell by cell, and within a cell as in the primitive cell; the batch dimension holds different
-    occupations of the same host.
+    occupations of the same host. It is built on the CPU: :meth:`to` moves it.
 
     Args:
         source: Source sublattice of each edge of one cell, shape ``(n_edges,)``.
@@ -37,7 +39,8 @@ class LatticeGeometry:
         cells: Its primitive cells, integers, shape ``(n_cells, 3)``.
         waves: The wave vectors that fit into it, in reciprocal primitive vectors, shape ``(n_cells, 3)``.
         tolerance: Edges whose lengths differ by less, between the same host elements, share their filters, in Å.
-        frozen: Whether the networks that use it never change, so that their kernels may be kept.
+        keep_kernels: Whether the kernels of a network that gives the same filters again are kept, where no gradient
+            is wanted. It costs their memory.
     """
 
     def __init__(
@@ -52,13 +55,15 @@ class LatticeGeometry:
         waves: Tensor,
         tolerance: float = 1e-5,
         *,
-        frozen: bool = False,
+        keep_kernels: bool = False,
     ) -> None:
         self._edges = (source, target, cell_shift, edge_vector)
         self._supercell, self._cells = supercell, cells
         self._near: dict[float, NearTable] = {}
-        self._frozen: dict[int, tuple[Tensor, Tensor]] | None = {} if frozen else None
+        self._keep_kernels = keep_kernels
+        self._kept: weakref.WeakKeyDictionary[Any, _Kernels] = weakref.WeakKeyDictionary()
         self.device = edge_vector.device
+        self.working_set = WorkingSet.of(self.device)
         self.n_sub = len(host_numbers)
         self.n_cells = len(cells)
         distance = edge_vector.norm(dim=1)
@@ -67,6 +72,7 @@ class LatticeGeometry:
         self._edge_class, self.class_distance, class_pair = classify(pair, distance, tolerance)
         self.class_numbers = torch.stack([class_pair // 256, class_pair % 256], dim=1)
         self._padded = _pad(target * self.n_sub + source, self.n_sub**2)
+        self._shift = torch.cat([cell_shift.double(), torch.zeros(1, 3, dtype=torch.float64)])[self._padded]
         self._shape = _shape_of(supercell) if self.n_cells > MOST_DENSE else None
         dtype = edge_vector.dtype
         if self._shape is None:
@@ -90,16 +96,29 @@ class LatticeGeometry:
         small = abs(float(torch.linalg.det(supercell.double()))) <= MOST_DENSE
         return small or _shape_of(supercell) is not None
 
-    def to(self, device: torch.device | str) -> LatticeGeometry:
-        """Move the operators to a device, in place."""
+    def to(self, device: torch.device | str, working_set: WorkingSet | None = None) -> LatticeGeometry:
+        """Move the operators to a device, in place.
+
+        Args:
+            device: Where to.
+            working_set: How much to do there at a time; by default what suits the device.
+        """
         self.device = torch.device(device)
+        self.working_set = working_set or WorkingSet.of(self.device)
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and name not in {"_supercell", "_cells"}:
                 setattr(self, name, value.to(device))
         self._near.clear()
-        if self._frozen is not None:
-            self._frozen.clear()
+        self._kept.clear()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is kept by weak references, which cannot be pickled and is soon made again."""
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without kernels."""
+        vars(self).update(state, _kept=weakref.WeakKeyDictionary())
 
     @classmethod
     def repeated(
@@ -121,7 +140,7 @@ class LatticeGeometry:
     def propagate(self, filters: Filters, field: Tensor) -> Tensor:
         """Sum the messages into every site; see :meth:`~ase_definet.model.geometry.EdgeGeometry.propagate`."""
         if self._shape is None:
-            k_re, k_im = self._kernel(filters, slice(None))
+            k_re, k_im = self._kernels(filters)
             re, im = (self._forward @ field.reshape(self.n_cells, -1)).view(2, len(self._waves), -1).unbind(0)
             both = torch.cat(self._multiply(k_re, k_im, re, im, field))
             return (self._inverse @ both.reshape(2 * len(self._waves), -1)).view(field.shape)
@@ -130,7 +149,9 @@ class LatticeGeometry:
     def _propagate_fast(self, filters: Filters, field: Tensor) -> Tensor:
         if self._shape is None:
             raise RuntimeError("only the grid of a diagonal supercell has a fast transform")
-        grid = field.reshape(self.n_cells, -1)[self._to_grid].view(*self._shape, -1)
+        # CUDA has no Fourier transform of the short numbers of mixed precision
+        wide = field.to(torch.promote_types(field.dtype, torch.float32))
+        grid = wide.reshape(self.n_cells, -1)[self._to_grid].view(*self._shape, -1)
         spectrum = torch.fft.rfftn(grid, dim=_AXES)
         half = spectrum.shape
         spectrum = spectrum.reshape(len(self._waves), -1)
@@ -146,7 +167,7 @@ class LatticeGeometry:
 
     def _chunks(self, field: Tensor) -> Iterator[slice]:
         row = 2 * (4 * self.n_sub) ** 2 * field.shape[-1] * field.element_size()
-        step = max(1, CHUNK_BYTES // row)
+        step = max(1, self.working_set.chunk_bytes // row)
         return (slice(start, start + step) for start in range(0, len(self._waves), step))
 
     def _multiply(self, k_re: Tensor, k_im: Tensor, re: Tensor, im: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,18 +196,25 @@ class LatticeGeometry:
                 imaginary.addcmul_(kernel_re, x_im).addcmul_(kernel_im, x_re)
         return real.transpose(0, 1), imaginary.transpose(0, 1)
 
-    def _kernel(self, filters: Filters, part: slice) -> tuple[Tensor, Tensor]:
-        """Return the real and imaginary kernels of some waves, shape ``(F * n_waves, 4 n_sub, 4 n_sub)``."""
-        whole = self._frozen is not None and part == slice(None)
-        if whole and self._frozen is not None and id(filters) in self._frozen:
-            return self._frozen[id(filters)]
+    def _kernels(self, filters: Filters) -> tuple[Tensor, Tensor]:
+        """Return the real and imaginary kernels of all waves, shape ``(F * n_waves, 4 n_sub, 4 n_sub)``.
+
+        Kernels that are kept are told by the filter values they were made of, which cost little. Neither the identity
+        of a module nor the version counters of its weights would do: identities are used again, and a write through
+        ``weight.data`` counts as no version.
+        """
+        values = filters(self)
+        keep = self._keep_kernels and not torch.is_grad_enabled()
+        kept = self._kept.get(filters) if keep else None
+        if kept is not None and kept.are_of(values):
+            return kept.real, kept.imaginary
         n = self.n_sub
         re, im = (
             part.permute(5, 2, 3, 0, 4, 1).reshape(-1, 4 * n, 4 * n)
-            for part in self._kernel_by_pairs(filters(self), part)
+            for part in self._kernel_by_pairs(values, slice(None))
         )
-        if whole and self._frozen is not None:
-            self._frozen[id(filters)] = re, im
+        if keep:
+            self._kept[filters] = _Kernels(values.clone(), re, im)
         return re, im
 
     def _kernel_by_pairs(self, values: Tensor, part: slice) -> tuple[Tensor, Tensor]:
@@ -197,8 +225,7 @@ class LatticeGeometry:
         width, n = values.shape[-1], self.n_sub
         blocks = torch.cat([self._edge_blocks(values).flatten(1), values.new_zeros(1, 16 * width)])
         waves = self._waves[part]
-        shift = torch.cat([self._edges[2].double(), torch.zeros(1, 3, dtype=torch.float64)]).to(values.device)
-        angle = 2 * math.pi * (waves @ shift[self._padded].transpose(1, 2))  # (pairs, waves, k)
+        angle = 2 * math.pi * (waves @ self._shift.transpose(1, 2))  # (pairs, waves, k)
         stacked = blocks[self._padded]
         re, im = (
             (trigonometric.to(values.dtype) @ stacked).view(n, n, len(waves), 4, 4, width)
@@ -244,6 +271,24 @@ class LatticeGeometry:
     def spread(self, values: Tensor) -> Tensor:
         """Hand the value to every site, by broadcasting."""
         return values
+
+
+@dataclass(frozen=True, eq=False)
+class _Kernels:
+    """Kernels, and the filter values that they were made of."""
+
+    values: Tensor
+    real: Tensor
+    imaginary: Tensor
+
+    def are_of(self, values: Tensor) -> bool:
+        """Whether these are the kernels of filter values: equal to the bit, of one type, in one place."""
+        same = (values.dtype, values.device, values.shape) == (
+            self.values.dtype,
+            self.values.device,
+            self.values.shape,
+        )
+        return same and torch.equal(values, self.values)
 
 
 def _shape_of(supercell: Tensor) -> tuple[int, int, int] | None:

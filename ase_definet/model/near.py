@@ -13,8 +13,6 @@ from ase_definet.model.config import SiteNetworkConfig
 
 TYPICAL = 10.0
 """Neighbours whose messages add up to about one."""
-CHUNK_BYTES = 8 * 2**20
-"""Working set of one chunk of sites where no gradient is wanted."""
 _FURTHER = 0.5
 """Distances may grow this far beyond the cutoff before the last Gaussian, in Å."""
 
@@ -107,11 +105,22 @@ class NearMessages(nn.Module):
         out: Tensor = self.guess_out(gate[:, :, None] * vectors).squeeze(-1)
         return out
 
-    def forward(self, table: NearTable, guess: Tensor, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the updated scalars ``(n_sites, batch, F)`` and vectors ``(n_sites, batch, 3, F)``."""
+    def forward(
+        self, table: NearTable, guess: Tensor, scalars: Tensor, vectors: Tensor, chunk_bytes: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the updated scalars and vectors.
+
+        Args:
+            table: Who is near.
+            guess: Displacements guessed so far, shape ``(n_sites, batch, 3)``, in Å.
+            scalars: Shape ``(n_sites, batch, F)``.
+            vectors: Shape ``(n_sites, batch, 3, F)``.
+            chunk_bytes: Messages of one chunk of sites where no gradient is wanted.
+        """
         channels = self.channels
         hidden = self.norm(scalars)
-        moments = self._moments(table, guess.transpose(0, 1), self.sent(hidden).transpose(0, 1)).transpose(0, 1)
+        moments = self._moments(table, guess.transpose(0, 1), self.sent(hidden).transpose(0, 1), chunk_bytes)
+        moments = moments.transpose(0, 1)
         gate_0, gate_1, gate_2 = self.heard(hidden).split(channels, dim=-1)
         zeroth = moments[:, :, 0] * gate_0
         first = moments[:, :, 1:4] * gate_1[:, :, None]
@@ -126,11 +135,11 @@ class NearMessages(nn.Module):
         covariants = torch.cat([first, turned * bound[:, :, None]], -1)
         return scalars + self.scalar_out(invariants), vectors + self.vector_out(covariants)
 
-    def _moments(self, table: NearTable, guess: Tensor, sent: Tensor) -> Tensor:
+    def _moments(self, table: NearTable, guess: Tensor, sent: Tensor, chunk_bytes: int) -> Tensor:
         """Sum 1, e and the components of e e^T - 1/3 over neighbours: ``(batch, n_sites, 10, channels)``."""
         n, k = table.source.shape
         row_bytes = 4 * len(guess) * k * self.channels * guess.element_size()
-        step = n if torch.is_grad_enabled() else max(1, CHUNK_BYTES // row_bytes)
+        step = n if torch.is_grad_enabled() else max(1, chunk_bytes // row_bytes)
         if step >= n:
             return self._moments_of(table, slice(None), guess, sent)
         parts = [self._moments_of(table, slice(i, i + step), guess, sent) for i in range(0, n, step)]

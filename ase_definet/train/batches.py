@@ -50,7 +50,7 @@ class SiteBatches:
                 kinds=np.zeros(len(group.host_numbers), dtype=int),
                 cutoff=model.cutoff,
                 max_neighbors=model.max_neighbors,
-            )
+            ).to(device)
         self._near: dict[float, Tensor] = {}
 
     def batch(self, chosen: Array) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +78,8 @@ class SiteBatches:
             return net.stages(self.lattice, numbers, self.host_numbers, kinds, start)
         n, batch = numbers.shape
         one = self._template
-        offset = (torch.arange(batch) * n)[:, None]
+        count = torch.arange(batch, device=self.device)
+        offset = (count * n)[:, None]
         graph = DefectGraph(
             numbers=numbers.T.reshape(-1),
             host_numbers=self.host_numbers.repeat(batch),
@@ -87,8 +88,8 @@ class SiteBatches:
             cell=one.cell.repeat(batch, 1, 1),
             edge_index=torch.stack([(part + offset).reshape(-1) for part in one.edge_index]),
             cell_shift=one.cell_shift.repeat(batch, 1),
-            batch=torch.arange(batch).repeat_interleave(n),
-        ).to(self.device)
+            batch=count.repeat_interleave(n),
+        )
         return [predict_displacements(net, graph).view(batch, n, 3).transpose(0, 1)]
 
     def with_features(

@@ -386,9 +386,17 @@ def make_fabric(config: TrainConfig) -> Fabric:
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     several = config.devices * config.nodes > 1
+    wanted = config.accelerator
+    if wanted == "auto":  # Lightning would take a Mac's GPU
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted in {"mps", "gpu"} and not torch.cuda.is_available():
+        raise DeviceError(
+            f"accelerator {config.accelerator!r} is not supported here: the phases of a lattice need double "
+            "precision, which MPS does not have, and torch sees no CUDA device; use cpu"
+        )
     try:
         return Fabric(
-            accelerator=config.accelerator,
+            accelerator=wanted,
             devices=config.devices,
             num_nodes=config.nodes,
             strategy=DDPStrategy(static_graph=True) if several else "auto",  # DefiNet has weights nothing asks for

@@ -65,11 +65,12 @@ def fit_uncertainty(
     structures = int(atoms.structure.max()) + 1
     if structures < FOLDS:
         raise TrainingError(f"an error estimate needs at least {FOLDS} validation pairs, found {structures}")
-    with torch.random.fork_rng():
+    device = atoms.features.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # not of devices that are another's
         torch.manual_seed(seed)
-        out = SiteNetwork(replace(network.config, error_hidden=HIDDEN)).to(atoms.features.device)
+        out = SiteNetwork(replace(network.config, error_hidden=HIDDEN)).to(device)
         out.load_state_dict(network.state_dict(), strict=False)
-        fold = torch.as_tensor(np.random.default_rng(seed).permutation(structures) % FOLDS, device=atoms.error.device)
+        fold = torch.as_tensor(np.random.default_rng(seed).permutation(structures) % FOLDS, device=device)
         of_atom = fold[atoms.structure]
         estimate = torch.zeros_like(atoms.error)
         for k in range(FOLDS):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ase_definet import DefiNetRelaxer
-from ase_definet.model import lattice, near
+from ase_definet.model.working_set import WorkingSet
 from ase_definet.sites import match_sites
 from benchmarks.cells import mos2
 from tests.conftest import REPO
@@ -39,13 +39,12 @@ def test_twelve_thousand_sites_stay_within_two_gigabytes():
 
 
 @pytest.mark.parametrize("n", [8, 19])
-def test_chunks_do_not_change_the_answer(n, monkeypatch):
+def test_chunks_do_not_change_the_answer(n):
     # 19 x 19 is beyond the plain transform
     structure = mos2(n)
     expected = DefiNetRelaxer(host="MoS2", device="cpu").predict(structure).displacement
-    for module, name in ((lattice, "CHUNK_BYTES"), (near, "CHUNK_BYTES")):
-        monkeypatch.setattr(module, name, 300_000)
-    found = DefiNetRelaxer(host="MoS2", device="cpu").predict(structure).displacement
+    small = WorkingSet(sites=1, chunk_bytes=300_000, near_bytes=300_000, training_bytes=300_000)
+    found = DefiNetRelaxer(host="MoS2", device="cpu", working_set=small).predict(structure).displacement
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME)
     assert np.abs(expected).max() > 0.01
 

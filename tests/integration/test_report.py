@@ -79,16 +79,13 @@ def test_everything_is_in_the_page(results, tmp_path):
 
 
 def test_most_uncertain_first(results, tmp_path):
-    data = embedded(write_report(results, tmp_path / "r.html", rows=3).read_text(encoding="utf-8"))
-    key = (
-        "mean_uncertainty_near"
-        if isinstance(data["rows"][0]["mean_uncertainty_near"], float)
-        else "largest_displacement"
-    )
-    values = [row[key] for row in data["rows"]]
-    if key == "mean_uncertainty_near":
-        assert values == sorted(values, reverse=True)
-    assert len(values) == 3
+    data = embedded(write_report(results, tmp_path / "r.html", rows=4).read_text(encoding="utf-8"))
+    assert data["rows"][0]["name"] == "unseen.vasp"  # of which nothing is known
+    values = [row["mean_uncertainty_near"] for row in data["rows"]]
+    assert values[0] == ""
+    assert values[1:] == sorted(values[1:], reverse=True)
+    assert all(value > 0 for value in values[1:])
+    assert len(values) == 4
 
 
 def test_nothing_there_or_in_the_way(results, tmp_path):

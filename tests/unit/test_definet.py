@@ -9,9 +9,9 @@ from ase.build import mx2
 
 from ase_definet.errors import StructureError
 from ase_definet.graph import SUBSTITUTION, VACANCY, batch_graphs, build_graph
-from ase_definet.model import definet
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
+from ase_definet.model.working_set import WorkingSet
 
 REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "reference_definet.py"))
 
@@ -124,23 +124,22 @@ def test_a_tiled_cell_gives_tiled_displacements(model):
 
 
 @pytest.mark.parametrize("learning", [True, False])
-def test_blocks_of_sites_change_nothing(model, monkeypatch, learning):
+def test_blocks_of_sites_change_nothing(model, learning):
     graph = graph_of(arrays())
     expected, gradients = prediction_and_gradients(model, graph)
-    for name in ("BLOCK_BYTES", "TRAINING_BLOCK_BYTES"):
-        monkeypatch.setattr(definet, name, 5000)
+    small = WorkingSet(sites=1, chunk_bytes=5000, near_bytes=5000, training_bytes=5000)
     if learning:
-        found, others = prediction_and_gradients(model, graph)
+        found, others = prediction_and_gradients(model, graph, small)
         torch.testing.assert_close(others, gradients, rtol=1e-9, atol=1e-12)
     else:
         with torch.inference_mode():
-            found = model(graph)
+            found = model(graph, small)
     close(found, expected)
 
 
-def prediction_and_gradients(model, graph):
+def prediction_and_gradients(model, graph, working_set=None):
     model = copy.deepcopy(model).requires_grad_()
-    out = model(graph)
+    out = model(graph, working_set)
     (out * torch.arange(out.numel()).view_as(out)).sum().backward()
     return out.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

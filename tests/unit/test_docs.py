@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 
+from ase_definet import __version__
 from ase_definet.cards import bundled_cards
 from ase_definet.checkpoint import load_checkpoint, resolve_model
 from tests.conftest import REPO
@@ -30,6 +31,5 @@ def test_weights_fit_in_a_wheel_and_name_their_data():
 
 
 def test_changelog_and_citation_name_this_version():
-    version = "0.1.0"
-    assert f"version: {version}" in (REPO / "CITATION.cff").read_text(encoding="utf-8")
-    assert f'version = "{version}"' in (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"version: {__version__}" in (REPO / "CITATION.cff").read_text(encoding="utf-8")
+    assert 'path = "ase_definet/__init__.py"' in (REPO / "pyproject.toml").read_text(encoding="utf-8")

@@ -12,15 +12,14 @@ from ase.build import bulk
 from ase.build.supercells import lattice_points_in_supercell
 
 from ase_definet.graph import batch_graphs, build_graph
-from ase_definet.model import geometry as geometry_module
 from ase_definet.model import lattice as lattice_module
-from ase_definet.model import near as near_module
-from ase_definet.model import predict_displacements
+from ase_definet.model import predict, predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.geometry import EdgeGeometry
+from ase_definet.model.geometry import EdgeGeometry, classify
 from ase_definet.model.lattice import LatticeGeometry
 from ase_definet.model.near import TYPICAL, NearTable
 from ase_definet.model.site_network import SiteNetwork
+from ase_definet.model.working_set import WorkingSet
 from ase_definet.neighbors import neighbor_list
 from tests.conftest import pristine
 
@@ -29,6 +28,7 @@ EXACT = 1e-8
 CONFIG = SiteNetworkConfig(cutoff=5.0, features=16, layers=2, radial=8, embedding=4)
 NEAR = replace(CONFIG, near_cutoff=3.5, near_features=4, near_radial=6, dropout=0.2)
 
+SMALL_CHUNKS = WorkingSet(sites=1, chunk_bytes=20_000, near_bytes=10_000, training_bytes=10_000)
 SCALED = replace(NEAR, vector_norm=True)
 
 
@@ -60,10 +60,10 @@ def arrays(atoms: Atoms | None = None, vacant=(5, 17), substituted=(8,)):
     }
 
 
-def run(network, given):
+def run(network, given, working_set=None):
     graph = build_graph(**given, cutoff=CONFIG.cutoff, dtype=torch.float64)
     with torch.no_grad():
-        return predict_displacements(network, graph).numpy()
+        return predict(network, graph, working_set)[0].numpy()
 
 
 def rotation(seed: int) -> np.ndarray:
@@ -131,12 +131,22 @@ def test_planar_layer_stays_planar(network):
     assert np.abs(run(network, arrays(pristine("BN", 4), (3,), ()))[:, 2]).max() < EXACT
 
 
-def test_chunks_do_not_matter(network, monkeypatch):
+def test_chunks_do_not_matter(network):
     given = arrays()
-    expected = run(network, given)
-    monkeypatch.setattr(geometry_module, "CHUNK_BYTES", 20_000)
-    monkeypatch.setattr(near_module, "CHUNK_BYTES", 10_000)
-    assert np.abs(run(network, given) - expected).max() < EXACT
+    assert np.abs(run(network, given, SMALL_CHUNKS) - run(network, given)).max() < EXACT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_class_of_edges_is_wider_than_its_tolerance(dtype):
+    """Many edges follow each other more closely than that, as those of a large structure off its sites do."""
+    torch.manual_seed(0)
+    distance = (2.4 + 0.2 * torch.rand(100_000, dtype=torch.float64)).to(dtype)
+    pair = torch.randint(0, 2, (100_000,)) + 42
+    edge_class, mean, class_pair = classify(pair, distance, 1e-5)
+    assert (mean[edge_class] - distance).abs().max() < 1.2e-5
+    assert torch.equal(class_pair[edge_class], pair)
+    exact = torch.tensor([2.4, 3.1, 2.4, 3.1, 2.4 + 1e-7], dtype=torch.float64)
+    assert classify(torch.full((5,), 42), exact, 1e-5)[0].tolist() == [0, 1, 0, 1, 0]
 
 
 def test_shared_filters_do_not_matter(network):
@@ -184,8 +194,8 @@ def lattice_of(case: str) -> tuple[LatticeGeometry, Atoms]:
 def test_reciprocal_space_gives_the_same_answer_and_gradients(network, case, transform, monkeypatch):
     """Where a supercell is no grid, there is no fast transform, and the dense one is taken."""
     monkeypatch.setattr(lattice_module, "MOST_DENSE", 10**6 if transform == "dense" else 0)
-    monkeypatch.setattr(lattice_module, "CHUNK_BYTES", 100_000)
     geometry, atoms = lattice_of(case)
+    geometry.to("cpu", replace(SMALL_CHUNKS, chunk_bytes=100_000))
     occupations = [arrays(atoms, (1,), (4,)), arrays(atoms, (), (2, 3)), arrays(atoms, (0, 5), ())]
     numbers = torch.as_tensor(np.stack([o["numbers"] for o in occupations], axis=1))
     kinds = torch.as_tensor(np.stack([o["kinds"] for o in occupations], axis=1))

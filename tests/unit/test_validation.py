@@ -240,6 +240,7 @@ def test_a_refinement_that_fails_leaves_the_prediction(copper, result):
     with pytest.warns(DefiNetWarning, match="prediction alone: no convergence"):
         refined = DefiNetRelaxer(device="cpu", refine_with=Failing()).predict(copper, bulk("Cu", "fcc", a=3.61))
     assert np.abs(refined.atoms.positions - result.atoms.positions).max() < 1e-9
+    assert any("prediction alone: no convergence" in text for text in refined.warnings)
 
 
 def test_unknown_names():
