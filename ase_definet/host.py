@@ -15,10 +15,10 @@ from ase.data import chemical_symbols
 from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
-from ase_definet.charges import CHARGE_SOURCE, charge_of
-from ase_definet.constraints import held_directions, hold
-from ase_definet.errors import DefiNetWarning, HostError, StructureError
+from ase_definet.conversion import from_structure, refuse_partial, to_structure, with_moments
+from ase_definet.errors import HostError, StructureError
 from ase_definet.neighbors import pairs_within
+from ase_definet.reading import read_structure
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -207,81 +207,30 @@ def _elements_of(name: str) -> set[str]:
 def as_atoms(structure: object) -> Atoms:
     """Return an Atoms from an Atoms or a pymatgen Structure, whose charge goes to ``info["charge"]``.
 
+    Moments that the atoms carry become initial moments: see :func:`~ase_definet.conversion.moments_of` and
+    :func:`~ase_definet.conversion.from_structure`. An Atoms is returned as it is where there is nothing to do.
+
     Raises:
-        StructureError: It is neither.
+        StructureError: It is neither, or sites of it are partly occupied.
     """
     from ase import Atoms  # noqa: PLC0415
 
     if isinstance(structure, Atoms):
-        return structure
+        refuse_partial(structure)
+        return with_moments(structure)
     if hasattr(structure, "lattice") and hasattr(structure, "sites"):
-        from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
-
-        atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
-        if not isinstance(atoms, Atoms):  # pragma: no cover - depends on pymatgen's version
-            raise StructureError(f"pymatgen returned {type(atoms).__name__}, expected an ase.Atoms")
-        charge = vars(structure).get("_charge")  # its property guesses from oxidation states where this is None
-        if charge is not None:
-            atoms.info["charge"] = charge
-        flags = getattr(structure, "site_properties", {}).get("selective_dynamics")
-        if flags is not None:  # along cell vectors, where pymatgen's adaptor takes them for x, y and z
-            hold(atoms, ~np.array(flags, dtype=bool))
-        return atoms
+        return from_structure(structure)
     raise StructureError(
         f"expected an ase.Atoms or a pymatgen Structure, found {type(structure).__name__}: read the file first"
     )
 
 
 def as_structure(atoms: Atoms) -> Any:
-    """Return a pymatgen Structure from an Atoms, with its charge and what is held: the inverse of :func:`as_atoms`.
+    """Return a pymatgen Structure from an Atoms, with its charge, its moments and what is held.
 
     A charge that nobody stated, and constraints that selective dynamics cannot say, are a DefiNetWarning.
     """
-    from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
-
-    held, lost = held_directions(atoms)
-    charge = charge_of(atoms)
-    for text in filter(None, [charge.note, *lost]):
-        warnings.warn(text, DefiNetWarning, stacklevel=2)
-    bare = atoms.copy()  # pymatgen's adaptor knows two kinds of constraints only
-    bare.set_constraint()
-    bare.calc = atoms.calc
-    bare.info.pop("charge", None)
-    if charge.source == "initial charges":
-        bare.info[CHARGE_SOURCE] = charge.source
-    structure = AseAtomsAdaptor.get_structure(bare)
-    if held.any():
-        structure.add_site_property("selective_dynamics", (~held).tolist())
-    if charge.source != "none":
-        structure.set_charge(charge.value)
-    return structure
-
-
-def read_structure(path: str | Path) -> Atoms:
-    """Read one structure from any file that ASE reads.
-
-    Raises:
-        StructureError: The file is missing, empty, truncated or of a format ASE does not know.
-    """
-    from ase import Atoms  # noqa: PLC0415
-    from ase.io import read  # noqa: PLC0415
-
-    path = Path(path)
-    if not path.is_file():
-        raise StructureError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise StructureError(f"{path}: the file is empty, expected a structure")
-    try:
-        atoms = read(path, do_not_split_by_at_sign=True)
-    except Exception as error:  # ASE's readers raise anything
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise StructureError(
-            f"{path}: cannot be read as a structure ({type(error).__name__}: {reason}); "
-            "check that the file is complete and its name tells the format"
-        ) from error
-    if not isinstance(atoms, Atoms) or len(atoms) == 0:
-        raise StructureError(f"{path}: holds no atoms")
-    return atoms
+    return to_structure(atoms)
 
 
 def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:

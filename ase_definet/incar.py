@@ -43,6 +43,8 @@ smearing and the ionic steps (ISMEAR, SIGMA, IBRION, NSW), whose defaults do not
 
 FUNCTIONAL = "PBE_54"
 """POTCAR release; the symbols are those pymatgen's MPScanRelaxSet chooses from it (W_sv: it has no W_pv)."""
+CALCULATED_MOMENTS = "MAGMOM has the moments that the atoms' calculator found, for want of initial ones."
+"""What to say where moments are no initial ones."""
 HIGH_SPIN_MOMENT = 5.0
 """Starting moment of elements with an open d or f shell, in μB."""
 LOW_SPIN_MOMENT = 0.6
@@ -158,7 +160,7 @@ def _own_moments(atoms: Atoms) -> tuple[np.ndarray | None, list[str]]:
         own, notes = atoms.get_initial_magnetic_moments(), []
     elif found is not None and np.any(found):
         own = np.asarray(found, dtype=float)
-        notes = ["MAGMOM has the moments that the atoms' calculator found, for want of initial ones."]
+        notes = [CALCULATED_MOMENTS]
     else:
         return None, []
     if own.shape not in {(len(atoms),), (len(atoms), 3)} or not np.isfinite(own).all():

@@ -24,14 +24,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread, write
+from ase.io import write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from numpy.typing import NDArray
 
 from ase_definet.errors import ScreeningError, StructureError
 from ase_definet.files import refuse_incomplete, replacing
-from ase_definet.host import read_structure
 from ase_definet.metrics import near_sites
+from ase_definet.reading import read_structure, read_structures
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 from ase_definet.sites import SiteKind
 
@@ -124,11 +124,10 @@ def _from_file(path: Path) -> Iterator[Named]:
         return
     number = -1
     try:
-        for number, atoms in enumerate(iread(str(path), index=":")):
+        for number, atoms in enumerate(read_structures(path)):
             yield _name_of(atoms, path, number), atoms
-    except Exception as error:  # noqa: BLE001 - readers raise anything; what came before stays
-        name = path.name if number < 0 else f"{path.name}#{number + 1}"
-        yield name, StructureError(f"{path}: cannot be read{' on' if number >= 0 else ''}: {error}")
+    except StructureError as error:  # what came before stays
+        yield path.name if number < 0 else f"{path.name}#{number + 1}", error
         return
     if number < 0:
         yield path.name, StructureError(f"{path}: holds no structures")

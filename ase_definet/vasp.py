@@ -25,6 +25,7 @@ from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError,
 from ase_definet.files import private_prefix
 from ase_definet.host import VACUUM_GAP, as_atoms, widest_gap
 from ase_definet.incar import (
+    CALCULATED_MOMENTS,
     FUNCTIONAL,
     HIGH_SPIN_MOMENT,
     LOW_SPIN_MOMENT,
@@ -180,6 +181,8 @@ def write_vasp_inputs(
     tags = dict(PROFILES[profile]) | ({"LREAL": "Auto"} if large_cell else {})
     tags |= _electron_tags(net.value, magnetic, electrons, overrides)
     spin, ignored = incar_tags.spin_tags(atoms, magnetic, order, overrides)
+    if "MAGMOM" in spin and isinstance(structure, Atoms) and not structure.has("initial_magmoms"):
+        ignored += [CALCULATED_MOMENTS] if atoms.has("initial_magmoms") else []
     if {"LNONCOLLINEAR", "LSORBIT"} & set(overrides) and "ISPIN" not in spin:
         del tags["ISPIN"]  # it has no effect on vectors
     tags |= spin | (incar_tags.dipole_tags(atoms, gaps, vacuum, net.value) if dipole else {})

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -212,26 +213,25 @@ def check_folder(folder: Path) -> None:
 
 def file_format(path: Path) -> str:
     """Return ASE's name for the format of an existing file."""
-    from ase.io.formats import UnknownFileTypeError, filetype  # noqa: PLC0415
+    from ase_definet.reading import structure_format  # noqa: PLC0415
 
-    try:
-        return str(filetype(str(path)))
-    except (UnknownFileTypeError, OSError) as error:
-        raise StructureError(
-            f"{path}: ASE does not know this format; name it like its format (x.cif, POSCAR)"
-        ) from error
+    return structure_format(path)
 
 
 def image_notes(path: Path) -> list[str]:
     """Say so if a readable file holds more than the structure that was taken from it."""
-    from ase.io import iread  # noqa: PLC0415
     from ase.io.formats import ioformats  # noqa: PLC0415
 
-    if ioformats[file_format(path)].single:
+    from ase_definet.reading import read_structures, structure_format  # noqa: PLC0415
+
+    fmt = structure_format(path)
+    if fmt in ioformats and ioformats[fmt].single:
         return []
     try:
-        several = len(list(islice(iread(str(path), index=":"), 2))) > 1
-    except Exception:  # noqa: BLE001 - the last structure could be read, and ASE's readers raise anything
+        with warnings.catch_warnings():  # said when the structure was read
+            warnings.simplefilter("ignore")
+            several = len(list(islice(read_structures(path), 2))) > 1
+    except StructureError:  # the last structure could be read
         return []
     return ["the file holds several structures: only the last one was used"] if several else []
 

@@ -30,7 +30,7 @@ def match_command(file: Path, host: str, as_json: bool) -> None:  # noqa: FBT001
     Of a file with several structures the last one is taken.
     """
     resolved = checked_host(host)
-    from ase_definet.host import read_structure  # noqa: PLC0415
+    from ase_definet.reading import read_structure  # noqa: PLC0415
     from ase_definet.sites import match_sites  # noqa: PLC0415
 
     with about(file):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ase_definet.cli.common import BadUsage, check_folder, file_format
 from ase_definet.errors import StructureError
+from ase_definet.reading import COMPRESSED
 
-COMPRESSED = frozenset({".gz", ".bz2", ".xz"})
 CONTROL = "_unrelaxed"
 """Added to the folder of an input set for that of the control run."""
 INPUT_SET = ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec", "README.txt")
@@ -90,7 +90,7 @@ def output_format(job: Job) -> str:
 
 def _stem(file: Path) -> Path:
     """Return the name of a file without the suffix of its compression: results are written plainly."""
-    return Path(file.stem) if file.suffix in COMPRESSED else Path(file.name)
+    return Path(file.stem) if file.suffix.lower() in COMPRESSED else Path(file.name)
 
 
 def _relaxed_name(file: Path) -> str:
@@ -137,6 +137,6 @@ def _named_format(path: Path) -> str:
 def _writable(path: Path, fmt: str) -> str:
     from ase.io.formats import ioformats  # noqa: PLC0415
 
-    if not ioformats[fmt].can_write:
+    if fmt not in ioformats or not ioformats[fmt].can_write:
         raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")
     return fmt

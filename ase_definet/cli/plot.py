@@ -51,7 +51,7 @@ def plot_command(
         from ase_definet.pictures import draw_relaxation  # noqa: PLC0415
     except ImportError as error:
         raise BadUsage(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
-    from ase_definet.host import read_structure  # noqa: PLC0415
+    from ase_definet.reading import read_structure  # noqa: PLC0415
     from ase_definet.sites import match_sites  # noqa: PLC0415
 
     before = read_structure(file)

@@ -123,7 +123,7 @@ def _refuse_input_set_options() -> None:
 
 
 def _read(jobs: list[Job]) -> Iterator[Atoms | Exception]:
-    from ase_definet.host import read_structure  # noqa: PLC0415
+    from ase_definet.reading import read_structure  # noqa: PLC0415
 
     for job in jobs:
         try:

@@ -165,7 +165,7 @@ def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
     """Return the prediction for a file, or what is wrong with it; say its warnings."""
-    from ase_definet.host import read_structure  # noqa: PLC0415
+    from ase_definet.reading import read_structure  # noqa: PLC0415
 
     try:
         with about(file):

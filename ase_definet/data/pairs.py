@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.db import connect
-from ase.io import iread, read
-from ase.io.cif import parse_cif
 
 from ase_definet.errors import DefiNetError, HostError, StructureError
 from ase_definet.host import Host, get_host
+from ase_definet.reading import read_structure, read_structures
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -36,7 +35,6 @@ FRACTIONS = (0.8, 0.1, 0.1)
 
 _SUFFIX = re.compile(r"(_spin)?(_\d+)?$")
 _FILES_OF_2DMD = ("CIF", "CIF_POSCAR")
-_SYMOPS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _RESULTS_OF_VASP = ("vasprun.xml", "vasprun.xml.gz", "CONTCAR")
 _DENSITIES = {"high_density_defects": "high", "low_density_defects": "low"}
 
@@ -264,9 +262,11 @@ def _frame_pair(
 def _frames(source: Path) -> Iterator[Atoms]:
     """Yield every structure of a file."""
     database = source.suffix in {".db", ".json"}
-    frames = _frames_of_database(source) if database else iread(source, ":", do_not_split_by_at_sign=True)
+    if not database:
+        yield from read_structures(source)
+        return
     try:
-        yield from frames
+        yield from _frames_of_database(source)
     except Exception as error:  # readers raise anything
         raise StructureError(f"{source}: cannot be read: {_reason(error)}") from error
 
@@ -303,17 +303,9 @@ def _load(what: Atoms | Path) -> Atoms:
 
 
 def _read(path: Path, index: int = -1) -> Atoms:
-    reader: Callable[[], Any] = (
-        (lambda: _read_cif(path))
-        if path.suffix == ".cif"
-        else (lambda: read(path, index, do_not_split_by_at_sign=True))
-    )
-    try:
-        atoms = reader()
-    except Exception as error:  # readers raise anything
-        raise StructureError(f"{path}: cannot be read: {_reason(error)}") from error
-    if not isinstance(atoms, Atoms):
-        raise StructureError(f"{path}: holds no structure")
+    if not path.is_file():
+        raise StructureError(f"{path}: cannot be read: no such file")
+    atoms = read_structure(path, index)
     if path.name.startswith("vasprun.xml"):
         _refuse_unconverged(path)
     return atoms
@@ -322,18 +314,6 @@ def _read(path: Path, index: int = -1) -> Atoms:
 def _reason(error: Exception) -> str:
     """Say an error of a reader, some of which say nothing, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _read_cif(path: Path) -> Atoms:
-    """Read a CIF; without ASE's search for symmetry-equivalent sites, quadratic in the atoms, where it lists all."""
-    block = next(iter(parse_cif(str(path))))
-    operations: Any = next((block[key] for key in _SYMOPS if key in block), [])
-    number = block.get("_symmetry_int_tables_number") or block.get("_space_group_it_number") or 0
-    if len(operations) > 1 or (not operations and int(number) != 1):
-        return read(path, do_not_split_by_at_sign=True)
-    atoms: Atoms = block.get_unsymmetrized_structure()
-    atoms.pbc = True
-    return atoms
 
 
 def _refuse_unconverged(path: Path) -> None:

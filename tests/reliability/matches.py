@@ -132,13 +132,15 @@ def draw(rng: np.random.Generator) -> Case:
     atoms.set_cell(cell, scale_atoms=True)
     share = float(rng.choice([0.0, 0.02, 0.1]))
     count = max(1, round(share * rng.random() * len(atoms)))
-    chosen = rng.choice(len(atoms), count, replace=False)
+    # a dopant of the host stays, and stays alone: else the same structure has other readings
+    common = [z for z in set(unit.numbers.tolist()) if np.count_nonzero(unit.numbers == z) > len(unit) / 50]
+    chosen = rng.choice(np.flatnonzero(np.isin(atoms.numbers, common)), count, replace=False)
     planted, gone = [], []
     for k in chosen.tolist():
         old = int(atoms.numbers[k])
         new = 0
         if rng.random() < 0.5:
-            new = int(rng.choice([z for z in {*FOREIGN, *atoms.numbers.tolist()} if z != old]))
+            new = int(rng.choice([z for z in {*FOREIGN, *common} if z != old]))
             atoms.numbers[k] = new
         else:
             gone.append(k)
