@@ -102,7 +102,7 @@ def parse_incar_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for assignment in assignments:
         match = _ASSIGNMENT.fullmatch(assignment)
-        if match is None or "\n" in assignment:
+        if match is None or not assignment.replace("\t", " ").isprintable():  # bytes that are no UTF-8 are not
             raise InputSetError(f"Expected an INCAR override as TAG=value, such as NSW=60; found {assignment!r}.")
         tag = match[1].upper()
         if tag in parsed:

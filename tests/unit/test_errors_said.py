@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from ase.io import write
+from ase.io.trajectory import Trajectory
 from click.testing import CliRunner, Result
 
-from ase_definet import host
 from ase_definet.cli import cli
 from ase_definet.cli.common import REPORT, error_text
 from ase_definet.data import Pack
@@ -183,12 +183,14 @@ def test_a_database_without_room_is_an_error_of_the_file_system(tmp_path):
     assert error_text(caught.value, Path("in.vasp")) == f"{tmp_path / 'a.db'}: database or disk is full"
 
 
-def test_atomic_numbers_that_are_none_are_refused_by_every_reader(monkeypatch):
+@pytest.mark.parametrize(("number", "said"), [(119, "119, expected 1 to 118"), (-1, "-1, expected 1 to 118")])
+def test_atomic_numbers_that_are_none_are_refused(number, said):
     atoms = mos2_with_defects(4)
-    atoms.numbers[3] = 119
-    monkeypatch.setattr(host, "read_structure", lambda _: atoms)
-    for command in ("relax in.vasp --host MoS2", "match in.vasp --host MoS2", "match in.vasp --host auto"):
+    atoms.numbers[3] = number
+    with Trajectory("in.traj", "w") as trajectory:
+        trajectory.write(atoms)
+    for command in ("relax in.traj --host MoS2", "match in.traj --host MoS2", "match in.traj --host auto"):
         result = run(*command.split())
         assert result.exit_code == 1
-        assert "atom 3 has the atomic number 119, expected 1 to 118" in result.stderr
+        assert f"atom 3 has the atomic number {said}" in result.stderr
         assert "bug" not in result.stderr

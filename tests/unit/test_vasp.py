@@ -188,7 +188,20 @@ def test_parsed_overrides_are_typed():
 
 @pytest.mark.parametrize(
     "bad",
-    ["NSW", "NSW=", "=60", "N SW=60", "NSW=sixty", "NSW=60.5", "NSW=60 steps", "EDIFF=1d-6", "LDIPOL=maybe", ""],
+    [
+        "NSW",
+        "NSW=",
+        "=60",
+        "N SW=60",
+        "NSW=sixty",
+        "NSW=60.5",
+        "NSW=60 steps",
+        "EDIFF=1d-6",
+        "LDIPOL=maybe",
+        "",
+        "SYSTEM=a\udcff",
+        "SYSTEM=a\0b",
+    ],
 )
 def test_malformed_overrides_are_refused(bad):
     with pytest.raises(InputSetError):
