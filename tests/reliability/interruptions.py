@@ -88,9 +88,9 @@ def poscars_of(folder: Path) -> Any:
 def weights_of(folder: Path) -> Any:
     """Return the numbers of the weights that a training run exports."""
     out = folder / "exported.safetensors"
-    code, said = in_child(["export", str(folder / "run"), str(out)], folder / "export.log")
-    if code:
-        return said
+    code, said = in_child(["export", str(folder / "run"), str(out), "--overwrite"], folder / "export.log")
+    if code != 0:
+        return code, said
     return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in load_file(out).items()}
 
 
@@ -209,11 +209,14 @@ def in_child(arguments: list[str], log: Path, most_bytes: int | None = None) -> 
     return child.exitcode, log.read_text(errors="replace")
 
 
-def interrupt(command: Command, fault: str, seconds: float, largest: int, folder: Path, rng: random.Random) -> str:
+def interrupt(
+    command: Command, fault: str, expected: Any, cost: tuple[float, int], folder: Path, rng: random.Random
+) -> str:
     """Disturb a command once; return what is wrong with how it ended, empty if nothing."""
     work = folder / "work"
     work.mkdir()
     arguments, log = command.arguments(work), folder / "log"
+    seconds, largest = cost
     if fault == "no room":
         code, said = in_child(arguments, log, rng.randrange(max(1, largest)))
         if code is None:
@@ -226,6 +229,12 @@ def interrupt(command: Command, fault: str, seconds: float, largest: int, folder
             os.killpg(child.pid, signal.SIGKILL)
         child.join()
         return ""
+    return without_folder(command, expected, child, folder)
+
+
+def without_folder(command: Command, expected: Any, child: Any, folder: Path) -> str:
+    """Move the folder of a running command away; return what is wrong with how it ended, empty if nothing."""
+    work, log = folder / "work", folder / "log"
     gone = folder / "gone"
     work.rename(gone)
     child.join(PATIENCE)
@@ -234,7 +243,11 @@ def interrupt(command: Command, fault: str, seconds: float, largest: int, folder
         child.join()
         return "hangs without its folder"
     said = log.read_text(errors="replace")
-    if work.exists():
+    if work.exists():  # right only if it was moved before the command had begun, and all is in the new one
+        shutil.rmtree(gone)
+        with contextlib.suppress(Exception):
+            if command.content(work) == expected:
+                return ""
         left = sorted(str(path.relative_to(work)) for path in work.rglob("*"))
         return f"made its folder anew, with {left}: {said}"
     gone.rename(work)
@@ -245,7 +258,7 @@ def trial(command: Command, fault: str, expected: Any, cost: tuple[float, int], 
     """Disturb a command, run it again and compare; return what is wrong, empty if nothing."""
     with tempfile.TemporaryDirectory(prefix="interrupted-") as name:
         folder = Path(name)
-        if wrong := interrupt(command, fault, *cost, folder, rng):
+        if wrong := interrupt(command, fault, expected, cost, folder, rng):
             return wrong
         work = folder / "work"
         code, said = in_child([*command.arguments(work), *command.again], folder / "log")
@@ -258,7 +271,7 @@ def trial(command: Command, fault: str, expected: Any, cost: tuple[float, int], 
         except Exception as error:  # noqa: BLE001 - whatever it is, what was written cannot be read
             return f"left what cannot be read: {error!r}"
         if found != expected:
-            return "ends with another content"
+            return f"ends with another content: {said}"
         left = [str(path.relative_to(work)) for path in work.rglob(".ase-definet-[0-9a-zA-Z]*-*")]
         return f"leaves {left}" if left and fault != "killed" else ""
 

@@ -208,11 +208,13 @@ def test_a_record_keeps_no_batch_alive(relaxer, monkeypatch):
 
 def test_the_command_says_what_is_wrong_with_the_constraints(tmp_path, monkeypatch):
     """A user's error is no bug of ours."""
-    import ase_definet.host as host_module  # noqa: PLC0415
+    import ase_definet.reading as reading_module  # noqa: PLC0415
 
-    real = host_module.read_structure
+    real = reading_module.read_structure
     monkeypatch.setattr(
-        host_module, "read_structure", lambda path: conflicting(real(path)) if path.name == "b.vasp" else real(path)
+        reading_module,
+        "read_structure",
+        lambda path: conflicting(real(path)) if path.name == "b.vasp" else real(path),
     )
     for name in "abc":
         good(1).write(tmp_path / f"{name}.vasp")
