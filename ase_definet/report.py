@@ -6,9 +6,11 @@ import html
 import json
 import math
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from ase import Atoms
@@ -53,6 +55,7 @@ def write_report(
         ScreeningError: The folder holds no results.
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
+    results = results.absolute()  # "." has no name
     keep_existing(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     table = read_rows(results / TABLE, COLUMNS)
@@ -70,7 +73,8 @@ def write_report(
         "failures": failures[:rows],
         "total": len(table),
         "failed": len(failures),
-        "folder": os.path.relpath(str(results), str(out.parent)),
+        "unknown": sum(bool(unsupported(str(row["outside"] or ""))) for row in table),
+        "folder": _address(results, out.parent),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": list(kept[0]) if kept else [],
         "harmless": sorted(HARMLESS),
@@ -78,11 +82,35 @@ def write_report(
     template = (files("ase_definet") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"
     about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {__version__}"
-    page = template.replace("{{title}}", html.escape(title)).replace("{{about}}", html.escape(about))
-    page = page.replace("{{data}}", json.dumps(data, allow_nan=False).replace("</", "<\\/"))
+    page = _filled(template, {"title": _text(title), "about": _text(about), "data": _script_data(data)})
     with replacing(out) as fresh:
         fresh.write_text(page, encoding="utf-8")
     return out
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """Return a template with its ``{{placeholders}}`` filled, all at once: values may hold such words themselves."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
+
+
+def _text(text: str) -> str:
+    """Return text for an element or a quoted attribute of HTML; bytes that were no UTF-8 are shown by their code."""
+    return html.escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _script_data(value: Any) -> str:
+    """Return JSON for a ``<script>`` element, in ASCII, without the characters by which HTML leaves a script."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True)
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _address(folder: Path, start: Path) -> str:
+    """Return the relative URL of a folder, which no name can make another scheme (``javascript:``) or a query."""
+    try:
+        path = Path(os.path.relpath(folder, start))
+    except ValueError:  # on another drive
+        return folder.as_uri()
+    return "./" + quote(os.fsencode(path.as_posix()))
 
 
 def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[int, dict[str, Any]]:
