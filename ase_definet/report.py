@@ -21,6 +21,7 @@ from ase.io import iread
 from ase_definet import __version__
 from ase_definet.errors import ScreeningError
 from ase_definet.files import keep_existing, replacing
+from ase_definet.host import facing
 from ase_definet.relaxer import HARMLESS
 from ase_definet.screening import (
     COLUMNS,
@@ -81,11 +82,19 @@ def write_report(
     }
     template = (files("ase_definet") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"
-    about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {__version__}"
+    about = ", ".join(f"{key} {_setting(value)}" for key, value in run.items()) + f"; ase-definet {__version__}"
     page = _filled(template, {"title": _text(title), "about": _text(about), "data": _script_data(data)})
     with replacing(out) as fresh:
         fresh.write_text(page, encoding="utf-8")
     return out
+
+
+def _setting(value: Any) -> str:
+    """Write a setting of a run, long lists and hashes shortened."""
+    if isinstance(value, list):
+        shown = ", ".join(str(part) for part in value[:2])
+        return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"  # noqa: PLR2004
+    return str(value)[:12] if re.fullmatch(r"[0-9a-f]{64}", str(value)) else str(value)
 
 
 def _filled(template: str, values: dict[str, str]) -> str:
@@ -166,12 +175,14 @@ def _picture(atoms: Atoms) -> dict[str, Any]:
     doubt = atoms.arrays.get("definet_uncertainty")
     named = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";")]
     sites = [part for part in named if len(part) == 4]  # noqa: PLR2004 - ASE reads no text at all back as a truth value
+    depth, sides = facing(atoms.cell.array, atoms.positions, atoms.pbc)
     return {
         "symbols": atoms.get_chemical_symbols(),
         "before": np.round(100 * (atoms.positions - displacement)).astype(int).tolist(),
         "after": np.round(100 * atoms.positions).astype(int).tolist(),
         "doubt": None if doubt is None else np.round(1000 * doubt).astype(int).tolist(),
-        "cell": np.round(100 * atoms.cell.array).astype(int).tolist(),
+        "cell": np.round(100 * sides).astype(int).tolist(),
+        "axes": [(depth + 1) % 3, (depth + 2) % 3, depth],
         "defects": [[part[0], *(round(100 * float(v)) for v in part[1:4])] for part in sites],
     }
 

@@ -12,6 +12,7 @@ import click
 
 from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option, refuse_existing
 from ase_definet.cli.data import open_or_pack
+from ase_definet.files import replacing
 
 if TYPE_CHECKING:
     from ase_definet.data import Pack
@@ -70,7 +71,8 @@ def evaluate_command(
     for line in table_lines(result):
         click.echo(line)
     if out is not None:
-        out.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
+        with replacing(out) as fresh:
+            fresh.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         click.echo(f"wrote {out}")
     if plot is not None:
         from ase_definet.plots import draw_scores  # noqa: PLC0415
