@@ -82,7 +82,7 @@ def evaluate_command(
 
 
 def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
-    """Refuse what cannot be written, before any work is done."""
+    """Refuse what cannot be written, before any work is done, and make the folders."""
     targets = [] if out is None else [out]
     if plot is not None:
         try:
@@ -93,6 +93,8 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
     for target in targets:
         check_folder(target.parent)
         refuse_existing(target, overwrite=overwrite)
+    for target in targets:  # here, and not when all is scored: a folder that goes in between is missed then
+        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _only(pack: Pack, subset: tuple[str, ...]) -> Pack:
