@@ -84,9 +84,9 @@ def draw_relaxation(
     _check_alike(before, after)
     path.parent.mkdir(parents=True, exist_ok=True)
     cell = before.cell.array
-    move = minimum_image(
-        after.positions - before.positions, completed_cell(cell, before.positions, before.pbc) if cell.any() else cell
-    )
+    if cell.any(axis=1).sum() >= 2:  # noqa: PLR2004 - no wire, no molecule
+        cell = completed_cell(cell, before.positions, before.pbc)
+    move = minimum_image(after.positions - before.positions, cell)
     far = np.linalg.norm(move, axis=1)
     if len(far) and far.max() > FARTHEST:
         worst = int(far.argmax())
