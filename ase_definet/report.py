@@ -74,11 +74,11 @@ def write_report(
         "failures": failures[:rows],
         "total": len(table),
         "failed": len(failures),
-        "unknown": sum(bool(unsupported(str(row["outside"] or ""))) for row in table),
+        "unknown": sum(bool(unsupported(row["outside"])) for row in table),
+        "unsupported": {int(row["index"]): words for row in kept if (words := unsupported(row["outside"]))},
         "folder": _address(results, out.parent),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": list(kept[0]) if kept else [],
-        "harmless": sorted(HARMLESS),
     }
     template = (files("ase_definet") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"
@@ -150,7 +150,7 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
 
 def _doubt(row: dict[str, Any]) -> float:
     """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
-    if unsupported(str(row.get("outside") or "")):
+    if unsupported(row["outside"]):
         return math.inf
     for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
         if isinstance(row.get(key), float):

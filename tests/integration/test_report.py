@@ -210,9 +210,14 @@ def test_hostile_names_are_shown_and_nothing_else(tmp_path, folder):
     listed = [html.unescape(name) for name in re.findall("<li><bdi>([^<]*)</bdi>", page)]
     for k, name in enumerate(HOSTILE):
         # the parser of the dump turns carriage returns into line feeds, as all parsers of HTML do
-        shown = (name or "(no name)").replace("\r", "\n")
+        shown = (name if name.strip() else "(no name)").replace("\r", "\n")
         assert named[k].replace("\r", "\n") == shown
         assert listed[k].replace("\r", "\n") == shown
+    unknown = sum(1 for k, name in enumerate(HOSTILE) if not k % 2 and name.split())
+    assert f"the expected error of {unknown} is unknown" in page
+    assert body.count('<td class="unknown">unknown</td>') == 3 * unknown
+    order = [int(k) for k in lines]
+    assert all(HOSTILE[k].split() and not k % 2 for k in order[:unknown])
     links = re.findall('<a href="([^"]*)"', page)
     assert len(links) == 3
     for link, name in zip(links, (STRUCTURES, TABLE, FAILURES), strict=True):
@@ -258,6 +263,7 @@ def test_what_is_unknown_comes_first_and_is_counted(tmp_path):
     outside = [name for k, name in enumerate(HOSTILE) if not k % 2 and name.split()]
     assert data["unknown"] == len(outside)
     assert all(row["outside"] for row in data["rows"])
+    assert data["unsupported"] == {str(int(row["index"])): row["outside"].split() for row in data["rows"]}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
