@@ -13,6 +13,10 @@ from ase_definet.neighbors import pairs_between
 Array: TypeAlias = NDArray[Any]
 
 
+_BLOCK = 100_000
+"""Vectors that are looked at together: ASE holds up to 27 images of each."""
+
+
 def minimum_image(vectors: Array, cell: Array) -> Array:
     """Take vectors to their shortest periodic image.
 
@@ -23,7 +27,11 @@ def minimum_image(vectors: Array, cell: Array) -> Array:
     >>> minimum_image(np.array([[9.9, 0.0, 0.0]]), np.eye(3) * 10).round(6)
     array([[-0.1,  0. ,  0. ]])
     """
-    return np.asarray(find_mic(vectors, cell, pbc=True)[0])
+    out = np.empty(vectors.shape)
+    for first in range(0, len(vectors), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        out[block] = find_mic(vectors[block], cell, pbc=True)[0]
+    return out
 
 
 def coordinate_mae(predicted: Array, reference: Array, cell: Array, chosen: Array | None = None) -> float:

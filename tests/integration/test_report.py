@@ -288,3 +288,13 @@ def test_a_browser_shows_the_unknown_first(tmp_path, every):
     unknown = re.findall(r'data-index="(\d+)".*?<td class="unknown">unknown</td>', body)
     assert [int(k) for k in unknown] == (order if every else [2, 5])
     assert f"the expected error of {6 if every else 2} is unknown" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_screen_in_which_all_failed(tmp_path):
+    folder = hostile_folder(tmp_path / "r")
+    (folder / TABLE).write_text(",".join(COLUMNS) + "\n")
+    page, complaints = browsed(write_report(folder, tmp_path / "report.html"), tmp_path / "profile")
+    assert complaints == []
+    assert f"0 relaxed, {len(HOSTILE)} failed" in page
+    assert page.count("<li><bdi>") == len(HOSTILE)
