@@ -97,11 +97,14 @@ def sound(atoms: Atoms) -> list[Any]:
         atoms: Any structure; not changed.
 
     Returns:
-        For :meth:`ase.Atoms.set_constraint`; constraints that hold no single directions come last, as they are.
+        For :meth:`ase.Atoms.set_constraint`, in the order of the atoms' own; those that hold no single directions are
+        the atoms' own.
 
     Raises:
         StructureError: A constraint names an atom that is not there.
     """
+    if not atoms.constraints:
+        return []
     from ase.constraints import FixAtoms, FixedLine, FixedPlane  # noqa: PLC0415 - slow to import
 
     known, _ = _normals(atoms)
@@ -114,7 +117,10 @@ def sound(atoms: Atoms) -> list[Any]:
             out.append(FixedLine(members, np.cross(*basis)))
         elif len(basis) == 1:
             out.append(FixedPlane(members, basis[0]))
-    return out + [constraint for constraint in atoms.constraints if _rows(constraint, _full(atoms)) is None]
+    single = [_rows(constraint, _full(atoms)) is not None for constraint in atoms.constraints]
+    last = len(single) - single[::-1].index(True) if True in single else 0  # the order says which wins
+    others = [None if one else constraint for one, constraint in zip(single, atoms.constraints, strict=True)]
+    return [c for c in (*others[:last], *out, *others[last:]) if c is not None]
 
 
 def hold(atoms: Atoms, held: Array) -> None:

@@ -14,7 +14,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from ase.optimize.sciopt import SciPyFminCG
 from numpy.typing import NDArray
 
-from ase_definet.constraints import free_forces, sound
+from ase_definet.constraints import sound
 from ase_definet.errors import CalculatorError
 
 if TYPE_CHECKING:
@@ -145,7 +145,9 @@ class _Recorder(Calculator):
         if not np.isfinite(atoms.positions).all():
             raise CalculatorError(_LOST)
         self.results = {"forces": self.inner.get_forces(atoms), "energy": self.inner.get_potential_energy(atoms)}
-        felt = free_forces(atoms, self.results["forces"])
+        felt = self.results["forces"].copy()
+        for constraint in atoms.constraints:  # sound ones, and what the optimizer sees
+            constraint.adjust_forces(atoms, felt)
         energy = float(self.results["energy"])
         if not np.isfinite(felt).all() or not np.isfinite(energy):
             wrong = np.count_nonzero(~np.isfinite(felt).all(axis=1))

@@ -15,6 +15,7 @@ from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixedLine, F
 from ase_definet.constraints import free_forces, sound
 from ase_definet.errors import StructureError
 from ase_definet.stepping import OPTIMIZERS, relax_with
+from tests.unit.test_open_axes import layer
 
 CELLS = {
     "cubic": np.diag([9.0, 9.5, 20.0]),
@@ -102,13 +103,36 @@ def test_constraints_of_one_atom_act_together():
 def test_other_constraints_are_kept_as_they_are():
     atoms = three("hexagonal")
     bond = FixBondLengths([[0, 1]])
-    atoms.set_constraint([bond, FixScaled([2], [True, True, False]), FixAtoms([2])])
-    kinds = [type(constraint) for constraint in sound(atoms)]
-    assert kinds == [FixAtoms, FixBondLengths]
+    scaled, fixed = FixScaled([2], [True, True, False]), FixAtoms([2])
+    for given, expected in (
+        ([bond, scaled, fixed], [FixBondLengths, FixAtoms]),
+        ([scaled, bond, fixed], [FixBondLengths, FixAtoms]),
+        ([scaled, fixed, bond], [FixAtoms, FixBondLengths]),
+        ([bond], [FixBondLengths]),
+    ):
+        atoms.set_constraint(given)
+        assert [type(constraint) for constraint in sound(atoms)] == expected
     atoms.set_constraint([FixedLine([0], [1, 1, 0]), FixScaled([1], [False, True, False])])
     assert {type(constraint) for constraint in sound(atoms)} == {FixedLine, FixedPlane}
     atoms.set_constraint()
     assert sound(atoms) == []
+
+
+@pytest.mark.parametrize("mask", [mask for mask in MASKS if not all(mask)])
+@pytest.mark.parametrize("kind", ["zero", "left-handed", "vacuum along a"])
+def test_predictions_hold_what_is_held(relaxer, kind, mask):
+    free = relaxer.predict(layer(kind))
+    atoms = layer(kind)
+    atoms.set_constraint([FixScaled([3, 5], mask), FixedPlane([7], [1, 0, 0]), FixedPlane([7], [1, 1, 0])])
+    found = relaxer.predict(atoms).atoms
+    assert [repr(c) for c in found.constraints] == [repr(c) for c in atoms.constraints]
+    moved = found.positions - atoms.positions
+    fractions = moved @ np.linalg.inv(np.asarray(atoms.cell.complete()))
+    assert fractions[[3, 5]][:, mask] == pytest.approx(0, abs=1e-9)
+    assert np.abs(fractions[[3, 5]][:, ~np.array(mask)]).max() > 1e-6
+    assert moved[7, :2] == pytest.approx(0, abs=1e-9)
+    shift = (free.atoms.positions - atoms.positions - moved)[0]  # the mean stays where nothing is held
+    assert moved[7, 2] == pytest.approx((free.atoms.positions - atoms.positions)[7, 2] - shift[2], abs=1e-6)
 
 
 def test_an_atom_that_is_not_there_is_named():
