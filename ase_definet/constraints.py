@@ -81,9 +81,46 @@ def free_forces(atoms: Atoms, forces: Array) -> Array:
         basis = _orthonormal(np.vstack([known[k][2] for k in which]))
         out[members] -= out[members] @ basis.T @ basis
     for constraint in atoms.constraints:
-        if _rows(constraint, np.asarray(atoms.cell)) is None:
+        if _rows(constraint, _full(atoms)) is None:
             constraint.adjust_forces(atoms, out)
     return out
+
+
+def sound(atoms: Atoms) -> list[Any]:
+    """Return constraints that hold what those of the atoms are meant to hold, for an optimizer of ASE.
+
+    ASE's FixScaled turns forces into ones along directions that are not free where the cell is oblique, and several
+    constraints of one atom act one after the other there, so that the last undoes the others unless they are normal
+    to each other. Here each atom has one that holds its directions: FixAtoms, FixedLine or FixedPlane.
+
+    Args:
+        atoms: Any structure; not changed.
+
+    Returns:
+        For :meth:`ase.Atoms.set_constraint`, in the order of the atoms' own; those that hold no single directions are
+        the atoms' own.
+
+    Raises:
+        StructureError: A constraint names an atom that is not there.
+    """
+    if not atoms.constraints:
+        return []
+    from ase.constraints import FixAtoms, FixedLine, FixedPlane  # noqa: PLC0415 - slow to import
+
+    known, _ = _normals(atoms)
+    out: list[Any] = []
+    for members, which in _by_atom(known, len(atoms)):
+        basis = _orthonormal(np.vstack([known[k][2] for k in which]))
+        if len(basis) == 3:  # noqa: PLR2004 - no direction is left
+            out.append(FixAtoms(members))
+        elif len(basis) == 2:  # noqa: PLR2004
+            out.append(FixedLine(members, np.cross(*basis)))
+        elif len(basis) == 1:
+            out.append(FixedPlane(members, basis[0]))
+    single = [_rows(constraint, _full(atoms)) is not None for constraint in atoms.constraints]
+    last = len(single) - single[::-1].index(True) if True in single else 0  # the order says which wins
+    others = [None if one else constraint for one, constraint in zip(single, atoms.constraints, strict=True)]
+    return [c for c in (*others[:last], *out, *others[last:]) if c is not None]
 
 
 def hold(atoms: Atoms, held: Array) -> None:
@@ -104,7 +141,7 @@ def hold(atoms: Atoms, held: Array) -> None:
 
 def _normals(atoms: Atoms) -> tuple[list[tuple[str, Array, Array]], list[str]]:
     """Return type, atoms and forbidden directions of each constraint that holds directions, and name the others."""
-    cell = np.asarray(atoms.cell)
+    cell = _full(atoms)
     known, others = [], []
     for constraint in atoms.constraints:
         name = type(constraint).__name__
@@ -121,6 +158,11 @@ def _normals(atoms: Atoms) -> tuple[list[tuple[str, Array, Array]], list[str]]:
             ) from error
         known.append((name, members, rows))
     return known, list(dict.fromkeys(others))
+
+
+def _full(atoms: Atoms) -> Array:
+    """Return the cell, with unit vectors normal to the others where it has none."""
+    return np.asarray(atoms.cell.complete())
 
 
 def _rows(constraint: Any, cell: Array) -> Array | None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ase_definet.constraints import sound
 from ase_definet.errors import StructureError
 from ase_definet.graph import DefectGraph, build_graph
 from ase_definet.model.lattice import LatticeGeometry
@@ -114,12 +115,15 @@ def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start
         move -= move.mean(axis=0)
     out = atoms.copy()
     out.calc = None
+    kept = out.constraints
     try:
+        out.set_constraint(sound(out))
         out.set_positions(atoms.positions + move, apply_constraint=True)
     except Exception as error:  # a constraint may be of any class, and raise anything
         raise _impossible(atoms, str(error) or type(error).__name__) from error
     if not np.isfinite(out.positions).all():
         raise _impossible(atoms, "they give positions that are not finite")
+    out.set_constraint(kept)
     return out
 
 

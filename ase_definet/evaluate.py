@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ase_definet.baselines import LinearSuperposition
 from ase_definet.data import Group, Pack
 from ase_definet.errors import StructureError
-from ase_definet.host import Host, get_host, library
+from ase_definet.host import Host, completed_cell, get_host, library
 from ase_definet.metrics import minimum_image, near_sites, rank_correlation, reliability_bins
 from ase_definet.relaxer import SEEN_OFFSET, DefiNetRelaxer, RelaxFailure, RelaxResult, known_host
 from ase_definet.sites import SiteKind
@@ -133,7 +133,7 @@ def _host_of(group: Group) -> Host:
 def _score(
     group: Group, index: int, unrelaxed: Atoms, relaxed: Atoms, result: RelaxResult, others: dict[str, Array]
 ) -> Score:
-    cell = unrelaxed.cell.array
+    cell = completed_cell(unrelaxed.cell.array, unrelaxed.positions, unrelaxed.pbc)
     site_map = result.site_map
     defects = site_map.positions[site_map.kinds != SiteKind.PRISTINE]
     regions = {"coordinate_mae": np.ones(len(unrelaxed), dtype=bool)}

@@ -15,8 +15,9 @@ import platform
 import re
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,9 @@ _MERGED_AFTER = 3_600.0
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 _swept: set[Path] = set()
+_marking = threading.Lock()
+_marked: set[str] = set()
+"""Folders in which this process is replacing files at the moment."""
 
 
 def keep_existing(*paths: Path, overwrite: bool) -> None:
@@ -162,6 +166,63 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
+def write_set(path: Path, files: Mapping[str, str], *, overwrite: bool, stale: Sequence[str] = ()) -> None:
+    """Write some text files to a folder, all of them or none.
+
+    A folder that does not exist appears with all of them at once. In one that exists, other files stay as they are;
+    a file :data:`INCOMPLETE` is there while the new ones are moved in, and stays if the process is killed in it.
+    Another writer is refused meanwhile, so that the sets of two are never mixed.
+
+    Args:
+        path: The folder. The folder that holds it must exist.
+        files: Their texts by their names.
+        overwrite: Whether files in the way may be replaced.
+        stale: Names of files of an earlier set, which go where they are not in this one.
+
+    Raises:
+        OutputExistsError: A file is in the way, the path is no folder, or another process is writing there; nothing
+            is changed then.
+        FileNotFoundError: The folder was removed or moved in the meantime.
+        OSError: The file system refuses.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputExistsError(f"{path} is a file; give a directory.")
+    there = path.is_dir()
+    names = dict.fromkeys((*files, *stale))
+    fresh = _beside(path / "files" if there else path)
+    with _named(path, fresh):
+        keep_existing(*(path / name for name in names), overwrite=overwrite)
+        fresh.mkdir()
+        try:
+            for name, text in files.items():
+                (fresh / name).write_text(text, encoding="utf-8")
+            if not there and _appears(fresh, path):
+                return
+            with _marked_incomplete(path):
+                # again: another writer may have come first
+                keep_existing(*(path / name for name in names), overwrite=overwrite)
+                for name in files:
+                    if (path / name).is_dir():
+                        raise OutputExistsError(f"{path / name} is a folder, expected a file or nothing; rename it")
+                for name in files:
+                    (fresh / name).replace(path / name)
+                for name in names.keys() - files.keys():
+                    (path / name).unlink(missing_ok=True)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _appears(fresh: Path, path: Path) -> bool:
+    """Give a folder its name; False where another process made one of that name in the meantime."""
+    try:
+        fresh.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        return False
+    return True
+
+
 def refuse_incomplete(folder: Path) -> None:
     """Refuse to read a folder that is a mixture of old and new files.
 
@@ -189,21 +250,45 @@ def others_in(folder: Path) -> int:
 
 def _merge(fresh: Path, target: Path) -> None:
     """Move new files into a folder and remove those of an earlier call that are not among them."""
-    _take_mark(target)
-    try:  # nothing is changed yet
-        old, new = _read_manifest(target), list(_digests(fresh))
-        stale = _stale(target, old, {name for name, _ in new})
-        # Both lists, so that whatever is there when this is stopped is known to be ours.
-        _write_manifest(target, [*old, *new])
-    except BaseException:
-        (target / INCOMPLETE).unlink(missing_ok=True)
+    with _marked_incomplete(target) as mark:
+        try:  # nothing is changed yet
+            old, new = _read_manifest(target), list(_digests(fresh))
+            stale = _stale(target, old, {name for name, _ in new})
+            # Both lists, so that whatever is there when this is stopped is known to be ours.
+            _write_manifest(target, [*old, *new])
+        except BaseException:
+            mark.unlink(missing_ok=True)
+            raise
+        for path in stale:
+            path.unlink(missing_ok=True)
+        for name, _ in new:
+            (fresh / name).replace(target / name)
+        _write_manifest(target, new)
+
+
+@contextmanager
+def _marked_incomplete(folder: Path) -> Iterator[Path]:
+    """Yield the mark of a folder whose files are being replaced.
+
+    It stays if something goes wrong in between, unless that is an OutputExistsError: nothing was changed then.
+
+    Raises:
+        OutputExistsError: Another process, or another thread of this one, is at it.
+    """
+    mark, key = folder / INCOMPLETE, os.path.realpath(folder)
+    with _marking:  # a mark of this process is one that a run before left, unless its folder is among these
+        if key in _marked:
+            raise OutputExistsError(f"{folder}: another thread is writing there; wait for it")
+        _take_mark(folder)
+        _marked.add(key)
+    try:
+        yield mark
+        mark.unlink()
+    except OutputExistsError:
+        mark.unlink(missing_ok=True)
         raise
-    for path in stale:
-        path.unlink(missing_ok=True)
-    for name, _ in new:
-        (fresh / name).replace(target / name)
-    _write_manifest(target, new)
-    (target / INCOMPLETE).unlink()
+    finally:
+        _marked.discard(key)
 
 
 def _stale(folder: Path, old: list[tuple[str, str]], kept: set[str]) -> list[Path]:

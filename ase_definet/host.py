@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -436,6 +437,30 @@ def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tupl
     positions = positions - images[:, None] * cell[axis]
     height = max(VACUUM_LENGTH, float(np.ptp(positions @ normal)) + VACUUM_LENGTH / 2)
     return np.array([first, second, normal * height]), positions, axis
+
+
+def facing(cell: Array, positions: Array, pbc: Array | None = None) -> tuple[int, Array]:
+    """Return from where to look at a structure: a layer from above, whichever axis is across it.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; a zero vector counts as vacuum.
+        positions: Shape ``(n_atoms, 3)``, in Å.
+        pbc: Periodic axes, shape ``(3,)``; the only one that is not counts as vacuum.
+
+    Returns:
+        ``(depth, sides)``: the Cartesian axis to look along, z for what is no layer, and the two cell vectors that
+        lie across it, shape ``(2, 3)``, in Å; zero where the cell has none.
+    """
+    cell = np.asarray(cell, dtype=float)
+    given = cell.any(axis=1)
+    axis: int | None = None
+    if given.sum() >= 2 and np.linalg.matrix_rank(cell) == given.sum():  # noqa: PLR2004 - no wire, no molecule
+        with suppress(StructureError):
+            axis = vacuum_axis(completed_cell(cell, positions, pbc), positions)
+    sides = np.delete(cell, 2 if axis is None else axis, axis=0)
+    if axis is None:
+        return 2, sides
+    return int(np.abs(np.cross(*sides)).argmax()), sides
 
 
 def _reduced(atoms: Atoms, name: str, source: str) -> Host:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+from ase.geometry import complete_cell, find_mic
 from numpy.typing import NDArray
 
 from ase_definet.neighbors import pairs_between
@@ -12,19 +13,25 @@ from ase_definet.neighbors import pairs_between
 Array: TypeAlias = NDArray[Any]
 
 
+_BLOCK = 100_000
+"""Vectors that are looked at together: ASE holds up to 27 images of each."""
+
+
 def minimum_image(vectors: Array, cell: Array) -> Array:
-    """Take vectors much shorter than the cell to their nearest periodic image.
+    """Take vectors to their shortest periodic image.
 
     Args:
         vectors: Shape ``(n, 3)``, in Å.
-        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; along a zero vector nothing repeats.
 
     >>> minimum_image(np.array([[9.9, 0.0, 0.0]]), np.eye(3) * 10).round(6)
     array([[-0.1,  0. ,  0. ]])
     """
-    fractions = np.linalg.solve(cell.T, vectors.T).T
-    wrapped: Array = vectors - np.round(fractions) @ cell
-    return wrapped
+    out = np.empty(vectors.shape)
+    for first in range(0, len(vectors), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        out[block] = find_mic(vectors[block], cell, pbc=True)[0]
+    return out
 
 
 def coordinate_mae(predicted: Array, reference: Array, cell: Array, chosen: Array | None = None) -> float:
@@ -49,11 +56,12 @@ def near_sites(positions: Array, sites: Array, cell: Array, radius: float) -> Ar
     Args:
         positions: Shape ``(n_atoms, 3)``, in Å.
         sites: Defect sites, shape ``(n_sites, 3)``, in Å.
-        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; along a zero vector nothing repeats.
         radius: In Å; with the published metrics A3 to A6 it is 3, 4, 5 or 6.
     """
     mask = np.zeros(len(positions), dtype=bool)
-    mask[pairs_between(positions, sites, cell, (True, True, True), radius)[0]] = True
+    along_a, along_b, along_c = (bool(vector.any()) for vector in cell)
+    mask[pairs_between(positions, sites, complete_cell(cell), (along_a, along_b, along_c), radius)[0]] = True
     return mask
 
 

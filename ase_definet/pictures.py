@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetError, StructureError
 from ase_definet.files import keep_existing, replacing
+from ase_definet.host import completed_cell, facing
 from ase_definet.metrics import minimum_image
 from ase_definet.sites import Defect, SiteKind
 
@@ -42,7 +43,6 @@ FARTHEST = 3.0
 
 _INK, _VACANCY, _SUBSTITUTION, _MOVE = "#222222", "#0072B2", "#009E73", "#D55E00"
 _SHOWN = 0.5  # of the covalent radius
-_AXES = {"top": (0, 1, 2), "side": (0, 2, 1)}
 _MARGIN = ARROW  # Å around the atoms
 _WIDTH = 5.2  # of a panel, in inches
 
@@ -65,7 +65,7 @@ def draw_relaxation(
         after: The same atoms in the same order, in the same cell.
         path: The file to write; its name ends in one of :data:`FORMATS`.
         defects: Sites to mark, from :attr:`~ase_definet.sites.SiteMap.defects`; vacancies with a dashed ring.
-        view: Along the third cell axis (``top``) or along y (``side``).
+        view: From above a layer (``top``; what is none is seen along z), or along it (``side``).
         enlarged: What displacements are multiplied with; by default the longest one is :data:`ARROW` long.
         title: Written above.
         overwrite: Replace a file that is in the way.
@@ -83,7 +83,10 @@ def draw_relaxation(
     keep_existing(path, overwrite=overwrite)
     _check_alike(before, after)
     path.parent.mkdir(parents=True, exist_ok=True)
-    move = minimum_image(after.positions - before.positions, before.cell.array)
+    cell = before.cell.array
+    if cell.any(axis=1).sum() >= 2:  # noqa: PLR2004 - no wire, no molecule
+        cell = completed_cell(cell, before.positions, before.pbc)
+    move = minimum_image(after.positions - before.positions, cell)
     far = np.linalg.norm(move, axis=1)
     if len(far) and far.max() > FARTHEST:
         worst = int(far.argmax())
@@ -94,7 +97,10 @@ def draw_relaxation(
     longest = float(np.linalg.norm(move, axis=1).max(initial=0.0))
     factor = enlarged if enlarged is not None else (max(1.0, ARROW / longest) if longest > 0 else 1.0)
     factor = factor if enlarged is not None else float(f"{factor:.1g}")
-    h, v, depth = _AXES[view]
+    across, sides = facing(before.cell.array, before.positions, before.pbc)
+    h, v, depth = (across + 1) % 3, (across + 2) % 3, across
+    if view == "side":
+        v, depth = depth, v
     low, high = (f((before.positions, before.positions + move)) for f in (_lowest, _highest))
     span = (high - low)[[h, v]] + 2 * _MARGIN
     figure = Figure(
@@ -104,7 +110,8 @@ def draw_relaxation(
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     texts = ("before", "after" + (f", displacements x {factor:g}" if longest > 0 and factor != 1 else ""))
     for panel, positions, text in zip(panels, (before.positions, before.positions + move), texts, strict=True):
-        _draw_cell(panel, before.cell.array, positions, view)
+        if view == "top":
+            _draw_cell(panel, sides, positions, [h, v])
         _draw_atoms(
             panel, positions[:, [h, v]], positions[:, depth], before.numbers, toward=1 if view == "top" else -1
         )
@@ -160,14 +167,14 @@ def _highest(parts: tuple[Array, Array]) -> Array:
     return np.asarray(np.max([part.max(axis=0) for part in parts], axis=0))
 
 
-def _draw_cell(panel: Any, cell: Array, positions: Array, view: View) -> None:
+def _draw_cell(panel: Any, sides: Array, positions: Array, axes: list[int]) -> None:
     """Draw the outline of the cell, laid around the atoms, seen from above."""
-    if view != "top" or not cell[:2].any(axis=1).all():
+    if not sides.any(axis=1).all():
         return
-    fractions = np.linalg.lstsq(cell[:2].T, positions.T, rcond=None)[0].T
-    origin = np.floor(fractions.min(axis=0) + 1e-3) @ cell[:2]
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) @ cell[:2] + origin
-    panel.plot(*corners[:, :2].T, color="#c3cad4", lw=1, ls=(0, (5, 4)), zorder=0)
+    fractions = np.linalg.lstsq(sides.T, positions.T, rcond=None)[0].T
+    origin = np.floor(fractions.min(axis=0) + 1e-3) @ sides
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) @ sides + origin
+    panel.plot(*corners[:, axes].T, color="#c3cad4", lw=1, ls=(0, (5, 4)), zorder=0)
 
 
 def _draw_atoms(panel: Any, points: Array, depth: Array, numbers: Array, toward: int) -> None:

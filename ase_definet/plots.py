@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetError
 from ase_definet.evaluate import Score, reliability
+from ase_definet.files import replacing
 
 Array: TypeAlias = NDArray[Any]
 
@@ -50,12 +51,14 @@ def draw_scores(scores: list[Score], folder: Path) -> list[Path]:
 
     Args:
         scores: Of any subsets; those with an uncertainty make the last picture.
-        folder: Where the files of :data:`FILES` go; made if it is not there.
+        folder: Where the files of :data:`FILES` go; it must exist.
 
     Returns:
         The files written.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it was removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     subsets = {name: [s for s in scores if s.subset == name] for name in sorted({s.subset for s in scores})}
     figures = [_errors_by_distance(subsets), _parity(subsets)]
     estimated = {name: [s for s in own if s.uncertainty is not None] for name, own in subsets.items()}
@@ -70,10 +73,11 @@ def draw_learning_curve(logs: dict[str, Path], path: Path) -> Path:
 
     Args:
         logs: What to call each run, and its ``log.csv``.
-        path: The file to write.
+        path: The file to write; its folder must exist.
 
     Raises:
         DefiNetError: A file is no log of a training run, or has no rows yet.
+        FileNotFoundError: There is no such folder, or it was removed.
     """
     runs = {label: _read_log(log) for label, log in logs.items()}
     if not runs:
@@ -103,7 +107,6 @@ def draw_learning_curve(logs: dict[str, Path], path: Path) -> Path:
     entries = [(label, {"color": color}) for label, color in zip(runs, _cycle(_COLORS), strict=False)]
     entries += [("all atoms", {"color": _INK}), ("within 3 Å of a defect", {"color": _INK, "ls": (0, (3, 1.5))})]
     _legend_above(figure, panels[0], entries)
-    path.parent.mkdir(parents=True, exist_ok=True)
     return _save(figure, path)
 
 
@@ -323,5 +326,6 @@ def _cycle(values: tuple[str, ...]) -> Any:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=DPI, format="png")
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=DPI, format="png")
     return path

@@ -6,9 +6,11 @@ import html
 import json
 import math
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from ase import Atoms
@@ -19,6 +21,7 @@ from ase.io import iread
 from ase_definet import __version__
 from ase_definet.errors import ScreeningError
 from ase_definet.files import keep_existing, replacing
+from ase_definet.host import facing
 from ase_definet.relaxer import HARMLESS
 from ase_definet.screening import (
     COLUMNS,
@@ -53,6 +56,7 @@ def write_report(
         ScreeningError: The folder holds no results.
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
+    results = results.absolute()  # "." has no name
     keep_existing(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     table = read_rows(results / TABLE, COLUMNS)
@@ -70,19 +74,52 @@ def write_report(
         "failures": failures[:rows],
         "total": len(table),
         "failed": len(failures),
-        "folder": os.path.relpath(str(results), str(out.parent)),
+        "unknown": sum(bool(unsupported(row["outside"])) for row in table),
+        "unsupported": {int(row["index"]): words for row in kept if (words := unsupported(row["outside"]))},
+        "folder": _address(results, out.parent),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": list(kept[0]) if kept else [],
-        "harmless": sorted(HARMLESS),
     }
     template = (files("ase_definet") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"
-    about = ", ".join(f"{key} {value}" for key, value in run.items()) + f"; ase-definet {__version__}"
-    page = template.replace("{{title}}", html.escape(title)).replace("{{about}}", html.escape(about))
-    page = page.replace("{{data}}", json.dumps(data, allow_nan=False).replace("</", "<\\/"))
+    about = ", ".join(f"{key} {_setting(value)}" for key, value in run.items()) + f"; ase-definet {__version__}"
+    page = _filled(template, {"title": _text(title), "about": _text(about), "data": _script_data(data)})
     with replacing(out) as fresh:
         fresh.write_text(page, encoding="utf-8")
     return out
+
+
+def _setting(value: Any) -> str:
+    """Write a setting of a run, long lists and hashes shortened."""
+    if isinstance(value, list):
+        shown = ", ".join(str(part) for part in value[:2])
+        return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"  # noqa: PLR2004
+    return str(value)[:12] if re.fullmatch(r"[0-9a-f]{64}", str(value)) else str(value)
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """Return a template with its ``{{placeholders}}`` filled, all at once: values may hold such words themselves."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
+
+
+def _text(text: str) -> str:
+    """Return text for an element or a quoted attribute of HTML; bytes that were no UTF-8 are shown by their code."""
+    return html.escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _script_data(value: Any) -> str:
+    """Return JSON for a ``<script>`` element, in ASCII, without the characters by which HTML leaves a script."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True)
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _address(folder: Path, start: Path) -> str:
+    """Return the relative URL of a folder, which no name can make another scheme (``javascript:``) or a query."""
+    try:
+        path = Path(os.path.relpath(folder, start))
+    except ValueError:  # on another drive
+        return folder.as_uri()
+    return "./" + quote(os.fsencode(path.as_posix()))
 
 
 def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[int, dict[str, Any]]:
@@ -113,7 +150,7 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
 
 def _doubt(row: dict[str, Any]) -> float:
     """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
-    if unsupported(str(row.get("outside") or "")):
+    if unsupported(row["outside"]):
         return math.inf
     for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
         if isinstance(row.get(key), float):
@@ -138,12 +175,14 @@ def _picture(atoms: Atoms) -> dict[str, Any]:
     doubt = atoms.arrays.get("definet_uncertainty")
     named = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";")]
     sites = [part for part in named if len(part) == 4]  # noqa: PLR2004 - ASE reads no text at all back as a truth value
+    depth, sides = facing(atoms.cell.array, atoms.positions, atoms.pbc)
     return {
         "symbols": atoms.get_chemical_symbols(),
         "before": np.round(100 * (atoms.positions - displacement)).astype(int).tolist(),
         "after": np.round(100 * atoms.positions).astype(int).tolist(),
         "doubt": None if doubt is None else np.round(1000 * doubt).astype(int).tolist(),
-        "cell": np.round(100 * atoms.cell.array).astype(int).tolist(),
+        "cell": np.round(100 * sides).astype(int).tolist(),
+        "axes": [(depth + 1) % 3, (depth + 2) % 3, depth],
         "defects": [[part[0], *(round(100 * float(v)) for v in part[1:4])] for part in sites],
     }
 

@@ -14,6 +14,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from ase.optimize.sciopt import SciPyFminCG
 from numpy.typing import NDArray
 
+from ase_definet.constraints import sound
 from ase_definet.errors import CalculatorError
 
 if TYPE_CHECKING:
@@ -79,11 +80,14 @@ def relax_with(
 
     Raises:
         CalculatorError: The optimizer is not known.
+        StructureError: A constraint names an atom that is not there.
     """
     optimizer = optimizer.upper()
     if optimizer not in OPTIMIZERS:
         raise CalculatorError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     moving = atoms.copy()
+    moving.set_constraint(sound(atoms))
+    moving.pbc &= moving.cell.any(axis=1)  # calculators repeat a zero vector after 1 Å
     recorder = _Recorder(calculator, fmax, max_steps)
     moving.calc = recorder
     began = time.perf_counter()
@@ -99,6 +103,8 @@ def relax_with(
         error = " ".join(str(failure).split()) or type(failure).__name__
     converged = bool(recorder.fmax) and recorder.fmax[-1] < fmax and not error
     moving.calc = None
+    moving.set_constraint(atoms.copy().constraints)
+    moving.pbc = atoms.pbc
     if not error and not np.isfinite(moving.positions).all():
         error = _LOST
     if error:
@@ -140,7 +146,7 @@ class _Recorder(Calculator):
             raise CalculatorError(_LOST)
         self.results = {"forces": self.inner.get_forces(atoms), "energy": self.inner.get_potential_energy(atoms)}
         felt = self.results["forces"].copy()
-        for constraint in atoms.constraints:
+        for constraint in atoms.constraints:  # sound ones, and what the optimizer sees
             constraint.adjust_forces(atoms, felt)
         energy = float(self.results["energy"])
         if not np.isfinite(felt).all() or not np.isfinite(energy):

@@ -172,5 +172,6 @@ def scaled(atoms: Atoms, scale: float) -> Atoms:
 
 def _difference(one: Atoms, other: Atoms) -> Array:
     """Return how two structures differ when their means lie on each other, shape ``(n_atoms, 3)``, in Å."""
-    difference = minimum_image(one.positions - other.positions, one.cell.array)
+    cell = completed_cell(one.cell.array, one.positions, one.pbc)
+    difference = minimum_image(one.positions - other.positions, cell)
     return np.asarray(difference - difference.mean(axis=0))

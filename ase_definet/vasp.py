@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings as python_warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from ase import Atoms
 from ase_definet import incar as incar_tags
 from ase_definet.charges import NetCharge, charge_of, whole_charge
 from ase_definet.constraints import held_directions
-from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError, StructureError
-from ase_definet.files import private_prefix
+from ase_definet.errors import DefiNetWarning, InputSetError, StructureError
+from ase_definet.files import write_set
 from ase_definet.host import VACUUM_GAP, as_atoms, widest_gap
 from ase_definet.incar import (
     CALCULATED_MOMENTS,
@@ -227,7 +226,8 @@ def write_vasp_inputs(
         warnings=warnings,
         predicted=predicted,
     )
-    _publish(files, target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_set(target, files, overwrite=overwrite, stale=[ORDER_FILE])
     return InputSetReport(target, tuple(files), dict(written), overridden, tuple(warnings))
 
 
@@ -446,22 +446,3 @@ def _readme(
         lines.append("Take the result back, in your own order: from ase.io import read; relaxed = read('CONTCAR')")
     lines += [f"Note: {note}" for note in notes] + [f"Warning: {warning}" for warning in warnings]
     return "\n".join(lines) + "\n"
-
-
-def _publish(files: Mapping[str, str], target: Path, *, overwrite: bool) -> None:
-    """Write all files aside, then move them in place: either all are there or none is."""
-    if target.exists() and not target.is_dir():
-        raise OutputExistsError(f"{target} is a file; give a directory.")
-    stale = [name for name in (*files, ORDER_FILE) if (target / name).exists()]
-    if stale and not overwrite:
-        raise OutputExistsError(f"{target / stale[0]} exists; pass overwrite=True (--overwrite) to replace it.")
-    aside = target if target.is_dir() else target.parent
-    aside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=aside, prefix=private_prefix(aside)) as temporary:
-        for name, text in files.items():
-            (Path(temporary) / name).write_text(text, encoding="utf-8")
-        target.mkdir(exist_ok=True)
-        for name in files:
-            (Path(temporary) / name).replace(target / name)
-    if ORDER_FILE not in files:
-        (target / ORDER_FILE).unlink(missing_ok=True)

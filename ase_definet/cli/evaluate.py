@@ -12,6 +12,7 @@ import click
 
 from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option, refuse_existing
 from ase_definet.cli.data import open_or_pack
+from ase_definet.files import replacing
 
 if TYPE_CHECKING:
     from ase_definet.data import Pack
@@ -70,7 +71,8 @@ def evaluate_command(
     for line in table_lines(result):
         click.echo(line)
     if out is not None:
-        out.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
+        with replacing(out) as fresh:
+            fresh.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         click.echo(f"wrote {out}")
     if plot is not None:
         from ase_definet.plots import draw_scores  # noqa: PLC0415
@@ -80,7 +82,7 @@ def evaluate_command(
 
 
 def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
-    """Refuse what cannot be written, before any work is done."""
+    """Refuse what cannot be written, before any work is done, and make the folders."""
     targets = [] if out is None else [out]
     if plot is not None:
         try:
@@ -91,6 +93,8 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
     for target in targets:
         check_folder(target.parent)
         refuse_existing(target, overwrite=overwrite)
+    for target in targets:  # here, and not when all is scored: a folder that goes in between is missed then
+        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _only(pack: Pack, subset: tuple[str, ...]) -> Pack:

@@ -208,4 +208,4 @@ def table_lines(comparison: Comparison) -> list[str]:
 def _write(out: Path | None, head: dict[str, Any], records: list[dict[str, Any]]) -> None:
     if out is not None:
         with replacing(out) as fresh:
-            fresh.write_text(json.dumps(head | {"structures": records}, indent=1) + "\n")
+            fresh.write_text(json.dumps(head | {"structures": records}, indent=1) + "\n", encoding="utf-8")

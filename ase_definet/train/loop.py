@@ -531,6 +531,7 @@ def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
     except ImportError:
         return
     board = run.out / "tensorboard"
+    board.mkdir(exist_ok=True)  # without its parents, which SummaryWriter would make anew where the run was removed
     with _quiet_threads(), SummaryWriter(str(board)) as summary:
         for key, value in row.items():
             summary.add_scalar(key, value, run.step)

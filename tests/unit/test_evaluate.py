@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +15,7 @@ from ase import Atoms
 from ase.build import mx2
 from click.testing import CliRunner
 
+from ase_definet import evaluate as evaluate_module
 from ase_definet.baselines import LinearSuperposition
 from ase_definet.cli import cli
 from ase_definet.data import Reference, pack_pairs
@@ -327,6 +331,42 @@ def test_command_writes_json_and_pictures(pack, scored, tmp_path):
     again = run(*args[:5], "--plot", plots)
     assert again.exit_code == 2
     assert "error_by_distance.png exists" in again.output
+
+
+def test_a_full_disk_leaves_the_old_json(pack, tmp_path, monkeypatch):
+    out = tmp_path / "new" / "scores.json"
+    args = ("evaluate", "--data", pack.path, "--device", "cpu", "--no-superposition", "--json", out)
+    assert run(*args).exit_code == 0
+    before = out.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = run(*args, "--overwrite")
+    assert done.exit_code == 1
+    assert "No space left" in done.output
+    assert out.read_bytes() == before
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_folder_removed_meanwhile_is_missed_and_not_made_anew(pack, tmp_path, monkeypatch, option):
+    folder = tmp_path / "new"
+    real = evaluate_module.score_pairs
+
+    def removing(*args, **kwargs):
+        found = real(*args, **kwargs)
+        shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(evaluate_module, "score_pairs", removing)
+    target = folder / "scores.json" if option == "--json" else folder
+    done = run("evaluate", "--data", pack.path, "--device", "cpu", "--no-superposition", option, target)
+    assert done.exit_code == 1
+    assert "this is a bug" not in done.output
+    assert "no such folder" in done.output
+    assert not folder.exists()
 
 
 def test_command_scores_only_the_subsets_asked_for(pack, tmp_path):

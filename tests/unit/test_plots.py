@@ -45,6 +45,10 @@ def visible(figure) -> list:
 @pytest.mark.parametrize("n_subsets", [1, 2, 5, 8])
 def test_pictures_are_written(tmp_path, n_subsets):
     scores = [score(f"high/X{k}", 10 * k + seed, estimated=True) for k in range(n_subsets) for seed in range(2)]
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        draw_scores(scores, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new" / "folder").mkdir(parents=True)
     paths = draw_scores(scores, tmp_path / "new" / "folder")
     assert paths == [tmp_path / "new" / "folder" / name for name in FILES]
     for path in paths:
@@ -161,6 +165,9 @@ def test_learning_curve(tmp_path):
         "two": write_log(tmp_path / "two.csv", range(500, 3000, 500), ("high/MoS2", "high/P"), gap="high/P"),
         "just begun": write_log(tmp_path / "three.csv", [500]),
     }
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        draw_learning_curve(logs, tmp_path / "pictures" / "curve.png")
+    (tmp_path / "pictures").mkdir()
     path = draw_learning_curve(logs, tmp_path / "pictures" / "curve.png")
     assert path == tmp_path / "pictures" / "curve.png"
     assert 0.01 < ink(path) < 0.6
