@@ -12,6 +12,7 @@ import fcntl
 import io
 import json
 import math
+import numbers
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,12 +25,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
-from ase.io import write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from numpy.typing import NDArray
 
-from ase_definet.errors import ScreeningError, StructureError
+from ase_definet.errors import DefiNetError, ScreeningError, StructureError
+from ase_definet.extxyz import frame_text, printable
 from ase_definet.files import refuse_incomplete, replacing
+from ase_definet.host import completed_cell
 from ase_definet.metrics import near_sites
 from ase_definet.reading import read_structure, read_structures
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
@@ -141,6 +143,8 @@ def _name_of(atoms: Atoms, path: Path, number: int) -> str:
 def relax_block(names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]) -> Block:
     """Relax some structures; this is what runs on a worker.
 
+    What goes wrong with one of them, at any stage, is its failure and costs no other.
+
     Args:
         names: One each.
         structures: Atoms, or the errors of those that could not be read.
@@ -149,19 +153,45 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
     """
     relaxer = _relaxer(json.dumps({k: v for k, v in settings.items() if k != "host"}, sort_keys=True))
     rows, failures, out = [], [], io.StringIO()
+    names = tuple(printable(name) for name in names)
     records = relaxer.relax_many(structures, host=settings["host"])
-    for index, (name, given, record) in enumerate(zip(names, structures, records, strict=True), start=first):
-        if isinstance(record, RelaxFailure):
-            reason = " ".join(str(record.error).split()) or type(record.error).__name__
-            failures.append({"index": index, "name": name, "reason": reason})
-            continue
-        rows.append(_row(index, name, given, record))
-        atoms = record.atoms.copy()
-        atoms.info["name"] = name
-        atoms.info["defect_sites"] = defect_sites(record)
-        atoms.set_array("definet_displacement", record.displacement)
-        write(out, atoms, format="extxyz")
+    for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
+        try:
+            if isinstance(record, RelaxFailure):
+                raise record.error  # noqa: TRY301 - one way for all that fails
+            row, text = _finished(index, name, record)
+        except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
+            failures.append({"index": index, "name": name, "reason": _reason(error)})
+        else:
+            rows.append(row)
+            out.write(text)
     return Block(names, out.getvalue(), rows, failures)
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a structure failed."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, DefiNetError) or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return printable(text)
+
+
+def _finished(index: int, name: str, result: RelaxResult) -> tuple[dict[str, Any], str]:
+    """Return the row of a relaxed structure, and the structure as extended XYZ."""
+    atoms = result.atoms.copy()
+    if not np.isfinite(atoms.positions).all():
+        raise StructureError("the prediction holds positions that are no numbers")
+    row = _row(index, name, result)
+    # our own first: where two names become one, they stay
+    atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
+        key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}
+    }
+    atoms.set_array("definet_displacement", result.displacement)
+    text, left_out = frame_text(atoms)
+    if left_out:
+        note = f"extended XYZ cannot hold {', '.join(left_out)}: left out"
+        row["warnings"] = printable("; ".join(filter(None, (row["warnings"], note))))
+    return row, text
 
 
 def defect_sites(result: RelaxResult) -> str:
@@ -177,30 +207,32 @@ def _relaxer(settings: str) -> DefiNetRelaxer:
     return DefiNetRelaxer(values["model"], device=values["device"], max_strain=values["max_strain"])
 
 
-def _row(index: int, name: str, given: Atoms, result: RelaxResult) -> dict[str, Any]:
+def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     site_map = result.site_map
     length = np.linalg.norm(result.displacement, axis=1)
     defects = site_map.positions[site_map.kinds != SiteKind.PRISTINE]
-    near = (
-        near_sites(given.positions, defects, given.cell.array, NEAR) if len(defects) else np.zeros(len(given), bool)
-    )
+    atoms = result.atoms
+    given = atoms.positions - result.displacement
+    near = np.zeros(len(atoms), bool)
+    if len(defects):
+        near = near_sites(given, defects, completed_cell(atoms.cell.array, given, atoms.pbc), NEAR)
     doubt = result.uncertainty
     row: dict[str, Any] = {
         "index": index,
         "name": name,
-        "formula": given.get_chemical_formula(),
-        "host": site_map.host.name,
+        "formula": atoms.get_chemical_formula(),
+        "host": printable(site_map.host.name),
         "supercell": site_map.supercell_name,
         "sites": len(site_map.kinds),
         "defects": " ".join(f"{defect}x{n}" for defect, n in site_map.defect_counts.items()),
         "density": round(site_map.density, 6),
-        "multiplicity": given.info.get("multiplicity", ""),
+        "multiplicity": _whole(atoms.info.get("multiplicity")),
         "largest_displacement": round(float(length.max()), 5),
         "mean_displacement": round(float(length.mean()), 5),
         "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
         "strain": round(site_map.max_strain, 6),
         "outside": " ".join(result.outside),
-        "warnings": "; ".join(result.warnings),
+        "warnings": printable("; ".join(result.warnings)),
         "seconds": round(sum(result.timings.values()), 5),
     }
     if doubt is not None:
@@ -210,6 +242,12 @@ def _row(index: int, name: str, given: Atoms, result: RelaxResult) -> dict[str, 
             "mean_uncertainty_near": round(float(doubt[near].mean()), 5) if near.any() else "",
         }
     return row
+
+
+def _whole(value: object) -> int | str:
+    """Return a count, nothing if it is none: users call other things so too."""
+    number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value < 1 << 63 else ""  # type: ignore[operator, call-overload]
 
 
 class Results:
