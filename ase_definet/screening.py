@@ -1,14 +1,15 @@
 """Relax any number of structures in batches, on many processes or a cluster; resumable, nothing lost, nothing twice.
 
-Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row each), ``failures.csv``, ``run.json``
-(what was asked) and ``journal.json``. A block of structures counts when the journal names it; what a killed run wrote
-after that is cut off when the next one starts, so a run resumes exactly where its journal is.
+Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row each), ``failures.csv``, ``inputs.csv``
+(what was given, by digest), ``run.json`` (what was asked) and ``journal.json``. A block of structures counts when the
+journal names it; what a killed run wrote after that is cut off when the next one starts, so a run resumes exactly
+where its journal is. The journal holds the digests of the other files, so that what was changed since is noticed.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
+import hashlib
 import io
 import json
 import math
@@ -16,25 +17,27 @@ import numbers
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from numpy.typing import NDArray
 
+from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.extxyz import frame_text, printable
-from ase_definet.files import refuse_incomplete, replacing
-from ase_definet.host import completed_cell
+from ase_definet.files import is_vacant, refuse_incomplete, replacing
+from ase_definet.host import Host, completed_cell
 from ase_definet.metrics import near_sites
 from ase_definet.reading import read_structure, read_structures
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.run_folder import HOLDER, LOCK, RunFolder
 from ase_definet.sites import SiteKind
 
 Array: TypeAlias = NDArray[Any]
@@ -44,7 +47,8 @@ BLOCK = 64
 """Structures that are relaxed, written and recorded together."""
 NEAR = 3.0
 """Atoms closer than this to a defect site are near it, in Å."""
-STRUCTURES, TABLE, FAILURES = "structures.extxyz", "table.csv", "failures.csv"
+STRUCTURES, TABLE, FAILURES, INPUTS = "structures.extxyz", "table.csv", "failures.csv", "inputs.csv"
+RUN, JOURNAL = "run.json", "journal.json"
 PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
@@ -60,6 +64,9 @@ NUMBERS = frozenset(
 )
 """Those of them that hold numbers."""
 FAILURE_COLUMNS = ("index", "name", "reason")
+INPUT_COLUMNS = ("name", "digest")
+UNREADABLE = "unreadable"
+"""In place of the digest of an input that could not be read."""
 _AHEAD = 3
 """Blocks a worker has waiting."""
 
@@ -70,12 +77,14 @@ class Block:
 
     Attributes:
         names: Of all of them, in order.
+        digests: Of what was given, one each: see :func:`digest_of`.
         structures: The relaxed ones, as extended XYZ.
         rows: Of the table.
         failures: Index, name and reason of those that failed.
     """
 
     names: tuple[str, ...]
+    digests: tuple[str, ...]
     structures: str
     rows: list[dict[str, Any]]
     failures: list[dict[str, Any]]
@@ -149,9 +158,13 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         names: One each.
         structures: Atoms, or the errors of those that could not be read.
         first: Index of the first of them.
-        settings: ``model``, ``device``, ``host``, ``max_strain``.
+        settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.host.Host`, which does
+            not change while the screen runs), ``max_strain``, and ``sha256`` of the weights if it is known.
+
+    Raises:
+        ScreeningError: The weights are not those of that ``sha256``.
     """
-    relaxer = _relaxer(json.dumps({k: v for k, v in settings.items() if k != "host"}, sort_keys=True))
+    relaxer = _relaxer(settings)
     rows, failures, out = [], [], io.StringIO()
     names = tuple(printable(name) for name in names)
     records = relaxer.relax_many(structures, host=settings["host"])
@@ -165,7 +178,49 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         else:
             rows.append(row)
             out.write(text)
-    return Block(names, out.getvalue(), rows, failures)
+    return Block(names, tuple(map(digest_of, structures)), out.getvalue(), rows, failures)
+
+
+def digest_of(given: object) -> str:
+    """Return a digest of all that a structure holds, :data:`UNREADABLE` for an error.
+
+    It is that of the numbers, not of the file: the same structure in another format may have another one.
+    """
+    if isinstance(given, Exception):
+        return UNREADABLE
+    digest = hashlib.blake2b(digest_size=12)
+    if not isinstance(given, Atoms):
+        digest.update(_plain(given))
+        return digest.hexdigest()
+    for values in (given.cell.array, given.pbc, *(given.arrays[key] for key in sorted(given.arrays, key=str))):
+        digest.update(f"{values.dtype.str} {values.shape}".encode())
+        digest.update(_plain(values.tolist()) if values.dtype.hasobject else np.ascontiguousarray(values).data)
+    digest.update(_plain(sorted(map(str, given.arrays))))
+    digest.update(_plain([[str(key), value] for key, value in given.info.items()]))
+    digest.update(_plain([constraint.todict() for constraint in given.constraints]))
+    return digest.hexdigest()
+
+
+def _plain(values: object) -> bytes:
+    """Return values as text that is the same in every process; of objects, their type."""
+
+    def default(value: object) -> object:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else f"<{type(value).__name__}>"
+
+    try:
+        return json.dumps(values, default=default).encode()
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, a cycle
+        return f"<{type(values).__name__}>".encode()
+
+
+def host_digest(host: Host) -> str:
+    """Return a digest of what a host is: elements, positions and cell, to 1e-5 Å, whatever its file is called."""
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(np.asarray(host.numbers, dtype="<i8").tobytes())
+    for lengths in (host.positions, host.cell):
+        digest.update((np.round(lengths, 5) + 0.0).astype("<f8").tobytes())
+    digest.update(bytes([host.layered]))
+    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:
@@ -200,11 +255,27 @@ def defect_sites(result: RelaxResult) -> str:
     return "; ".join(f"{name} {x:.4f} {y:.4f} {z:.4f}" for name, x, y, z in sites)
 
 
+def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
+    """Return the relaxer of this process.
+
+    Raises:
+        ScreeningError: The weights are not those that were asked for.
+    """
+    model = settings["model"]
+    wanted = settings.get("sha256") or load_checkpoint(resolve_model(model)).sha256
+    relaxer = _kept_relaxer(model, settings["device"], settings["max_strain"], wanted)
+    if relaxer.sha256 != wanted:
+        _kept_relaxer.cache_clear()
+        raise ScreeningError(
+            f"{model}: the weights were replaced since this screen began (SHA-256 {relaxer.sha256[:12]}, expected "
+            f"{wanted[:12]}); put them back, or screen into another folder"
+        )
+    return relaxer
+
+
 @lru_cache(maxsize=2)
-def _relaxer(settings: str) -> DefiNetRelaxer:
-    """Return the relaxer of this process."""
-    values = json.loads(settings)
-    return DefiNetRelaxer(values["model"], device=values["device"], max_strain=values["max_strain"])
+def _kept_relaxer(model: str, device: str, max_strain: float, _sha256: str) -> DefiNetRelaxer:
+    return DefiNetRelaxer(model, device=device, max_strain=max_strain)
 
 
 def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
@@ -263,26 +334,21 @@ class Results:
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ScreeningError(
-                f"{folder}: another screen is writing there; wait for it, or give another folder"
-            ) from error
         self.progress = Progress()
-        self.last = ""
-        self._files: dict[str, Any] = {}
-        try:
+        self._files: dict[str, BinaryIO] = {}
+        self._digests: dict[str, Any] = {}
+        self._held = ExitStack()
+        self._place = RunFolder(
+            folder, "screen", ScreeningError, otherwise="give another folder", goes_on="where its journal is"
+        )
+        with ExitStack() as held:
+            held.enter_context(self._place)
+            held.callback(self._close_files)
             self._begin(asked)
-        except BaseException:
-            self.close()
-            raise
+            self._held = held.pop_all()
 
     def _begin(self, asked: dict[str, Any]) -> None:
-        run = self.folder / "run.json"
+        run, journal = self.folder / RUN, self.folder / JOURNAL
         if run.exists():
             before = read_json(run)
             differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
@@ -291,53 +357,133 @@ class Results:
                     f"{self.folder} holds the results of another request (other {', '.join(differ)}); give another "
                     "folder, or the same request to go on with it"
                 )
-        elif any(p.name != ".lock" for p in self.folder.iterdir()):
+        elif not is_vacant(self.folder, LOCK, HOLDER):
             raise ScreeningError(f"{self.folder} is not empty and holds no screen; give another folder")
         else:
             _replace(run, json.dumps(asked, indent=1) + "\n")
-        journal = self.folder / "journal.json"
-        state: dict[str, Any] = {"done": 0, "failed": 0, "last": "", "sizes": {}}
+        state: dict[str, Any] = {}
         if journal.exists():
             state = read_json(journal)
             _check_journal(journal, state)
-        self.progress = Progress(state["done"], state["failed"], state["done"])
-        self.last = state["last"]
-        for name in (STRUCTURES, TABLE, FAILURES):
+        else:
+            self._refuse_orphans()
+        self.progress = Progress(state.get("done", 0), state.get("failed", 0), state.get("done", 0))
+        for name, columns in _FILES.items():
             path = self.folder / name
-            size = state["sizes"].get(name, 0)
-            found = path.stat().st_size if path.exists() else 0
-            if found < size:
-                raise ScreeningError(f"{path} is shorter than its journal says: it was changed; start anew elsewhere")
-            stream = path.open("r+b" if path.exists() else "w+b")
-            stream.truncate(size)  # what a killed run wrote after its last journal entry
-            stream.seek(0, os.SEEK_END)
+            stream = path.open("r+b" if path.exists() else "x+b")
             self._files[name] = stream
-        for name, columns in ((TABLE, COLUMNS), (FAILURES, FAILURE_COLUMNS)):
-            if not state["sizes"].get(name):
-                self._files[name].write(_csv([dict(zip(columns, columns, strict=True))], columns))
+            if state:
+                self._digests[name] = _verified(path, stream, state["sizes"][name], state["digests"][name])
+            else:
+                self._digests[name] = hashlib.blake2b(digest_size=16)
+                stream.truncate(0)
+                if columns:
+                    self._write(name, _csv([dict(zip(columns, columns, strict=True))], columns))
+        if not state:
+            self._record(self.progress)
+
+    def _refuse_orphans(self) -> None:
+        """Refuse results without a journal: it is written before the first block is."""
+        for name, columns in _FILES.items():
+            path = self.folder / name
+            header = _csv([dict(zip(columns, columns, strict=True))], columns) if columns else b""
+            if path.exists() and path.stat().st_size > len(header):
+                raise ScreeningError(
+                    f"{self.folder / JOURNAL} is gone, and {path} holds results; restore it, or start anew in "
+                    "another folder"
+                )
 
     def add(self, block: Block) -> None:
-        """Write a block, then the journal: only then does it count."""
-        self._files[STRUCTURES].write(block.structures.encode())
-        self._files[TABLE].write(_csv(block.rows, COLUMNS))
-        self._files[FAILURES].write(_csv(block.failures, FAILURE_COLUMNS))
-        sizes = {}
-        for name, stream in self._files.items():
-            stream.flush()
-            os.fsync(stream.fileno())
-            sizes[name] = stream.tell()
+        """Write a block, then the journal: only then does it count.
+
+        Raises:
+            ScreeningError: The folder, or a file in it, was moved, replaced or removed since the screen began.
+            OSError: The file system refuses.
+        """
+        self._write(STRUCTURES, block.structures.encode())
+        self._write(TABLE, _csv(block.rows, COLUMNS))
+        self._write(FAILURES, _csv(block.failures, FAILURE_COLUMNS))
+        pairs = zip(block.names, block.digests, strict=True)
+        self._write(INPUTS, _csv([dict(zip(INPUT_COLUMNS, pair, strict=True)) for pair in pairs], INPUT_COLUMNS))
         done = self.progress.done + len(block.names)
         failed = self.progress.failed + len(block.failures)
-        last = block.names[-1]
-        state = {"done": done, "failed": failed, "last": last, "sizes": sizes}
-        _replace(self.folder / "journal.json", json.dumps(state) + "\n")
-        self.progress.done, self.progress.failed, self.last = done, failed, last
+        self._record(Progress(done, failed))
+        self.progress.done, self.progress.failed = done, failed
+
+    def inputs(self) -> Iterator[tuple[str, str]]:
+        """Yield names and digests of the structures in the results, failures included."""
+        with (self.folder / INPUTS).open(newline="", encoding="utf-8") as stream:
+            rows = csv.reader(stream, strict=True)
+            next(rows)
+            yield from ((name, digest) for name, digest in islice(rows, self.progress.done))
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Append to a file of the results, onto the disk."""
+        stream = self._files[name]
+        try:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError as error:
+            error.filename = error.filename or str(self.folder / name)
+            raise
+        self._digests[name].update(content)
+
+    def _record(self, progress: Progress) -> None:
+        """Write the journal, in the folder that this screen began in and nowhere else."""
+        self._check()
+        state = {
+            "done": progress.done,
+            "failed": progress.failed,
+            "sizes": {name: stream.tell() for name, stream in self._files.items()},
+            "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
+        }
+        _replace(self.folder / JOURNAL, json.dumps(state) + "\n")
+        self._check()
+
+    def _check(self) -> None:
+        self._place.check()
+        for name, stream in self._files.items():
+            self._place.check_file(stream, name)
+
+    def _close_files(self) -> None:
+        for stream in self._files.values():
+            with suppress(OSError):  # what a full disk had no room for does not count
+                stream.close()
 
     def close(self) -> None:
         """Close the files and let others in."""
-        for stream in self._files.values():
-            stream.close()
-        self._lock.close()
+        self._held.close()
+
+
+_FILES: dict[str, tuple[str, ...]] = {
+    STRUCTURES: (),
+    TABLE: COLUMNS,
+    FAILURES: FAILURE_COLUMNS,
+    INPUTS: INPUT_COLUMNS,
+}
+"""The files that grow block by block, and their columns."""
+
+
+def _verified(path: Path, stream: BinaryIO, size: int, digest: str) -> Any:
+    """Read what the journal says a file holds, cut off the rest, and return the running digest.
+
+    Raises:
+        ScreeningError: It is not what the screen wrote.
+    """
+    found, left = hashlib.blake2b(digest_size=16), size
+    while left and (part := stream.read(min(left, 1 << 20))):
+        found.update(part)
+        left -= len(part)
+    if left:
+        raise ScreeningError(f"{path} is shorter than its journal says: it was changed; start anew elsewhere")
+    if found.hexdigest() != digest:
+        raise ScreeningError(
+            f"{path} was changed since this screen wrote it; put it back as it was, or start anew in another folder"
+        )
+    stream.seek(size)
+    stream.truncate(size)  # what a killed run wrote after its last journal entry
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -361,13 +507,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def _check_journal(path: Path, state: dict[str, Any]) -> None:
     """Refuse a journal that no screen wrote."""
     counts = [state.get("done"), state.get("failed")]
-    sizes = state.get("sizes")
-    named = isinstance(sizes, dict) and set(sizes) == {STRUCTURES, TABLE, FAILURES}
+    sizes, digests = state.get("sizes"), state.get("digests")
+    named = all(isinstance(values, dict) and set(values) == set(_FILES) for values in (sizes, digests))
     counts += list(sizes.values()) if isinstance(sizes, dict) else [None]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in counts)
-    if not (named and whole and isinstance(state.get("last"), str) and state["failed"] <= state["done"]):
+    if not (named and whole and state["failed"] <= state["done"]):
         raise ScreeningError(
-            f"{path}: damaged (expected done, failed, last, and the sizes of {STRUCTURES}, {TABLE} and {FAILURES}); "
+            f"{path}: damaged (expected done, failed, and the sizes and digests of {', '.join(_FILES)}); "
             "restore it, or start anew in another folder"
         )
 
@@ -437,19 +583,37 @@ def screen(
         ScreeningError: The source is not the one that the results began with, or Dask is needed and not installed.
     """
     stream = iter(source)
-    skipped = deque(islice(stream, results.progress.done), maxlen=1)
-    if results.progress.done and (not skipped or skipped[0][0] != results.last):
-        found = skipped[0][0] if skipped else "nothing"
-        raise ScreeningError(
-            f"structure {results.progress.done} was {results.last} when this screen began, and is {found} now; give "
-            "the same input in the same order"
-        )
+    _same_so_far(stream, results.inputs())
     with _mapper(workers, scheduler) as run_all:
         tasks = _tasks(stream, results.progress.done, settings, block)
         for finished in run_all(tasks):
             results.add(finished)
             progress(results.progress)
     return results.progress
+
+
+def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> None:
+    """Read what is in the results already, and make sure that it still is what it was.
+
+    Raises:
+        ScreeningError: It is not.
+    """
+    for number, (name, digest) in enumerate(before, start=1):
+        named, given = next(stream, (None, None))
+        found = "nothing" if named is None else printable(named)
+        was = f"structure {number} was {name}{' (unreadable)' if digest == UNREADABLE else ''}"
+        if named is None or found != name:
+            raise ScreeningError(
+                f"{was} when this screen began, and is {found} now; give the same input in the same order, or screen "
+                "into another folder"
+            )
+        now = digest_of(given)
+        if now != digest:
+            change = {UNREADABLE: "cannot be read", digest: "is the same"}.get(now, "holds another structure")
+            raise ScreeningError(
+                f"{was} when this screen began, and {change} now: the input was changed; put back what it was, or "
+                "screen into another folder"
+            )
 
 
 def write_parquet(folder: Path) -> Path:
@@ -511,7 +675,7 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
         with Client(scheduler) as client:
             yield lambda tasks: _on_cluster(client, tasks, None)
         return
-    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield lambda tasks: _on_cluster(client, tasks, workers)
 
@@ -537,4 +701,4 @@ def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
 def _replace(path: Path, text: str) -> None:
     """Write a small file such that it is the old one or the new one, whatever happens."""
     with replacing(path) as fresh:
-        fresh.write_text(text)
+        fresh.write_text(text, encoding="utf-8")

@@ -47,18 +47,22 @@ def screen_command(
 
     Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason.
     """
-    checked_host(host)
+    resolved = checked_host(host)
     from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
-    from ase_definet.screening import FAILURES, Results, screen, structures_of, write_parquet  # noqa: PLC0415
+    from ase_definet.host import Host  # noqa: PLC0415
+    from ase_definet.screening import FAILURES, Results, host_digest, screen, structures_of, write_parquet  # noqa: PLC0415
 
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
     if missing:
         raise BadUsage(f"no such file or folder: {', '.join(missing)}")
-    settings = {"model": model, "device": device, "host": host, "max_strain": max_strain}
+    weights = load_checkpoint(resolve_model(model)).sha256
+    # the host as it is now: its file may be replaced while the screen runs
+    settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain, "sha256": weights}
     asked: dict[str, Any] = {
         "inputs": [str(path) if str(path) == "-" else str(path.resolve()) for path in inputs],
-        "host": host,
-        "model": load_checkpoint(resolve_model(model)).sha256,
+        "host": resolved.name if isinstance(resolved, Host) else host,
+        "host_digest": host_digest(resolved) if isinstance(resolved, Host) else "",
+        "model": weights,
         "max_strain": max_strain,
     }
     source = _from_pipe() if inputs == (Path("-"),) else structures_of(inputs)
