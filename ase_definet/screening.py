@@ -26,16 +26,17 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from ase import Atoms
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.io.formats import ioformats
 from numpy.typing import NDArray
 
 from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.conversion import with_moments
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
-from ase_definet.extxyz import frame_text, printable
+from ase_definet.extxyz import frame_text, printable, read_frames
 from ase_definet.files import is_vacant, refuse_incomplete, replacing
 from ase_definet.host import Host, completed_cell
 from ase_definet.metrics import near_sites
-from ase_definet.reading import read_structure, read_structures
+from ase_definet.reading import format_by_name, read_each, read_structure, structure_format
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 from ase_definet.run_folder import HOLDER, LOCK, RunFolder
 from ase_definet.sites import SiteKind
@@ -105,48 +106,81 @@ class Progress:
     resumed: int = 0
 
 
-def structures_of(paths: Iterable[Path]) -> Iterator[Named]:
+def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lambda _: None) -> Iterator[Named]:
     """Read structures one after the other, with a name each; what cannot be read comes as its error.
 
     Args:
         paths: Files of any format ASE reads, all structures in them, and folders of such files.
+        skipped: Called with name and reason of what lies in such a folder and is no structure.
 
     Raises:
         ScreeningError: A folder is incomplete: whoever wrote it was stopped in the middle.
     """
     for path in paths:
-        if path.is_dir():
-            refuse_incomplete(path)
-            yield from structures_of(p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith("."))
-        else:
+        if not path.is_dir():
             yield from _from_file(path)
+            continue
+        refuse_incomplete(path)
+        for one in sorted(path.iterdir()):
+            if one.name.startswith("."):
+                continue
+            if one.is_dir():
+                skipped(f"{printable(one)}: a folder in a folder; give it by its name")
+            elif (reason := _no_structure(one)) is not None:
+                skipped(reason if reason.startswith(str(one)) else f"{printable(one)}: {reason}")
+            else:
+                yield from _from_file(one)
+
+
+def _no_structure(path: Path) -> str | None:
+    """Say why a file is not even a broken structure, None if it may be one."""
+    if format_by_name(path) is not None:
+        return None
+    if not path.is_file():
+        return "no file; a link to what is gone?"
+    try:
+        structure_format(path)
+    except StructureError as error:
+        return printable(error)
+    except OSError:
+        return None  # it may be one
+    return None
 
 
 def _from_file(path: Path) -> Iterator[Named]:
     try:
-        several = path.is_file() and not ioformats[filetype(str(path))].single
-    except (UnknownFileTypeError, OSError):
-        several = False
-    if not several:
+        form = ioformats.get(structure_format(path))
+    except (StructureError, OSError) as error:
+        yield path.name, error
+        return
+    if form is None or form.single:
         try:
             yield path.name, read_structure(path)
         except StructureError as error:
             yield path.name, error
         return
     number = -1
-    try:
-        for number, atoms in enumerate(read_structures(path)):
-            yield _name_of(atoms, path, number), atoms
-    except StructureError as error:  # what came before stays
-        yield path.name if number < 0 else f"{path.name}#{number + 1}", error
-        return
+    for number, found in enumerate(read_each(path)):
+        yield _name_of(found, path.name, number), found
     if number < 0:
         yield path.name, StructureError(f"{path}: holds no structures")
 
 
-def _name_of(atoms: Atoms, path: Path, number: int) -> str:
-    given = atoms.info.get("name")
-    return str(given) if given is not None else f"{path.name}#{number}"
+def structures_from(stream: Iterable[str], name: str) -> Iterator[Named]:
+    """Read structures from lines of extended XYZ, as they come and no more than one ahead.
+
+    Args:
+        stream: The lines, from a pipe perhaps.
+        name: What the stream is called, in the names of structures that have none.
+    """
+    for number, found in enumerate(read_frames(stream)):
+        wrong = isinstance(found, StructureError)
+        yield _name_of(found, name, number), StructureError(f"{name}: {found}") if wrong else with_moments(found)
+
+
+def _name_of(found: Atoms | StructureError, source: str, number: int) -> str:
+    given = None if isinstance(found, StructureError) else found.info.get("name")
+    return f"{source}#{number}" if given is None else str(given)
 
 
 def relax_block(names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]) -> Block:
