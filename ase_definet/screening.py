@@ -36,7 +36,7 @@ from ase_definet.extxyz import frame_text, printable, read_frames
 from ase_definet.files import is_vacant, refuse_incomplete, replacing
 from ase_definet.host import Host, completed_cell
 from ase_definet.metrics import near_sites
-from ase_definet.reading import format_by_name, read_each, read_structure, structure_format
+from ase_definet.reading import COMPRESSED, format_by_name, read_each, read_structure, structure_format
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 from ase_definet.run_folder import HOLDER, LOCK, RunFolder
 from ase_definet.sites import SiteKind
@@ -68,6 +68,7 @@ FAILURE_COLUMNS = ("index", "name", "reason")
 INPUT_COLUMNS = ("name", "digest")
 UNREADABLE = "unreadable"
 """In place of the digest of an input that could not be read."""
+_HEAD = 50_000  # what ASE looks at
 _AHEAD = 3
 """Blocks a worker has waiting."""
 
@@ -139,11 +140,15 @@ def _no_structure(path: Path) -> str | None:
     if not path.is_file():
         return "no file; a link to what is gone?"
     try:
-        structure_format(path)
+        form = ioformats.get(structure_format(path))
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
     except StructureError as error:
         return printable(error)
     except OSError:
         return None  # it may be one
+    if form is not None and form.magic and path.suffix not in COMPRESSED and not form.match_magic(head):
+        return f"has the ending of {form.description}, and does not begin like one"
     return None
 
 

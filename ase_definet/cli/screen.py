@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,8 @@ def _from_pipe() -> Iterator[Named]:
     try:
         yield from structures_from(text, "pipe")
     finally:
-        text.detach()
+        with suppress(ValueError):  # closed before this was
+            text.detach()
 
 
 def _tell(skipped: list[str]) -> None:

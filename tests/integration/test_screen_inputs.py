@@ -38,6 +38,10 @@ STRAY = {
     "notes.pdf": b"%PDF-1.7\n\x00",
     "DONE": b"",
     "slurm-1.out": b"starting\nended\n",
+    "run.log": b"2026-01-01 begun\n",
+    "energies.dat": b"0 1\n1 2\n",
+    "plot.gnuplot": b"plot 'x'\n",
+    "archive.zip": b"PK\x03\x04" + bytes(40),
     "script.py": b"import ase\n",
     "a@1": b"what",
 }
