@@ -28,7 +28,7 @@ class RunFolder:
     """A folder that is locked as long as the context lasts.
 
     Args:
-        path: The folder; made on entry if need be, and never again.
+        path: The folder; made on entry if need be, and never again. The folder that holds it must exist.
         what: Who writes there, as messages call it: ``training``.
         error: What is raised.
         otherwise: What to do about another one there.
@@ -47,7 +47,7 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         """Make and lock the folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(exist_ok=True)
         try:
             self._lock.acquire()
         except Timeout as error:

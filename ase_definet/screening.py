@@ -721,14 +721,44 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
 
 def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
     """Keep the workers busy, and give results in order; a task whose worker died runs again elsewhere."""
-    waiting: deque[Any] = deque()
+    from distributed import KilledWorker  # noqa: PLC0415
+
+    waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
     while True:
         most = _AHEAD * (workers or max(1, len(client.scheduler_info()["workers"])))
         for task in islice(tasks, max(0, most - len(waiting))):
-            waiting.append(client.submit(relax_block, *task, pure=False, retries=2))
+            waiting.append((task, client.submit(relax_block, *task, pure=False, retries=2)))
         if not waiting:
             return
-        yield waiting.popleft().result()
+        task, future = waiting.popleft()
+        try:
+            block = future.result()
+        except KilledWorker:  # one of its structures kills every worker it comes to
+            block = _one_by_one(client, *task)
+        yield block
+
+
+def _one_by_one(
+    client: Any, names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]
+) -> Block:
+    """Relax the structures of a block one after the other; those whose workers die are failures."""
+    from distributed import KilledWorker  # noqa: PLC0415
+
+    out: list[Block] = []
+    for index, (name, given) in enumerate(zip(names, structures, strict=True), start=first):
+        try:
+            out.append(client.submit(relax_block, (name,), [given], index, settings, pure=False).result())
+        except KilledWorker:
+            reason = "its worker died whenever it got this structure: is there memory enough for it?"
+            failure = {"index": index, "name": printable(name), "reason": reason}
+            out.append(Block((printable(name),), (digest_of(given),), "", [], [failure]))
+    return Block(
+        tuple(name for block in out for name in block.names),
+        tuple(digest for block in out for digest in block.digests),
+        "".join(block.structures for block in out),
+        [row for block in out for row in block.rows],
+        [failure for block in out for failure in block.failures],
+    )
 
 
 def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FOLDER, BadUsage, checked_host, host_option
+from ase_definet.cli.common import FOLDER, BadUsage, check_folder, checked_host, host_option
 
 if TYPE_CHECKING:
     from ase_definet.screening import Named, Progress
@@ -54,17 +54,19 @@ def screen_command(
     Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason; what
     else lies in a folder is skipped and named.
     """
-    resolved = checked_host(host)
-    from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
-    from ase_definet.host import Host  # noqa: PLC0415
-    from ase_definet.screening import FAILURES, Results, host_digest, screen, structures_of, write_parquet  # noqa: PLC0415
-
     piped = inputs == (Path("-"),)
     if Path("-") in inputs and not piped:
         raise BadUsage("- stands for a pipe alone: give it without other inputs")
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
     if missing:
         raise BadUsage(f"no such file or folder: {', '.join(missing)}")
+    resolved = checked_host(host)
+    check_folder(output)
+    output.parent.mkdir(parents=True, exist_ok=True)  # now: what is moved away later is not made anew
+    from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
+    from ase_definet.host import Host  # noqa: PLC0415
+    from ase_definet.screening import FAILURES, Results, host_digest, screen, structures_of, write_parquet  # noqa: PLC0415
+
     weights = load_checkpoint(resolve_model(model)).sha256
     # the host as it is now: its file may be replaced while the screen runs
     settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain, "sha256": weights}

@@ -427,6 +427,7 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
     folder = RunFolder(
         run.out, "training", TrainingError, otherwise="give another `out`", goes_on="after its last checkpoint"
     )
+    run.out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         _all_or_none(fabric, lambda: held.enter_context(folder))
         _train(run, folder, progress)
