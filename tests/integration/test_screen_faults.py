@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ from ase import Atoms
 from ase.build import mx2
 from ase.constraints import FixInternals
 from ase.io import read
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ase_definet import screening
+from ase_definet.extxyz import printable
+from ase_definet.relaxer import DefiNetRelaxer
 from ase_definet.screening import COLUMNS, FAILURE_COLUMNS, FAILURES, STRUCTURES, TABLE, Results, read_rows, screen
 from tests.conftest import pristine
+from tests.unit.test_extxyz import TEXT, hostile
 
 SETTINGS = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}
 ASKED = {"inputs": ["here"]}
@@ -165,3 +171,35 @@ def test_any_name_can_be_read_again(tmp_path, name):
     consistent(tmp_path / "out", 2, 1)
     again = run(source, tmp_path / "out")
     assert again.resumed == again.done == 3
+
+
+@pytest.fixture(scope="module")
+def result():
+    return DefiNetRelaxer(host="MoS2", device="cpu").predict(vacancy())
+
+
+@given(st.lists(st.tuples(TEXT, hostile()), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_factory, many):
+    """Info, arrays and names of any kind on predicted structures, as a block that a folder takes."""
+    rows, text = [], ""
+    for index, (name, other) in enumerate(many):
+        atoms = result.atoms.copy()
+        atoms.info |= other.info
+        for key, values in other.arrays.items():
+            if key not in {"numbers", "positions", "definet_displacement"}:
+                atoms.arrays[key] = np.resize(values, (len(atoms), *values.shape[1:]))
+        host = replace(result.site_map.host, name=name)
+        odd = replace(result, atoms=atoms, site_map=replace(result.site_map, host=host), warnings=(name, name))
+        row, written = screening._finished(index, printable(name), odd)
+        rows.append(row)
+        text += written
+    names = tuple(printable(name) for name, _ in many)
+    out = tmp_path_factory.mktemp("out")
+    results = Results(out / "out", ASKED)
+    results.add(screening.Block(names, tuple("0" * 24 for _ in names), text, rows, []))
+    assert [name for name, _ in results.inputs()] == list(names)
+    results.close()
+    for atoms in consistent(out / "out", len(many), 0):
+        assert np.abs(atoms.positions - result.atoms.positions).max() < 1e-7
+        assert np.abs(atoms.arrays["definet_displacement"] - result.displacement).max() < 1e-7
