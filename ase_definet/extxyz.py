@@ -56,11 +56,13 @@ def read_frames(stream: Iterable[str]) -> Iterator[Atoms | StructureError]:
     begins, the error is the last that comes.
 
     Args:
-        stream: Lines with their ends, as of a text file.
+        stream: A text file, or lines with their ends.
     """
     from ase.io.extxyz import read_extxyz  # noqa: PLC0415
 
-    lines = iter(stream)
+    # the longest line of all may have no end: a pipe of anything else
+    readline = getattr(stream, "readline", None)
+    lines = iter(stream) if readline is None else iter(lambda: readline(LARGEST_FRAME + 1), "")
     kept: list[str] = []  # read to see whether it still belongs to the structure before
     while True:
         head = kept.pop() if kept else next(lines, None)
@@ -88,13 +90,13 @@ def _frame(head: str, lines: Iterator[str], kept: list[str]) -> str:
     Raises:
         StructureError: They are not all there.
     """
-    try:
-        count = int(head)
-    except ValueError as error:
+    number = re.fullmatch(r"[0-9]{1,18}", head.strip())
+    if number is None:
         raise StructureError(
-            f"expected the number of atoms of the next structure, found {printable(head.strip())[:60]!r}: what "
+            f"expected the number of atoms of the next structure, found {printable(head.strip()[:60])!r}: what "
             "follows cannot be read"
-        ) from error
+        )
+    count = int(number[0])
     out = [head]
     size = 0
     for _ in range(count + 1):

@@ -128,7 +128,7 @@ def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lamb
             if one.is_dir():
                 skipped(f"{printable(one)}: a folder in a folder; give it by its name")
             elif (reason := _no_structure(one)) is not None:
-                skipped(reason if reason.startswith(str(one)) else f"{printable(one)}: {reason}")
+                skipped(reason if reason.startswith(printable(one)) else f"{printable(one)}: {reason}")
             else:
                 yield from _from_file(one)
 

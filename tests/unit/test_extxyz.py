@@ -11,6 +11,7 @@ from ase.io import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ase_definet import extxyz
 from ase_definet.errors import StructureError
 from ase_definet.extxyz import LONGEST_TEXT, frame_text, printable, read_frames
 
@@ -130,7 +131,8 @@ def test_one_broken_frame_costs_no_other():
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("2\n\nMo 0 0 0\n", "cut off: expected a structure of 2 atoms, found 1"), ("two\n", "number of")],
+    [("2\n\nMo 0 0 0\n", "cut off: expected a structure of 2 atoms, found 1"), ("two\n", "number of")]
+    + [("-3\n\n", "number of")],
 )
 def test_what_follows_a_break_is_not_guessed(text, match):
     good, _ = frame_text(Atoms("Mo", cell=CELL))
@@ -142,3 +144,21 @@ def test_what_follows_a_break_is_not_guessed(text, match):
 
 def test_long_texts_are_cut_off():
     assert len(printable("x" * 10**6)) < LONGEST_TEXT + 40
+
+
+@pytest.mark.parametrize("start", ["", "5\n", "5\ncomment\n", "10\n\n" + "Mo 0 0 0\n" * 3])
+def test_a_stream_without_lines_is_not_kept(monkeypatch, start):
+    class Endless(io.StringIO):
+        asked = 0
+
+        def readline(self, size=-1):
+            if line := super().readline():
+                return line
+            assert size >= 0
+            self.asked += size
+            assert self.asked < 10 * LONGEST_TEXT
+            return "x" * size
+
+    monkeypatch.setattr(extxyz, "LARGEST_FRAME", LONGEST_TEXT)
+    (error,) = read_frames(Endless(start))
+    assert isinstance(error, StructureError)
