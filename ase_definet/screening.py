@@ -166,7 +166,8 @@ def _from_file(path: Path) -> Iterator[Named]:
         return
     number = -1
     for number, found in enumerate(read_each(path)):
-        yield _name_of(found, path.name, number), found
+        whole = number == 0 and isinstance(found, StructureError) and form.name != "extxyz"
+        yield path.name if whole else _name_of(found, path.name, number), found
     if number < 0:
         yield path.name, StructureError(f"{path}: holds no structures")
 

@@ -131,8 +131,11 @@ def test_one_broken_frame_costs_no_other():
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("2\n\nMo 0 0 0\n", "cut off: expected a structure of 2 atoms, found 1"), ("two\n", "number of")]
-    + [("-3\n\n", "number of")],
+    [
+        ("2\n\nMo 0 0 0\n", "cut off: expected a structure of 2 atoms, found 1"),
+        ("two\n", "number of"),
+        ("-3\n\n", "number of"),
+    ],
 )
 def test_what_follows_a_break_is_not_guessed(text, match):
     good, _ = frame_text(Atoms("Mo", cell=CELL))
