@@ -237,9 +237,10 @@ def refuse_incomplete(folder: Path) -> None:
         )
 
 
-def is_vacant(folder: Path) -> bool:
-    """Say whether there is nothing in a folder but what killed writers left."""
-    return all(_OURS.match(entry.name) for entry in os.scandir(folder))
+def is_vacant(folder: Path, *besides: str) -> bool:
+    """Say whether there is nothing in a folder but what killed writers left, and files of some names."""
+    with os.scandir(folder) as entries:
+        return all(_OURS.match(entry.name) or entry.name in besides for entry in entries)
 
 
 def others_in(folder: Path) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 
 from ase_definet.conversion import OCCUPANCY, SITE_LABEL, WHOLE, from_structure, refuse_partial, with_moments
 from ase_definet.errors import DefiNetWarning, StructureError
+from ase_definet.extxyz import read_frames
 from ase_definet.poscar import looks_like_poscar, normalised
 
 if TYPE_CHECKING:
@@ -122,6 +123,40 @@ def read_structures(path: str | Path) -> Iterator[Atoms]:
         yield from _frames(path, slice(None))
 
 
+def read_each(path: str | Path) -> Iterator[Atoms | StructureError]:
+    """Read all structures of a file, in order and in little memory; what cannot be read comes as its error.
+
+    One broken structure of extended XYZ costs no other; of any other format, it is the last that comes.
+    """
+    path = Path(path)
+    try:
+        if structure_format(path) != "extxyz":
+            yield from read_structures(path)
+            return
+        with _reasons(path), _expanded(path) as stream:
+            head = stream.read(_PEEK)
+            stream.seek(0)
+            _refuse_binary(head, "extxyz", path)
+            text = io.TextIOWrapper(stream, encoding=_encoding(head), errors="replace")
+            try:
+                for found in read_frames(text):
+                    wrong = isinstance(found, StructureError)
+                    yield StructureError(f"{path}: {found}") if wrong else with_moments(found)
+            finally:
+                text.detach()
+    except StructureError as error:
+        yield error
+
+
+def format_by_name(path: str | Path) -> str | None:
+    """Return ASE's name for the format that the name of a file claims, None where it claims none."""
+    name = Path(Path(path).name)
+    if name.suffix.lower() in COMPRESSED:
+        name = name.with_suffix("")
+    known = _BY_SUFFIX.get(name.suffix.lower())
+    return "vasp" if known is None and _POSCAR_NAME.search(name.name) else known
+
+
 def structure_format(path: str | Path) -> str:
     """Return ASE's name for the format of a file that is there; ``mcif`` for a magnetic CIF, which ASE lacks.
 
@@ -133,14 +168,12 @@ def structure_format(path: str | Path) -> str:
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats  # noqa: PLC0415
 
     path = _existing(path)
+    known = format_by_name(path)
+    if known is not None:
+        return known
     name = Path(path.name)
     if name.suffix.lower() in COMPRESSED:
         name = name.with_suffix("")
-    known = _BY_SUFFIX.get(name.suffix.lower())
-    if known is not None:
-        return known
-    if _POSCAR_NAME.search(name.name):
-        return "vasp"
     if name.stem.upper() in _OF_VASP:
         what = _OF_VASP[name.stem.upper()]
         raise StructureError(

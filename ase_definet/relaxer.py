@@ -240,6 +240,7 @@ class DefiNetRelaxer:
         self.network = loaded.model.to(wanted).eval()
         self.working_set = working_set or WorkingSet.of(wanted)
         self.card = loaded.card
+        self.sha256 = loaded.sha256
         name = str(self.card.get("name") or path.stem)
         self.model = f"{name} {self.card.get('version', '')}".strip() + f" ({loaded.sha256[:12]})"
         self.cutoff = float(loaded.config.cutoff)

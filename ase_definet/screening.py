@@ -1,38 +1,44 @@
 """Relax any number of structures in batches, on many processes or a cluster; resumable, nothing lost, nothing twice.
 
-Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row each), ``failures.csv``, ``run.json``
-(what was asked) and ``journal.json``. A block of structures counts when the journal names it; what a killed run wrote
-after that is cut off when the next one starts, so a run resumes exactly where its journal is.
+Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row each), ``failures.csv``, ``inputs.csv``
+(what was given, by digest), ``run.json`` (what was asked) and ``journal.json``. A block of structures counts when the
+journal names it; what a killed run wrote after that is cut off when the next one starts, so a run resumes exactly
+where its journal is. The journal holds the digests of the other files, so that what was changed since is noticed.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
+import hashlib
 import io
 import json
 import math
+import numbers
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from ase import Atoms
-from ase.io import write
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.io.formats import ioformats
 from numpy.typing import NDArray
 
-from ase_definet.errors import ScreeningError, StructureError
-from ase_definet.files import refuse_incomplete, replacing
+from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.conversion import with_moments
+from ase_definet.errors import DefiNetError, ScreeningError, StructureError
+from ase_definet.extxyz import frame_text, printable, read_frames
+from ase_definet.files import is_vacant, refuse_incomplete, replacing
+from ase_definet.host import Host, completed_cell
 from ase_definet.metrics import near_sites
-from ase_definet.reading import read_structure, read_structures
+from ase_definet.reading import COMPRESSED, format_by_name, read_each, read_structure, structure_format
 from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.run_folder import HOLDER, LOCK, RunFolder
 from ase_definet.sites import SiteKind
 
 Array: TypeAlias = NDArray[Any]
@@ -42,7 +48,8 @@ BLOCK = 64
 """Structures that are relaxed, written and recorded together."""
 NEAR = 3.0
 """Atoms closer than this to a defect site are near it, in Å."""
-STRUCTURES, TABLE, FAILURES = "structures.extxyz", "table.csv", "failures.csv"
+STRUCTURES, TABLE, FAILURES, INPUTS = "structures.extxyz", "table.csv", "failures.csv", "inputs.csv"
+RUN, JOURNAL = "run.json", "journal.json"
 PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
@@ -58,6 +65,10 @@ NUMBERS = frozenset(
 )
 """Those of them that hold numbers."""
 FAILURE_COLUMNS = ("index", "name", "reason")
+INPUT_COLUMNS = ("name", "digest")
+UNREADABLE = "unreadable"
+"""In place of the digest of an input that could not be read."""
+_HEAD = 50_000  # what ASE looks at
 _AHEAD = 3
 """Blocks a worker has waiting."""
 
@@ -68,12 +79,14 @@ class Block:
 
     Attributes:
         names: Of all of them, in order.
+        digests: Of what was given, one each: see :func:`digest_of`.
         structures: The relaxed ones, as extended XYZ.
         rows: Of the table.
         failures: Index, name and reason of those that failed.
     """
 
     names: tuple[str, ...]
+    digests: tuple[str, ...]
     structures: str
     rows: list[dict[str, Any]]
     failures: list[dict[str, Any]]
@@ -94,74 +107,186 @@ class Progress:
     resumed: int = 0
 
 
-def structures_of(paths: Iterable[Path]) -> Iterator[Named]:
+def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lambda _: None) -> Iterator[Named]:
     """Read structures one after the other, with a name each; what cannot be read comes as its error.
 
     Args:
         paths: Files of any format ASE reads, all structures in them, and folders of such files.
+        skipped: Called with name and reason of what lies in such a folder and is no structure.
 
     Raises:
         ScreeningError: A folder is incomplete: whoever wrote it was stopped in the middle.
     """
     for path in paths:
-        if path.is_dir():
-            refuse_incomplete(path)
-            yield from structures_of(p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith("."))
-        else:
+        if not path.is_dir():
             yield from _from_file(path)
+            continue
+        refuse_incomplete(path)
+        for one in sorted(path.iterdir()):
+            if one.name.startswith("."):
+                continue
+            if one.is_dir():
+                skipped(f"{printable(one)}: a folder in a folder; give it by its name")
+            elif (reason := _no_structure(one)) is not None:
+                skipped(reason if reason.startswith(printable(one)) else f"{printable(one)}: {reason}")
+            else:
+                yield from _from_file(one)
+
+
+def _no_structure(path: Path) -> str | None:
+    """Say why a file is not even a broken structure, None if it may be one."""
+    if format_by_name(path) is not None:
+        return None
+    if not path.is_file():
+        return "no file; a link to what is gone?"
+    try:
+        form = ioformats.get(structure_format(path))
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
+    except StructureError as error:
+        return printable(error)
+    except OSError:
+        return None  # it may be one
+    if form is not None and form.magic and path.suffix not in COMPRESSED and not form.match_magic(head):
+        return f"has the ending of {form.description}, and does not begin like one"
+    return None
 
 
 def _from_file(path: Path) -> Iterator[Named]:
     try:
-        several = path.is_file() and not ioformats[filetype(str(path))].single
-    except (UnknownFileTypeError, OSError):
-        several = False
-    if not several:
+        form = ioformats.get(structure_format(path))
+    except (StructureError, OSError) as error:
+        yield path.name, error
+        return
+    if form is None or form.single:
         try:
             yield path.name, read_structure(path)
         except StructureError as error:
             yield path.name, error
         return
     number = -1
-    try:
-        for number, atoms in enumerate(read_structures(path)):
-            yield _name_of(atoms, path, number), atoms
-    except StructureError as error:  # what came before stays
-        yield path.name if number < 0 else f"{path.name}#{number + 1}", error
-        return
+    for number, found in enumerate(read_each(path)):
+        whole = number == 0 and isinstance(found, StructureError) and form.name != "extxyz"
+        yield path.name if whole else _name_of(found, path.name, number), found
     if number < 0:
         yield path.name, StructureError(f"{path}: holds no structures")
 
 
-def _name_of(atoms: Atoms, path: Path, number: int) -> str:
-    given = atoms.info.get("name")
-    return str(given) if given is not None else f"{path.name}#{number}"
+def structures_from(stream: Iterable[str], name: str) -> Iterator[Named]:
+    """Read structures from lines of extended XYZ, as they come and no more than one ahead.
+
+    Args:
+        stream: The lines, from a pipe perhaps.
+        name: What the stream is called, in the names of structures that have none.
+    """
+    for number, found in enumerate(read_frames(stream)):
+        wrong = isinstance(found, StructureError)
+        yield _name_of(found, name, number), StructureError(f"{name}: {found}") if wrong else with_moments(found)
+
+
+def _name_of(found: Atoms | StructureError, source: str, number: int) -> str:
+    given = None if isinstance(found, StructureError) else found.info.get("name")
+    return f"{source}#{number}" if given is None else str(given)
 
 
 def relax_block(names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]) -> Block:
     """Relax some structures; this is what runs on a worker.
 
+    What goes wrong with one of them, at any stage, is its failure and costs no other.
+
     Args:
         names: One each.
         structures: Atoms, or the errors of those that could not be read.
         first: Index of the first of them.
-        settings: ``model``, ``device``, ``host``, ``max_strain``.
+        settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.host.Host`, which does
+            not change while the screen runs), ``max_strain``, and ``sha256`` of the weights if it is known.
+
+    Raises:
+        ScreeningError: The weights are not those of that ``sha256``.
     """
-    relaxer = _relaxer(json.dumps({k: v for k, v in settings.items() if k != "host"}, sort_keys=True))
+    relaxer = _relaxer(settings)
     rows, failures, out = [], [], io.StringIO()
+    names = tuple(printable(name) for name in names)
     records = relaxer.relax_many(structures, host=settings["host"])
-    for index, (name, given, record) in enumerate(zip(names, structures, records, strict=True), start=first):
-        if isinstance(record, RelaxFailure):
-            reason = " ".join(str(record.error).split()) or type(record.error).__name__
-            failures.append({"index": index, "name": name, "reason": reason})
-            continue
-        rows.append(_row(index, name, given, record))
-        atoms = record.atoms.copy()
-        atoms.info["name"] = name
-        atoms.info["defect_sites"] = defect_sites(record)
-        atoms.set_array("definet_displacement", record.displacement)
-        write(out, atoms, format="extxyz")
-    return Block(names, out.getvalue(), rows, failures)
+    for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
+        try:
+            if isinstance(record, RelaxFailure):
+                raise record.error  # noqa: TRY301 - one way for all that fails
+            row, text = _finished(index, name, record)
+        except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
+            failures.append({"index": index, "name": name, "reason": _reason(error)})
+        else:
+            rows.append(row)
+            out.write(text)
+    return Block(names, tuple(map(digest_of, structures)), out.getvalue(), rows, failures)
+
+
+def digest_of(given: object) -> str:
+    """Return a digest of all that a structure holds, :data:`UNREADABLE` for an error.
+
+    It is that of the numbers, not of the file: the same structure in another format may have another one.
+    """
+    if isinstance(given, Exception):
+        return UNREADABLE
+    digest = hashlib.blake2b(digest_size=12)
+    if not isinstance(given, Atoms):
+        digest.update(_plain(given))
+        return digest.hexdigest()
+    for values in (given.cell.array, given.pbc, *(given.arrays[key] for key in sorted(given.arrays, key=str))):
+        digest.update(f"{values.dtype.str} {values.shape}".encode())
+        digest.update(_plain(values.tolist()) if values.dtype.hasobject else np.ascontiguousarray(values).data)
+    digest.update(_plain(sorted(map(str, given.arrays))))
+    digest.update(_plain([[str(key), value] for key, value in given.info.items()]))
+    digest.update(_plain([constraint.todict() for constraint in given.constraints]))
+    return digest.hexdigest()
+
+
+def _plain(values: object) -> bytes:
+    """Return values as text that is the same in every process; of objects, their type."""
+
+    def default(value: object) -> object:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else f"<{type(value).__name__}>"
+
+    try:
+        return json.dumps(values, default=default).encode()
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, a cycle
+        return f"<{type(values).__name__}>".encode()
+
+
+def host_digest(host: Host) -> str:
+    """Return a digest of what a host is: elements, positions and cell, to 1e-5 Å, whatever its file is called."""
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(np.asarray(host.numbers, dtype="<i8").tobytes())
+    for lengths in (host.positions, host.cell):
+        digest.update((np.round(lengths, 5) + 0.0).astype("<f8").tobytes())
+    digest.update(bytes([host.layered]))
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a structure failed."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, DefiNetError) or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return printable(text)
+
+
+def _finished(index: int, name: str, result: RelaxResult) -> tuple[dict[str, Any], str]:
+    """Return the row of a relaxed structure, and the structure as extended XYZ."""
+    atoms = result.atoms.copy()
+    if not np.isfinite(atoms.positions).all():
+        raise StructureError("the prediction holds positions that are no numbers")
+    row = _row(index, name, result)
+    # our own first: where two names become one, they stay
+    atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
+        key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}
+    }
+    atoms.set_array("definet_displacement", result.displacement)
+    text, left_out = frame_text(atoms)
+    if left_out:
+        note = f"extended XYZ cannot hold {', '.join(left_out)}: left out"
+        row["warnings"] = printable("; ".join(filter(None, (row["warnings"], note))))
+    return row, text
 
 
 def defect_sites(result: RelaxResult) -> str:
@@ -170,37 +295,55 @@ def defect_sites(result: RelaxResult) -> str:
     return "; ".join(f"{name} {x:.4f} {y:.4f} {z:.4f}" for name, x, y, z in sites)
 
 
+def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
+    """Return the relaxer of this process.
+
+    Raises:
+        ScreeningError: The weights are not those that were asked for.
+    """
+    model = settings["model"]
+    wanted = settings.get("sha256") or load_checkpoint(resolve_model(model)).sha256
+    relaxer = _kept_relaxer(model, settings["device"], settings["max_strain"], wanted)
+    if relaxer.sha256 != wanted:
+        _kept_relaxer.cache_clear()
+        raise ScreeningError(
+            f"{model}: the weights were replaced since this screen began (SHA-256 {relaxer.sha256[:12]}, expected "
+            f"{wanted[:12]}); put them back, or screen into another folder"
+        )
+    return relaxer
+
+
 @lru_cache(maxsize=2)
-def _relaxer(settings: str) -> DefiNetRelaxer:
-    """Return the relaxer of this process."""
-    values = json.loads(settings)
-    return DefiNetRelaxer(values["model"], device=values["device"], max_strain=values["max_strain"])
+def _kept_relaxer(model: str, device: str, max_strain: float, _sha256: str) -> DefiNetRelaxer:
+    return DefiNetRelaxer(model, device=device, max_strain=max_strain)
 
 
-def _row(index: int, name: str, given: Atoms, result: RelaxResult) -> dict[str, Any]:
+def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     site_map = result.site_map
     length = np.linalg.norm(result.displacement, axis=1)
     defects = site_map.positions[site_map.kinds != SiteKind.PRISTINE]
-    near = (
-        near_sites(given.positions, defects, given.cell.array, NEAR) if len(defects) else np.zeros(len(given), bool)
-    )
+    atoms = result.atoms
+    given = atoms.positions - result.displacement
+    near = np.zeros(len(atoms), bool)
+    if len(defects):
+        near = near_sites(given, defects, completed_cell(atoms.cell.array, given, atoms.pbc), NEAR)
     doubt = result.uncertainty
     row: dict[str, Any] = {
         "index": index,
         "name": name,
-        "formula": given.get_chemical_formula(),
-        "host": site_map.host.name,
+        "formula": atoms.get_chemical_formula(),
+        "host": printable(site_map.host.name),
         "supercell": site_map.supercell_name,
         "sites": len(site_map.kinds),
         "defects": " ".join(f"{defect}x{n}" for defect, n in site_map.defect_counts.items()),
         "density": round(site_map.density, 6),
-        "multiplicity": given.info.get("multiplicity", ""),
+        "multiplicity": _whole(atoms.info.get("multiplicity")),
         "largest_displacement": round(float(length.max()), 5),
         "mean_displacement": round(float(length.mean()), 5),
         "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
         "strain": round(site_map.max_strain, 6),
         "outside": " ".join(result.outside),
-        "warnings": "; ".join(result.warnings),
+        "warnings": printable("; ".join(result.warnings)),
         "seconds": round(sum(result.timings.values()), 5),
     }
     if doubt is not None:
@@ -210,6 +353,12 @@ def _row(index: int, name: str, given: Atoms, result: RelaxResult) -> dict[str, 
             "mean_uncertainty_near": round(float(doubt[near].mean()), 5) if near.any() else "",
         }
     return row
+
+
+def _whole(value: object) -> int | str:
+    """Return a count, nothing if it is none: users call other things so too."""
+    number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value < 1 << 63 else ""  # type: ignore[operator, call-overload]
 
 
 class Results:
@@ -225,26 +374,21 @@ class Results:
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ScreeningError(
-                f"{folder}: another screen is writing there; wait for it, or give another folder"
-            ) from error
         self.progress = Progress()
-        self.last = ""
-        self._files: dict[str, Any] = {}
-        try:
+        self._files: dict[str, BinaryIO] = {}
+        self._digests: dict[str, Any] = {}
+        self._held = ExitStack()
+        self._place = RunFolder(
+            folder, "screen", ScreeningError, otherwise="give another folder", goes_on="where its journal is"
+        )
+        with ExitStack() as held:
+            held.enter_context(self._place)
+            held.callback(self._close_files)
             self._begin(asked)
-        except BaseException:
-            self.close()
-            raise
+            self._held = held.pop_all()
 
     def _begin(self, asked: dict[str, Any]) -> None:
-        run = self.folder / "run.json"
+        run, journal = self.folder / RUN, self.folder / JOURNAL
         if run.exists():
             before = read_json(run)
             differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
@@ -253,53 +397,133 @@ class Results:
                     f"{self.folder} holds the results of another request (other {', '.join(differ)}); give another "
                     "folder, or the same request to go on with it"
                 )
-        elif any(p.name != ".lock" for p in self.folder.iterdir()):
+        elif not is_vacant(self.folder, LOCK, HOLDER):
             raise ScreeningError(f"{self.folder} is not empty and holds no screen; give another folder")
         else:
             _replace(run, json.dumps(asked, indent=1) + "\n")
-        journal = self.folder / "journal.json"
-        state: dict[str, Any] = {"done": 0, "failed": 0, "last": "", "sizes": {}}
+        state: dict[str, Any] = {}
         if journal.exists():
             state = read_json(journal)
             _check_journal(journal, state)
-        self.progress = Progress(state["done"], state["failed"], state["done"])
-        self.last = state["last"]
-        for name in (STRUCTURES, TABLE, FAILURES):
+        else:
+            self._refuse_orphans()
+        self.progress = Progress(state.get("done", 0), state.get("failed", 0), state.get("done", 0))
+        for name, columns in _FILES.items():
             path = self.folder / name
-            size = state["sizes"].get(name, 0)
-            found = path.stat().st_size if path.exists() else 0
-            if found < size:
-                raise ScreeningError(f"{path} is shorter than its journal says: it was changed; start anew elsewhere")
-            stream = path.open("r+b" if path.exists() else "w+b")
-            stream.truncate(size)  # what a killed run wrote after its last journal entry
-            stream.seek(0, os.SEEK_END)
+            stream = path.open("r+b" if path.exists() else "x+b")
             self._files[name] = stream
-        for name, columns in ((TABLE, COLUMNS), (FAILURES, FAILURE_COLUMNS)):
-            if not state["sizes"].get(name):
-                self._files[name].write(_csv([dict(zip(columns, columns, strict=True))], columns))
+            if state:
+                self._digests[name] = _verified(path, stream, state["sizes"][name], state["digests"][name])
+            else:
+                self._digests[name] = hashlib.blake2b(digest_size=16)
+                stream.truncate(0)
+                if columns:
+                    self._write(name, _csv([dict(zip(columns, columns, strict=True))], columns))
+        if not state:
+            self._record(self.progress)
+
+    def _refuse_orphans(self) -> None:
+        """Refuse results without a journal: it is written before the first block is."""
+        for name, columns in _FILES.items():
+            path = self.folder / name
+            header = _csv([dict(zip(columns, columns, strict=True))], columns) if columns else b""
+            if path.exists() and path.stat().st_size > len(header):
+                raise ScreeningError(
+                    f"{self.folder / JOURNAL} is gone, and {path} holds results; restore it, or start anew in "
+                    "another folder"
+                )
 
     def add(self, block: Block) -> None:
-        """Write a block, then the journal: only then does it count."""
-        self._files[STRUCTURES].write(block.structures.encode())
-        self._files[TABLE].write(_csv(block.rows, COLUMNS))
-        self._files[FAILURES].write(_csv(block.failures, FAILURE_COLUMNS))
-        sizes = {}
-        for name, stream in self._files.items():
-            stream.flush()
-            os.fsync(stream.fileno())
-            sizes[name] = stream.tell()
+        """Write a block, then the journal: only then does it count.
+
+        Raises:
+            ScreeningError: The folder, or a file in it, was moved, replaced or removed since the screen began.
+            OSError: The file system refuses.
+        """
+        self._write(STRUCTURES, block.structures.encode())
+        self._write(TABLE, _csv(block.rows, COLUMNS))
+        self._write(FAILURES, _csv(block.failures, FAILURE_COLUMNS))
+        pairs = zip(block.names, block.digests, strict=True)
+        self._write(INPUTS, _csv([dict(zip(INPUT_COLUMNS, pair, strict=True)) for pair in pairs], INPUT_COLUMNS))
         done = self.progress.done + len(block.names)
         failed = self.progress.failed + len(block.failures)
-        last = block.names[-1]
-        state = {"done": done, "failed": failed, "last": last, "sizes": sizes}
-        _replace(self.folder / "journal.json", json.dumps(state) + "\n")
-        self.progress.done, self.progress.failed, self.last = done, failed, last
+        self._record(Progress(done, failed))
+        self.progress.done, self.progress.failed = done, failed
+
+    def inputs(self) -> Iterator[tuple[str, str]]:
+        """Yield names and digests of the structures in the results, failures included."""
+        with (self.folder / INPUTS).open(newline="", encoding="utf-8") as stream:
+            rows = csv.reader(stream, strict=True)
+            next(rows)
+            yield from ((name, digest) for name, digest in islice(rows, self.progress.done))
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Append to a file of the results, onto the disk."""
+        stream = self._files[name]
+        try:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError as error:
+            error.filename = error.filename or str(self.folder / name)
+            raise
+        self._digests[name].update(content)
+
+    def _record(self, progress: Progress) -> None:
+        """Write the journal, in the folder that this screen began in and nowhere else."""
+        self._check()
+        state = {
+            "done": progress.done,
+            "failed": progress.failed,
+            "sizes": {name: stream.tell() for name, stream in self._files.items()},
+            "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
+        }
+        _replace(self.folder / JOURNAL, json.dumps(state) + "\n")
+        self._check()
+
+    def _check(self) -> None:
+        self._place.check()
+        for name, stream in self._files.items():
+            self._place.check_file(stream, name)
+
+    def _close_files(self) -> None:
+        for stream in self._files.values():
+            with suppress(OSError):  # what a full disk had no room for does not count
+                stream.close()
 
     def close(self) -> None:
         """Close the files and let others in."""
-        for stream in self._files.values():
-            stream.close()
-        self._lock.close()
+        self._held.close()
+
+
+_FILES: dict[str, tuple[str, ...]] = {
+    STRUCTURES: (),
+    TABLE: COLUMNS,
+    FAILURES: FAILURE_COLUMNS,
+    INPUTS: INPUT_COLUMNS,
+}
+"""The files that grow block by block, and their columns."""
+
+
+def _verified(path: Path, stream: BinaryIO, size: int, digest: str) -> Any:
+    """Read what the journal says a file holds, cut off the rest, and return the running digest.
+
+    Raises:
+        ScreeningError: It is not what the screen wrote.
+    """
+    found, left = hashlib.blake2b(digest_size=16), size
+    while left and (part := stream.read(min(left, 1 << 20))):
+        found.update(part)
+        left -= len(part)
+    if left:
+        raise ScreeningError(f"{path} is shorter than its journal says: it was changed; start anew elsewhere")
+    if found.hexdigest() != digest:
+        raise ScreeningError(
+            f"{path} was changed since this screen wrote it; put it back as it was, or start anew in another folder"
+        )
+    stream.seek(size)
+    stream.truncate(size)  # what a killed run wrote after its last journal entry
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -323,13 +547,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def _check_journal(path: Path, state: dict[str, Any]) -> None:
     """Refuse a journal that no screen wrote."""
     counts = [state.get("done"), state.get("failed")]
-    sizes = state.get("sizes")
-    named = isinstance(sizes, dict) and set(sizes) == {STRUCTURES, TABLE, FAILURES}
+    sizes, digests = state.get("sizes"), state.get("digests")
+    named = all(isinstance(values, dict) and set(values) == set(_FILES) for values in (sizes, digests))
     counts += list(sizes.values()) if isinstance(sizes, dict) else [None]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in counts)
-    if not (named and whole and isinstance(state.get("last"), str) and state["failed"] <= state["done"]):
+    if not (named and whole and state["failed"] <= state["done"]):
         raise ScreeningError(
-            f"{path}: damaged (expected done, failed, last, and the sizes of {STRUCTURES}, {TABLE} and {FAILURES}); "
+            f"{path}: damaged (expected done, failed, and the sizes and digests of {', '.join(_FILES)}); "
             "restore it, or start anew in another folder"
         )
 
@@ -399,19 +623,37 @@ def screen(
         ScreeningError: The source is not the one that the results began with, or Dask is needed and not installed.
     """
     stream = iter(source)
-    skipped = deque(islice(stream, results.progress.done), maxlen=1)
-    if results.progress.done and (not skipped or skipped[0][0] != results.last):
-        found = skipped[0][0] if skipped else "nothing"
-        raise ScreeningError(
-            f"structure {results.progress.done} was {results.last} when this screen began, and is {found} now; give "
-            "the same input in the same order"
-        )
+    _same_so_far(stream, results.inputs())
     with _mapper(workers, scheduler) as run_all:
         tasks = _tasks(stream, results.progress.done, settings, block)
         for finished in run_all(tasks):
             results.add(finished)
             progress(results.progress)
     return results.progress
+
+
+def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> None:
+    """Read what is in the results already, and make sure that it still is what it was.
+
+    Raises:
+        ScreeningError: It is not.
+    """
+    for number, (name, digest) in enumerate(before, start=1):
+        named, given = next(stream, (None, None))
+        found = "nothing" if named is None else printable(named)
+        was = f"structure {number} was {name}{' (unreadable)' if digest == UNREADABLE else ''}"
+        if named is None or found != name:
+            raise ScreeningError(
+                f"{was} when this screen began, and is {found} now; give the same input in the same order, or screen "
+                "into another folder"
+            )
+        now = digest_of(given)
+        if now != digest:
+            change = {UNREADABLE: "cannot be read", digest: "is the same"}.get(now, "holds another structure")
+            raise ScreeningError(
+                f"{was} when this screen began, and {change} now: the input was changed; put back what it was, or "
+                "screen into another folder"
+            )
 
 
 def write_parquet(folder: Path) -> Path:
@@ -473,21 +715,51 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
         with Client(scheduler) as client:
             yield lambda tasks: _on_cluster(client, tasks, None)
         return
-    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield lambda tasks: _on_cluster(client, tasks, workers)
 
 
 def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
     """Keep the workers busy, and give results in order; a task whose worker died runs again elsewhere."""
-    waiting: deque[Any] = deque()
+    from distributed import KilledWorker  # noqa: PLC0415
+
+    waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
     while True:
         most = _AHEAD * (workers or max(1, len(client.scheduler_info()["workers"])))
         for task in islice(tasks, max(0, most - len(waiting))):
-            waiting.append(client.submit(relax_block, *task, pure=False, retries=2))
+            waiting.append((task, client.submit(relax_block, *task, pure=False, retries=2)))
         if not waiting:
             return
-        yield waiting.popleft().result()
+        task, future = waiting.popleft()
+        try:
+            block = future.result()
+        except KilledWorker:  # one of its structures kills every worker it comes to
+            block = _one_by_one(client, *task)
+        yield block
+
+
+def _one_by_one(
+    client: Any, names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]
+) -> Block:
+    """Relax the structures of a block one after the other; those whose workers die are failures."""
+    from distributed import KilledWorker  # noqa: PLC0415
+
+    out: list[Block] = []
+    for index, (name, given) in enumerate(zip(names, structures, strict=True), start=first):
+        try:
+            out.append(client.submit(relax_block, (name,), [given], index, settings, pure=False).result())
+        except KilledWorker:
+            reason = "its worker died whenever it got this structure: is there memory enough for it?"
+            failure = {"index": index, "name": printable(name), "reason": reason}
+            out.append(Block((printable(name),), (digest_of(given),), "", [], [failure]))
+    return Block(
+        tuple(name for block in out for name in block.names),
+        tuple(digest for block in out for digest in block.digests),
+        "".join(block.structures for block in out),
+        [row for block in out for row in block.rows],
+        [failure for block in out for failure in block.failures],
+    )
 
 
 def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
@@ -499,4 +771,4 @@ def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
 def _replace(path: Path, text: str) -> None:
     """Write a small file such that it is the old one or the new one, whatever happens."""
     with replacing(path) as fresh:
-        fresh.write_text(text)
+        fresh.write_text(text, encoding="utf-8")

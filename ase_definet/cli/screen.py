@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FOLDER, BadUsage, checked_host, host_option
+from ase_definet.cli.common import FOLDER, BadUsage, check_folder, checked_host, host_option
 
 if TYPE_CHECKING:
     from ase_definet.screening import Named, Progress
+
+
+_NAMED = 20
+"""Files that are no structures, named at the end at most."""
 
 
 @click.command("screen")
@@ -45,23 +51,34 @@ def screen_command(
 ) -> None:
     """Relax every structure of INPUTS: files, folders, files with many structures, or - for extended XYZ from a pipe.
 
-    Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason.
+    Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason; what
+    else lies in a folder is skipped and named.
     """
-    checked_host(host)
-    from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
-    from ase_definet.screening import FAILURES, Results, screen, structures_of, write_parquet  # noqa: PLC0415
-
+    piped = inputs == (Path("-"),)
+    if Path("-") in inputs and not piped:
+        raise BadUsage("- stands for a pipe alone: give it without other inputs")
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
     if missing:
         raise BadUsage(f"no such file or folder: {', '.join(missing)}")
-    settings = {"model": model, "device": device, "host": host, "max_strain": max_strain}
+    resolved = checked_host(host)
+    check_folder(output)
+    output.parent.mkdir(parents=True, exist_ok=True)  # now: what is moved away later is not made anew
+    from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
+    from ase_definet.host import Host  # noqa: PLC0415
+    from ase_definet.screening import FAILURES, Results, host_digest, screen, structures_of, write_parquet  # noqa: PLC0415
+
+    weights = load_checkpoint(resolve_model(model)).sha256
+    # the host as it is now: its file may be replaced while the screen runs
+    settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain, "sha256": weights}
     asked: dict[str, Any] = {
         "inputs": [str(path) if str(path) == "-" else str(path.resolve()) for path in inputs],
-        "host": host,
-        "model": load_checkpoint(resolve_model(model)).sha256,
+        "host": resolved.name if isinstance(resolved, Host) else host,
+        "host_digest": host_digest(resolved) if isinstance(resolved, Host) else "",
+        "model": weights,
         "max_strain": max_strain,
     }
-    source = _from_pipe() if inputs == (Path("-"),) else structures_of(inputs)
+    skipped: list[str] = []
+    source = _from_pipe() if piped else structures_of(inputs, skipped.append)
     results = Results(output, asked)
     meter = _Meter()
     try:
@@ -70,15 +87,15 @@ def screen_command(
         done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
     finally:
         results.close()
+    _tell(skipped)
     if not done.done:
-        raise click.ClickException(
-            f"no structures in {', '.join(map(str, inputs))}: is the enumeration before it empty?"
-        )
+        hint = "is the enumeration before it empty?" if piped else "are they in a folder below, or in another?"
+        raise click.ClickException(f"no structures in {', '.join(map(str, inputs))}: {hint}")
     if parquet:
         write_parquet(output)
     click.echo(
         f"{done.done} structures in {output}: {done.done - done.failed} relaxed, {done.failed} failed"
-        f"{meter.speed(done)}"
+        f"{f', {len(skipped)} skipped' if skipped else ''}{meter.speed(done)}"
     )
     if done.failed:
         click.echo(f"reasons in {output / FAILURES}, the first: {_first_reason(output / FAILURES)}", err=True)
@@ -94,16 +111,27 @@ def _first_reason(path: Path) -> str:
 
 
 def _from_pipe() -> Iterator[Named]:
-    from ase.io import iread  # noqa: PLC0415
+    """Read what comes through a pipe, in any encoding that contains ASCII."""
+    from ase_definet.screening import structures_from  # noqa: PLC0415
 
-    from ase_definet.errors import StructureError  # noqa: PLC0415
-
-    number = -1
+    binary = getattr(sys.stdin, "buffer", None)
+    if binary is None:
+        yield from structures_from(sys.stdin, "pipe")
+        return
+    text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape")
     try:
-        for number, atoms in enumerate(iread(sys.stdin, index=":", format="extxyz")):
-            yield str(atoms.info.get("name", f"structure {number}")), atoms
-    except Exception as error:  # noqa: BLE001 - readers raise anything; what came before stays
-        yield f"structure {number + 1}", StructureError(f"the pipe cannot be read on: {error}")
+        yield from structures_from(text, "pipe")
+    finally:
+        with suppress(ValueError):  # closed before this was
+            text.detach()
+
+
+def _tell(skipped: list[str]) -> None:
+    """Name what was no structure."""
+    for reason in skipped[:_NAMED]:
+        click.echo(f"skipped   {reason}", err=True)
+    if len(skipped) > _NAMED:
+        click.echo(f"skipped   {len(skipped) - _NAMED} more that are no structures", err=True)
 
 
 class _Meter:

@@ -36,9 +36,9 @@ from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.experts import Experts
 from ase_definet.model.site_network import SiteNetwork
+from ase_definet.run_folder import RunFolder
 from ase_definet.train.batches import SiteBatches
 from ase_definet.train.config import CONFIG, ModelConfig, TrainConfig, make_config, with_model
-from ase_definet.train.folder import RunFolder
 
 Array: TypeAlias = NDArray[Any]
 
@@ -424,7 +424,10 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
     fabric = make_fabric(config)
     fabric.launch()
     run = Run(config, fabric)
-    folder = RunFolder(run.out)
+    folder = RunFolder(
+        run.out, "training", TrainingError, otherwise="give another `out`", goes_on="after its last checkpoint"
+    )
+    run.out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         _all_or_none(fabric, lambda: held.enter_context(folder))
         _train(run, folder, progress)

@@ -109,7 +109,7 @@ def test_a_killed_screen_goes_on_exactly(many, whole, tmp_path, monkeypatch, mom
 
     def die(*_args):
         blocks.append(1)
-        if len(blocks) == 3:
+        if len(blocks) == (4 if early else 3):  # the first journal is of no structures
             raise KeyboardInterrupt
 
     early = moment == "before the journal"
@@ -144,7 +144,7 @@ def test_several_processes_give_the_same(many, whole, tmp_path):
 
 def test_a_killed_worker_costs_nothing(many, whole, tmp_path):
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         pids = list(client.run(os.getpid).values())
@@ -175,7 +175,7 @@ def test_another_request_is_refused(many, whole, tmp_path):
     shuffled = tmp_path / "reversed.extxyz"
     write(shuffled, read(many / "a.extxyz", "::-1"))
     results = Results(tmp_path / "results", ASKED)
-    with pytest.raises(ScreeningError, match="structure 40 was cell 39 when this screen began, and is cell 0 now"):
+    with pytest.raises(ScreeningError, match="structure 1 was cell 0 when this screen began, and is cell 39 now"):
         screen(structures_of([shuffled]), results, SETTINGS)
     results.close()
 

@@ -434,8 +434,9 @@ def test_a_damaged_log_is_refused_before_any_step(config, content):
 def test_two_trainings_in_one_folder(config):
     """The second one is refused by the name of the first, changes nothing, and may begin when that has ended."""
     script = (
-        "import sys, time; from pathlib import Path; from ase_definet.train.folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+        "import sys, time; from pathlib import Path; from ase_definet.run_folder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1]), 'training', ValueError, otherwise='', goes_on='')\n"
+        "with folder: print('in', flush=True); sys.stdin.read()"
     )
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     with subprocess.Popen(

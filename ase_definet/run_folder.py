@@ -1,4 +1,4 @@
-"""The folder of a training run: one process at a time writes to it, and notices when it is moved or removed."""
+"""The folder of a training or a screen: one process at a time writes to it, and notices when it is moved away."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import IO, Any, Self, TextIO
 
 from filelock import FileLock, Timeout
 
-from ase_definet.errors import DefiNetWarning, TrainingError
+from ase_definet.errors import DefiNetError, DefiNetWarning
 
 LOCK = ".lock"
 HOLDER = ".holder"
@@ -28,32 +28,37 @@ class RunFolder:
     """A folder that is locked as long as the context lasts.
 
     Args:
-        path: The folder; made on entry if need be, and never again.
+        path: The folder; made on entry if need be, and never again. The folder that holds it must exist.
+        what: Who writes there, as messages call it: ``training``.
+        error: What is raised.
+        otherwise: What to do about another one there.
+        goes_on: From where the same command goes on.
 
     Raises:
-        TrainingError: Another process trains there.
+        DefiNetError: Another process is at it; of the kind of ``error``.
         OSError: The folder cannot be made or written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str, error: type[DefiNetError], *, otherwise: str, goes_on: str) -> None:
         self.path = path
+        self._what, self._error, self._otherwise, self._goes_on = what, error, otherwise, goes_on
         self._lock = FileLock(path / LOCK, timeout=0)
         self._holder: TextIO | None = None
 
     def __enter__(self) -> Self:
         """Make and lock the folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(exist_ok=True)
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise TrainingError(
-                f"{self.path}: another training is writing there ({self._named_holder()}); wait for it, or give "
-                "another `out`"
+            raise self._error(
+                f"{self.path}: another {self._what} is writing there ({self._named_holder()}); wait for it, or "
+                f"{self._otherwise}"
             ) from error
         except (NotImplementedError, OSError) as error:  # after Timeout, which is an OSError too
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
-            text = f"{self.path}: its file system has no locks; start no second training there"
+            text = f"{self.path}: its file system has no locks; start no second {self._what} there"
             warnings.warn(text, DefiNetWarning, stacklevel=2)
         try:
             self._holder = (self.path / HOLDER).open("w", encoding="utf-8")
@@ -82,18 +87,27 @@ class RunFolder:
         What an open file is cannot be taken over by another, as the number of a removed folder can.
 
         Raises:
-            TrainingError: It was moved or removed, or another folder stands in its place.
+            DefiNetError: It was moved or removed, or another folder stands in its place.
         """
         if self._holder is None:
-            raise TrainingError(f"{self.path}: this training has left its folder")
+            raise self._error(f"{self.path}: this {self._what} has left its folder")
+        self.check_file(self._holder, HOLDER)
+
+    def check_file(self, stream: IO[Any], name: str) -> None:
+        """Make sure that an open file is still the one of that name in the folder.
+
+        Raises:
+            DefiNetError: It, or the folder, was moved, replaced or removed.
+        """
         try:
-            same = os.path.samestat(os.fstat(self._holder.fileno()), os.stat(self.path / HOLDER))  # noqa: PTH116
+            same = os.path.samestat(os.fstat(stream.fileno()), os.stat(self.path / name))  # noqa: PTH116
         except OSError:
             same = False
         if not same:
-            raise TrainingError(
-                f"{self.path}: the folder was moved or removed while this training wrote to it; put it back, and the "
-                "same command goes on after its last checkpoint"
+            what = "the folder" if name == HOLDER else f"its file {name}"
+            raise self._error(
+                f"{self.path}: {what} was moved or removed while this {self._what} wrote to it; put it back, and the "
+                f"same command goes on {self._goes_on}"
             )
 
     def _named_holder(self) -> str:
