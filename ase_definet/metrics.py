@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from ase.geometry import complete_cell, find_mic
+from ase.geometry import complete_cell, find_mic, minkowski_reduce
 from numpy.typing import NDArray
 
 from ase_definet.neighbors import pairs_between
@@ -27,6 +27,8 @@ def minimum_image(vectors: Array, cell: Array) -> Array:
     >>> minimum_image(np.array([[9.9, 0.0, 0.0]]), np.eye(3) * 10).round(6)
     array([[-0.1,  0. ,  0. ]])
     """
+    # ASE takes what is shorter than half the shortest vector given as it is: right for the shortest vector there is
+    cell, _ = minkowski_reduce(cell, pbc=np.any(cell, axis=1))
     out = np.empty(vectors.shape)
     for first in range(0, len(vectors), _BLOCK):
         block = slice(first, first + _BLOCK)
