@@ -49,6 +49,10 @@ def printable(text: object) -> str:
     return found
 
 
+class StreamError(StructureError):
+    """Lines end in the middle of a structure, or no longer say where the next one begins: nothing follows."""
+
+
 def read_frames(stream: Iterable[str]) -> Iterator[Atoms | StructureError]:
     """Read structures from lines, and hold no more than one of them.
 
@@ -72,7 +76,7 @@ def read_frames(stream: Iterable[str]) -> Iterator[Atoms | StructureError]:
             continue
         try:
             frame = _frame(head, lines, kept)
-        except StructureError as error:
+        except StreamError as error:
             yield error
             return
         try:
@@ -88,11 +92,11 @@ def _frame(head: str, lines: Iterator[str], kept: list[str]) -> str:
     """Return the lines of one structure.
 
     Raises:
-        StructureError: They are not all there.
+        StreamError: They are not all there.
     """
     number = re.fullmatch(r"[0-9]{1,18}", head.strip())
     if number is None:
-        raise StructureError(
+        raise StreamError(
             f"expected the number of atoms of the next structure, found {printable(head.strip()[:60])!r}: what "
             "follows cannot be read"
         )
@@ -102,13 +106,13 @@ def _frame(head: str, lines: Iterator[str], kept: list[str]) -> str:
     for _ in range(count + 1):
         line = next(lines, None)
         if line is None:
-            raise StructureError(
+            raise StreamError(
                 f"cut off: expected a structure of {count} atoms, found {max(0, len(out) - 2)}; was it copied or "
                 "written to its end?"
             )
         size += len(line)
         if size > LARGEST_FRAME:
-            raise StructureError(
+            raise StreamError(
                 f"a structure of {count} atoms is longer than {LARGEST_FRAME // 2**20} MiB: is the number of atoms "
                 "right?"
             )

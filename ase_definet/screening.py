@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from ase_definet.checkpoint import load_checkpoint, resolve_model
 from ase_definet.conversion import with_moments
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
-from ase_definet.extxyz import frame_text, printable, read_frames
+from ase_definet.extxyz import StreamError, frame_text, printable, read_frames
 from ase_definet.files import is_vacant, refuse_incomplete, replacing
 from ase_definet.host import Host, completed_cell
 from ase_definet.metrics import near_sites
@@ -130,7 +130,18 @@ def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lamb
             elif (reason := _no_structure(one)) is not None:
                 skipped(reason if reason.startswith(printable(one)) else f"{printable(one)}: {reason}")
             else:
-                yield from _from_file(one)
+                found = _from_file(one)
+                for name, first in islice(found, 1):
+                    if isinstance(first, StructureError) and _may_be_anything(one):
+                        skipped(printable(first))
+                    else:
+                        yield name, first
+                yield from found
+
+
+def _may_be_anything(path: Path) -> bool:
+    """Return whether the name of a file does not say that a structure must be in it, broken or not."""
+    return format_by_name(path) in {None, "json"}
 
 
 def _no_structure(path: Path) -> str | None:
@@ -178,8 +189,16 @@ def structures_from(stream: Iterable[str], name: str) -> Iterator[Named]:
     Args:
         stream: The lines, from a pipe perhaps.
         name: What the stream is called, in the names of structures that have none.
+
+    Raises:
+        ScreeningError: It ends in the middle of a structure, or is no extended XYZ.
     """
     for number, found in enumerate(read_frames(stream)):
+        if isinstance(found, StreamError):
+            raise ScreeningError(
+                f"{name}: structure {number}: {found} (what came before it counts: if the command that writes to the "
+                "pipe was stopped, run both again, and the screen goes on from there)"
+            )
         wrong = isinstance(found, StructureError)
         yield _name_of(found, name, number), StructureError(f"{name}: {found}") if wrong else with_moments(found)
 
@@ -413,7 +432,10 @@ class Results:
             stream = path.open("r+b" if path.exists() else "x+b")
             self._files[name] = stream
             if state:
-                self._digests[name] = _verified(path, stream, state["sizes"][name], state["digests"][name])
+                whole = state["complete"]
+                self._digests[name] = _verified(
+                    path, stream, state["sizes"][name], state["digests"][name], whole=whole
+                )
             else:
                 self._digests[name] = hashlib.blake2b(digest_size=16)
                 stream.truncate(0)
@@ -469,12 +491,17 @@ class Results:
             raise
         self._digests[name].update(content)
 
-    def _record(self, progress: Progress) -> None:
+    def finish(self) -> None:
+        """Record that all structures of the input are in the results: nothing that follows them is this screen's."""
+        self._record(self.progress, complete=True)
+
+    def _record(self, progress: Progress, *, complete: bool = False) -> None:
         """Write the journal, in the folder that this screen began in and nowhere else."""
         self._check()
         state = {
             "done": progress.done,
             "failed": progress.failed,
+            "complete": complete,
             "sizes": {name: stream.tell() for name, stream in self._files.items()},
             "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
         }
@@ -505,8 +532,15 @@ _FILES: dict[str, tuple[str, ...]] = {
 """The files that grow block by block, and their columns."""
 
 
-def _verified(path: Path, stream: BinaryIO, size: int, digest: str) -> Any:
+def _verified(path: Path, stream: BinaryIO, size: int, digest: str, *, whole: bool) -> Any:
     """Read what the journal says a file holds, cut off the rest, and return the running digest.
+
+    Args:
+        path: The file.
+        stream: It, open.
+        size: Bytes that the journal speaks for.
+        digest: Of them.
+        whole: Whether the screen was complete: then nothing may follow.
 
     Raises:
         ScreeningError: It is not what the screen wrote.
@@ -520,6 +554,11 @@ def _verified(path: Path, stream: BinaryIO, size: int, digest: str) -> Any:
     if found.hexdigest() != digest:
         raise ScreeningError(
             f"{path} was changed since this screen wrote it; put it back as it was, or start anew in another folder"
+        )
+    if whole and stream.read(1):
+        raise ScreeningError(
+            f"{path} is longer than this complete screen wrote it; put it back as it was, or start anew in another "
+            "folder"
         )
     stream.seek(size)
     stream.truncate(size)  # what a killed run wrote after its last journal entry
@@ -551,9 +590,10 @@ def _check_journal(path: Path, state: dict[str, Any]) -> None:
     named = all(isinstance(values, dict) and set(values) == set(_FILES) for values in (sizes, digests))
     counts += list(sizes.values()) if isinstance(sizes, dict) else [None]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in counts)
+    whole = whole and isinstance(state.get("complete"), bool)
     if not (named and whole and state["failed"] <= state["done"]):
         raise ScreeningError(
-            f"{path}: damaged (expected done, failed, and the sizes and digests of {', '.join(_FILES)}); "
+            f"{path}: damaged (expected done, failed, complete, and the sizes and digests of {', '.join(_FILES)}); "
             "restore it, or start anew in another folder"
         )
 
@@ -629,6 +669,7 @@ def screen(
         for finished in run_all(tasks):
             results.add(finished)
             progress(results.progress)
+    results.finish()
     return results.progress
 
 
