@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from ase import Atoms
@@ -68,6 +68,7 @@ FAILURE_COLUMNS = ("index", "name", "reason")
 INPUT_COLUMNS = ("name", "digest")
 UNREADABLE = "unreadable"
 """In place of the digest of an input that could not be read."""
+_LOOK_AGAIN, _WORKERLESS = 10.0, 120.0  # in s
 _HEAD = 50_000  # what ASE looks at
 _AHEAD = 3
 """Blocks a worker has waiting."""
@@ -774,22 +775,50 @@ def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | No
             return
         task, future = waiting.popleft()
         try:
-            block = future.result()
+            block = _awaited(client, future, patient=workers is None)
         except KilledWorker:  # one of its structures kills every worker it comes to
-            block = _one_by_one(client, *task)
+            block = _one_by_one(client, cast("Any", task), patient=workers is None)
         yield block
 
 
-def _one_by_one(
-    client: Any, names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]
-) -> Block:
+def _awaited(client: Any, future: Any, *, patient: bool) -> Block:
+    """Wait for a block, and not for ever.
+
+    Args:
+        client: Of the cluster.
+        future: The block.
+        patient: Whether workers may come late, as those of a batch system do.
+
+    Raises:
+        ScreeningError: All workers of this machine are gone, and none comes back.
+    """
+    alone = 0
+    while True:
+        try:
+            block: Block = future.result(timeout=_LOOK_AGAIN)
+        except TimeoutError:
+            if future.done():  # it is the block's own
+                raise
+            alone = 0 if patient or client.scheduler_info()["workers"] else alone + 1
+            if alone * _LOOK_AGAIN >= _WORKERLESS:
+                raise ScreeningError(
+                    "all workers died and none could be started again: is there memory enough for them? With fewer "
+                    "--workers, the same command goes on"
+                ) from None
+        else:
+            return block
+
+
+def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[str, Any]], *, patient: bool) -> Block:
     """Relax the structures of a block one after the other; those whose workers die are failures."""
     from distributed import KilledWorker  # noqa: PLC0415
 
     out: list[Block] = []
+    names, structures, first, settings = task
     for index, (name, given) in enumerate(zip(names, structures, strict=True), start=first):
         try:
-            out.append(client.submit(relax_block, (name,), [given], index, settings, pure=False).result())
+            future = client.submit(relax_block, (name,), [given], index, settings, pure=False)
+            out.append(_awaited(client, future, patient=patient))
         except KilledWorker:
             reason = "its worker died whenever it got this structure: is there memory enough for it?"
             failure = {"index": index, "name": printable(name), "reason": reason}

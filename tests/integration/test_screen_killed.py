@@ -9,13 +9,17 @@ import random
 import signal
 import sys
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from ase.io import write
 from click.testing import CliRunner
-from distributed import Client, LocalCluster
+from distributed import KilledWorker
 
+from ase_definet import screening
 from ase_definet.cli import cli
+from ase_definet.errors import ScreeningError
 from ase_definet.screening import (
     COLUMNS,
     FAILURE_COLUMNS,
@@ -25,11 +29,9 @@ from ase_definet.screening import (
     RUN,
     STRUCTURES,
     TABLE,
-    Results,
     read_rows,
-    screen,
 )
-from tests.integration.test_screen_faults import ASKED, SETTINGS, consistent, vacancy
+from tests.integration.test_screen_faults import consistent, run, vacancy
 
 FORKS = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="kills forked processes, for speed"
@@ -87,30 +89,52 @@ def test_killed_at_random_moments(undisturbed, tmp_path, moment):
 
 
 class Bomb:
-    """Kill a worker that looks at it; its scheduler and this process only pass it on."""
-
-    def __init__(self) -> None:
-        self.safe = os.getpid()
-
-    @property
-    def lattice(self) -> None:
-        if os.getpid() != self.safe:
-            os._exit(1)
-        raise AttributeError
+    """Kills every worker that gets it."""
 
 
-def test_a_structure_that_kills_its_worker_costs_itself(tmp_path):
+class FakeClient:
+    """A cluster whose workers die of bombs, or that has lost them all."""
+
+    def __init__(self, *, lost: bool = False) -> None:
+        self.lost = lost
+
+    def scheduler_info(self):
+        return {"workers": {} if self.lost else {"one": {}}}
+
+    def submit(self, function, names, structures, *rest, **_options):
+        def result(timeout=None):
+            if self.lost:
+                raise TimeoutError(timeout)
+            if any(isinstance(one, Bomb) for one in structures):
+                raise KilledWorker("task", "worker", 3)
+            return function(names, structures, *rest)
+
+        return SimpleNamespace(result=result, done=lambda: False)
+
+
+def on(client, monkeypatch, workers):
+    @contextmanager
+    def mapper(*_):
+        yield lambda tasks: screening._on_cluster(client, tasks, workers)
+
+    monkeypatch.setattr(screening, "_mapper", mapper)
+
+
+def test_a_structure_that_kills_its_workers_costs_itself(tmp_path, monkeypatch):
+    on(FakeClient(), monkeypatch, 1)
     source = [("a", vacancy()), ("bomb", Bomb()), ("b", vacancy(3)), ("c", vacancy(5))]
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster),
-    ):
-        results = Results(tmp_path / "out", ASKED)
-        done = screen(source, results, SETTINGS, block=3, scheduler=cluster.scheduler_address)
-        results.close()
+    done = run(source, tmp_path / "out", block=3)
     assert (done.done, done.failed) == (4, 1)
     consistent(tmp_path / "out", 3, 1)
     (row,) = read_rows(tmp_path / "out" / FAILURES, FAILURE_COLUMNS)
     assert (row["name"], row["index"]) == ("bomb", 1)
     assert "its worker died" in row["reason"]
-    assert len((tmp_path / "out" / INPUTS).read_text().splitlines()) == 5
+    assert run(source, tmp_path / "out", block=3).resumed == 4
+
+
+def test_a_machine_without_workers_is_not_waited_for(tmp_path, monkeypatch):
+    on(FakeClient(lost=True), monkeypatch, 2)
+    with pytest.raises(ScreeningError, match="all workers died and none could be started again"):
+        run([("a", vacancy())], tmp_path / "out")
+    monkeypatch.undo()
+    assert run([("a", vacancy())], tmp_path / "out").done == 1
