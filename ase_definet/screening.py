@@ -142,7 +142,13 @@ def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lamb
 
 def _may_be_anything(path: Path) -> bool:
     """Return whether the name of a file does not say that a structure must be in it, broken or not."""
-    return format_by_name(path) in {None, "json"}
+    if format_by_name(path) != "json":
+        return format_by_name(path) is None
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError):  # a structure that was cut off, perhaps
+        return False
+    return True
 
 
 def _no_structure(path: Path) -> str | None:
@@ -428,6 +434,7 @@ class Results:
         else:
             self._refuse_orphans()
         self.progress = Progress(state.get("done", 0), state.get("failed", 0), state.get("done", 0))
+        self.complete = state.get("complete", False)
         for name, columns in _FILES.items():
             path = self.folder / name
             stream = path.open("r+b" if path.exists() else "x+b")
@@ -463,6 +470,8 @@ class Results:
             ScreeningError: The folder, or a file in it, was moved, replaced or removed since the screen began.
             OSError: The file system refuses.
         """
+        if self.complete:  # the input has grown: what a kill leaves of this block is no longer somebody's edit
+            self._record(self.progress)
         self._write(STRUCTURES, block.structures.encode())
         self._write(TABLE, _csv(block.rows, COLUMNS))
         self._write(FAILURES, _csv(block.failures, FAILURE_COLUMNS))
@@ -499,6 +508,7 @@ class Results:
     def _record(self, progress: Progress, *, complete: bool = False) -> None:
         """Write the journal, in the folder that this screen began in and nowhere else."""
         self._check()
+        self.complete = complete
         state = {
             "done": progress.done,
             "failed": progress.failed,
@@ -737,10 +747,21 @@ def write_parquet(folder: Path) -> Path:
 
 
 def _tasks(stream: Iterator[Named], first: int, settings: dict[str, Any], block: int) -> Iterator[tuple[Any, ...]]:
-    while part := list(islice(stream, block)):
+    broken: ScreeningError | None = None
+    while broken is None:
+        part: list[Named] = []
+        try:
+            for one in islice(stream, block):
+                part.append(one)  # noqa: PERF402 - what came before an error counts
+        except ScreeningError as error:
+            broken = error
+        if not part:
+            break
         names, structures = zip(*part, strict=True)
         yield names, list(structures), first, settings
         first += len(part)
+    if broken is not None:
+        raise broken
 
 
 @contextmanager
@@ -767,11 +788,17 @@ def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | No
     from distributed import KilledWorker  # noqa: PLC0415
 
     waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
+    broken: ScreeningError | None = None
     while True:
         most = _AHEAD * (workers or max(1, len(client.scheduler_info()["workers"])))
-        for task in islice(tasks, max(0, most - len(waiting))):
-            waiting.append((task, client.submit(relax_block, *task, pure=False, retries=2)))
+        try:
+            for task in islice(tasks, max(0, most - len(waiting))):
+                waiting.append((task, client.submit(relax_block, *task, pure=False, retries=2)))
+        except ScreeningError as error:  # what came before it counts; the tasks have ended
+            broken = error
         if not waiting:
+            if broken is not None:
+                raise broken
             return
         task, future = waiting.popleft()
         try:

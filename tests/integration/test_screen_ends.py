@@ -38,6 +38,8 @@ def test_a_cut_pipe_ends_the_screen_and_the_whole_one_goes_on(tmp_path, whole, s
     first = screened("-", tmp_path / "results", cut)
     assert first.exit_code == 1
     assert "run both again" in first.output
+    frames = cut.count("Lattice") - 1
+    assert json.loads((tmp_path / "results" / "journal.json").read_text())["done"] == frames
     again = screened("-", tmp_path / "results", whole)
     assert again.exit_code == 0, again.output
     assert screened("-", tmp_path / "other", whole).exit_code == 0

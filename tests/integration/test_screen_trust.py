@@ -135,6 +135,8 @@ def test_a_change_of_what_was_written_is_refused(out, name, change):
 
 def test_what_a_killed_run_left_behind_its_journal_goes(out):
     whole = {name: (out / name).read_bytes() for name in FILES}
+    journal = json.loads((out / JOURNAL).read_text())
+    (out / JOURNAL).write_text(json.dumps(journal | {"complete": False}))
     for name in FILES:
         with (out / name).open("ab") as stream:
             stream.write(b"half a blo")
