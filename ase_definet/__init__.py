@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 """Of this source, read from here by the build too: a tree that is not installed knows it as well."""
 
 if TYPE_CHECKING:
+    from ase_definet.dft.vasp import write_vasp_inputs
     from ase_definet.errors import DefiNetError, DefiNetWarning
-    from ase_definet.host import Host, get_host, library
-    from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
-    from ase_definet.sites import SiteKind, SiteMap, match_sites
-    from ase_definet.vasp import write_vasp_inputs
+    from ase_definet.matching.host import Host, get_host, library
+    from ase_definet.matching.site_map import SiteKind, SiteMap, match_sites
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 
 _HOMES = {
     "DefiNetError": "errors",

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from ase_definet import DefiNetRelaxer, RelaxResult
-from ase_definet.convert import to_graph
-from ase_definet.graph import DefectGraph
+from ase_definet.matching.site_map import match_sites
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
-from ase_definet.sites import match_sites
+from ase_definet.model.graph import DefectGraph
+from ase_definet.relaxation.inputs import to_graph
 from benchmarks.cells import mos2
 from benchmarks.training import KINDS
 from benchmarks.transcription import Transcription
@@ -144,7 +144,7 @@ def screening(count: int) -> dict:
     """Screen candidates from a file, as a user would, on all cores; then the share of each stage, on some of them."""
     from ase.io import write  # noqa: PLC0415
 
-    from ase_definet.screening import relax_block, structures_of  # noqa: PLC0415
+    from ase_definet.screening.screen import relax_block, structures_of  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidates.extxyz"

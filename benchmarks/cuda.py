@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ase_definet import DefiNetRelaxer, RelaxResult
-from ase_definet.checkpoint import save_checkpoint
+from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from benchmarks.__main__ import MILLI, median_ms

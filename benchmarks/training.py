@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ase_definet.convert import build_lattice, to_graph
-from ase_definet.graph import batch_graphs
+from ase_definet.matching.site_map import match_sites
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
+from ase_definet.model.graph import batch_graphs
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.sites import match_sites
+from ase_definet.relaxation.inputs import build_lattice, to_graph
 from benchmarks.cells import mos2
 from benchmarks.transcription import Transcription
 

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from ase_definet.graph import VACANCY, DefectGraph
 from ase_definet.model.config import DefiNetConfig
+from ase_definet.model.graph import VACANCY, DefectGraph
 
 
 class Transcription:

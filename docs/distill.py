@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ase_definet.checkpoint import load_checkpoint, resolve_model
-from ase_definet.convert import build_lattice
+from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack, Row, pack_rows, save_groups
-from ase_definet.train.card import LABELLED
+from ase_definet.relaxation.inputs import build_lattice
+from ase_definet.training.card import LABELLED
 
 BATCH = 16
 WAY = 0.5

@@ -10,9 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ase_definet.checkpoint import save_checkpoint
-from ase_definet.train.config import TrainConfig, make_config
-from ase_definet.train.loop import Run, train
+from ase_definet.checkpoints.format import save_checkpoint
+from ase_definet.training.config import TrainConfig, make_config
+from ase_definet.training.run import Run, train
 
 OUT = Path(__file__).parent / "results" / "experiments"
 RUNS = Path("runs/experiments")

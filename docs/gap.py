@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.data import Pack
-from ase_definet.train.batches import SiteBatches
-from ase_definet.train.loop import summed_errors
+from ase_definet.training.batches import SiteBatches
+from ase_definet.training.run import summed_errors
 
 PAIRS = 100
 BATCH = 20

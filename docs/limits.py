@@ -23,12 +23,12 @@ import numpy as np
 import spglib
 import torch
 
-from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.data import Group, Pack
-from ase_definet.metrics import minimum_image
-from ase_definet.naming import defect_name
-from ase_definet.train.batches import SiteBatches
-from ase_definet.train.loop import mean_over_sites
+from ase_definet.matching.naming import defect_name
+from ase_definet.structures.metrics import minimum_image
+from ase_definet.training.batches import SiteBatches
+from ase_definet.training.run import mean_over_sites
 
 ALONE = 4.5
 LOPSIDED = 0.1

@@ -8,7 +8,7 @@ from pathlib import Path
 from ase.io import read
 
 from ase_definet import DefiNetRelaxer
-from ase_definet.pictures import draw_relaxation
+from ase_definet.plotting.structure import draw_relaxation
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from ase_definet.plots import draw_learning_curve
+from ase_definet.plotting.scores import draw_learning_curve
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

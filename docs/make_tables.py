@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ase_definet.cards import bundled_cards
+from ase_definet.checkpoints.bundled import bundled_cards
 
 ROOT = Path(__file__).parent.parent
 NAMES = {"BN": "h-BN", "P": "black phosphorus"}

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from limits import Part, alike, predicted_parts, sizes
 
-from ase_definet.train.config import TrainConfig, make_config
-from ase_definet.train.loop import Run
+from ase_definet.training.config import TrainConfig, make_config
+from ase_definet.training.run import Run
 
 MODEL = {"features": 48, "layers": 5, "near_cutoff": 4.5, "dropout": 0.2, "vector_norm": True}
 STEPS = {"optimizer": "muon", "loss": "components", "rate": 2e-3, "muon": 10.0, "weight_decay": 0.1}

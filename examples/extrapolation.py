@@ -91,7 +91,7 @@ def report(name: str, atoms: Atoms, relaxer: DefiNetRelaxer, folder: Path | None
     for warning in result.warnings:
         print(f"  warning: {warning}")
     if folder is not None:
-        from ase_definet.pictures import draw_relaxation  # noqa: PLC0415 - needs matplotlib
+        from ase_definet.plotting.structure import draw_relaxation  # noqa: PLC0415 - needs matplotlib
 
         draw_relaxation(
             atoms, result.atoms, folder / f"{name}.png", defects=result.site_map.defects, title=name, overwrite=True

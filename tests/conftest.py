@@ -13,8 +13,8 @@ import pytest
 import torch
 from ase import Atoms
 
-from ase_definet.host import library
-from ase_definet.relaxer import DefiNetRelaxer
+from ase_definet.matching.host import library
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
 REPO = Path(__file__).parent.parent
 DATA = REPO.parent / "shared" / "data" / "2dmd.tar.xz"

@@ -18,7 +18,7 @@ import click
 from ase_definet.errors import DefiNetError, HostError, StructureError
 
 if TYPE_CHECKING:
-    from ase_definet.sites import SiteMap
+    from ase_definet.matching.site_map import SiteMap
 
 PROFILES = ("paper", "few-steps", "robust")
 
@@ -48,8 +48,8 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(
         *args: Any, profile: str, incar: tuple[str, ...], magnetic: str, kpoints: str, dipole: bool, **rest: Any
     ) -> Any:
+        from ase_definet.dft.incar import parse_incar_overrides  # noqa: PLC0415
         from ase_definet.errors import InputSetError  # noqa: PLC0415
-        from ase_definet.incar import parse_incar_overrides  # noqa: PLC0415
 
         chosen: dict[str, Any] = {"profile": profile, "magnetic": magnetic, "dipole": dipole}
         try:
@@ -184,7 +184,7 @@ def about(file: Path) -> Iterator[None]:
 
 def checked_host(host: str) -> object:
     """Resolve a host before any structure is read; an unknown one is bad usage."""
-    from ase_definet.host import get_host  # noqa: PLC0415
+    from ase_definet.matching.host import get_host  # noqa: PLC0415
 
     if host.lower() == "auto":
         return "auto"
@@ -213,7 +213,7 @@ def check_folder(folder: Path) -> None:
 
 def file_format(path: Path) -> str:
     """Return ASE's name for the format of an existing file."""
-    from ase_definet.reading import structure_format  # noqa: PLC0415
+    from ase_definet.structures.reading import structure_format  # noqa: PLC0415
 
     return structure_format(path)
 
@@ -222,7 +222,7 @@ def image_notes(path: Path) -> list[str]:
     """Say so if a readable file holds more than the structure that was taken from it."""
     from ase.io.formats import ioformats  # noqa: PLC0415
 
-    from ase_definet.reading import read_structures, structure_format  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structures, structure_format  # noqa: PLC0415
 
     fmt = structure_format(path)
     if fmt in ioformats and ioformats[fmt].single:

@@ -12,7 +12,7 @@ from ase_definet.cli.common import BadUsage, error_text, finite, saved_text
 from ase_definet.errors import DefiNetError
 
 if TYPE_CHECKING:
-    from ase_definet.outputs import IonicSteps
+    from ase_definet.dft.ionic_steps import IonicSteps
 
 _SHOWN = 12
 
@@ -59,7 +59,7 @@ def _same_path(one: Path, other: Path) -> bool:
 
 def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
     """Return the steps of a run, or None and the reason at the end of a list."""
-    from ase_definet.outputs import read_steps  # noqa: PLC0415
+    from ase_definet.dft.ionic_steps import read_steps  # noqa: PLC0415
 
     try:
         return read_steps(path)
@@ -70,7 +70,7 @@ def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
 
 def _problems(control: IonicSteps | None, run: IonicSteps) -> list[str]:
     """Name what keeps a run from being compared with the control, if there is one."""
-    from ase_definet.outputs import compare_settings  # noqa: PLC0415
+    from ase_definet.dft.ionic_steps import compare_settings  # noqa: PLC0415
 
     return [] if control is None else compare_settings(control, run)
 

@@ -150,8 +150,8 @@ def _describe(group: Group) -> Iterable[str]:
     import numpy as np  # noqa: PLC0415
 
     from ase_definet.data import SPLITS  # noqa: PLC0415
-    from ase_definet.naming import defect_name  # noqa: PLC0415
-    from ase_definet.supercell import describe  # noqa: PLC0415
+    from ase_definet.matching.naming import defect_name  # noqa: PLC0415
+    from ase_definet.matching.supercell import describe  # noqa: PLC0415
 
     numbers, host = group.numbers, group.host_numbers
     defective = numbers != host

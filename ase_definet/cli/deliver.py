@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.plan import Job, output_format
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.files import new_database, replacing
+from ase_definet.structures.files import new_database, replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ase_definet.relaxer import RelaxResult
+    from ase_definet.relaxation.relaxer import RelaxResult
 
 
 def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
@@ -84,7 +84,7 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 
     ASE's writer drops FixCartesian, takes the last of several constraints on one atom, and refuses other planes.
     """
-    from ase_definet.constraints import held_directions, hold  # noqa: PLC0415
+    from ase_definet.structures.constraints import held_directions, hold  # noqa: PLC0415
 
     if fmt != "vasp" or not atoms.constraints:
         return atoms, []
@@ -120,7 +120,7 @@ def _write_input_set(
     directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool, predicted: bool = True
 ) -> dict[str, Any]:
     """Write the input set of the prediction, or that of the control run from the host's sites."""
-    from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
+    from ase_definet.dft.vasp import write_vasp_inputs  # noqa: PLC0415
 
     if not directory.parent.is_dir():
         raise FileNotFoundError(

@@ -15,10 +15,10 @@ import click
 
 from ase_definet.cli.common import BadUsage, check_folder, checked_host, overwrite_option
 from ase_definet.errors import EnumerationError
-from ase_definet.files import is_vacant, new_database, others_in, replacing, replacing_folder
+from ase_definet.structures.files import is_vacant, new_database, others_in, replacing, replacing_folder
 
 if TYPE_CHECKING:
-    from ase_definet.enumeration import Configuration, DefectSpace
+    from ase_definet.screening.enumeration import Configuration, DefectSpace
 
 _SIZE = re.compile(r"^(\d+)x(\d+)(?:x(\d+))?$")
 _COUNT = re.compile(r"[*x]\s*\d")
@@ -65,7 +65,7 @@ def enumerate_command(
     resolved = checked_host(host)
     if resolved == "auto":
         raise BadUsage("name the host: there is no structure to infer it from")
-    from ase_definet.enumeration import DefectSpace, parse_defects  # noqa: PLC0415
+    from ase_definet.screening.enumeration import DefectSpace, parse_defects  # noqa: PLC0415
 
     try:
         space = DefectSpace(resolved, _matrix(supercell))  # type: ignore[arg-type]

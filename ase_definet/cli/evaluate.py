@@ -12,7 +12,7 @@ import click
 
 from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option, refuse_existing
 from ase_definet.cli.data import open_or_pack
-from ase_definet.files import replacing
+from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
     from ase_definet.data import Pack
@@ -53,8 +53,8 @@ def evaluate_command(
     Coordinate MAE in Å, averaged over structures; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
     """
     _check_targets(out, plot, overwrite=overwrite)
-    from ase_definet.evaluate import reliability, score_pairs, summarise  # noqa: PLC0415
-    from ase_definet.relaxer import DefiNetRelaxer  # noqa: PLC0415
+    from ase_definet.evaluation.scores import reliability, score_pairs, summarise  # noqa: PLC0415
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
 
     relaxer = DefiNetRelaxer(model, device=device)
     pack = _only(open_or_pack(data, host), subset)
@@ -75,7 +75,7 @@ def evaluate_command(
             fresh.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         click.echo(f"wrote {out}")
     if plot is not None:
-        from ase_definet.plots import draw_scores  # noqa: PLC0415
+        from ase_definet.plotting.scores import draw_scores  # noqa: PLC0415
 
         for path in draw_scores(scores, plot):
             click.echo(f"wrote {path}")
@@ -86,7 +86,7 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
     targets = [] if out is None else [out]
     if plot is not None:
         try:
-            from ase_definet.plots import FILES  # noqa: PLC0415
+            from ase_definet.plotting.scores import FILES  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise click.ClickException(f"plots need {error.name}: pip install 'ase-definet[plot]'") from error
         targets += [plot / name for name in FILES]

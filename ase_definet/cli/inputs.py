@@ -38,8 +38,8 @@ def vasp_command(
 
     Of a file with several structures the last one is taken.
     """
-    from ase_definet.reading import read_structure  # noqa: PLC0415
-    from ase_definet.vasp import write_vasp_inputs  # noqa: PLC0415
+    from ase_definet.dft.vasp import write_vasp_inputs  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     check_folder(directory)
     try:

@@ -10,7 +10,7 @@ def hosts_command() -> None:
     """List the built-in hosts and their other names."""
     import numpy as np  # noqa: PLC0415
 
-    from ase_definet.host import ALIASES, library  # noqa: PLC0415
+    from ase_definet.matching.host import ALIASES, library  # noqa: PLC0415
 
     click.echo(f"{'name':6s} {'a, b (Å)':18s} {'height (Å)':11s} other names")
     for name, host in library().items():
@@ -26,7 +26,7 @@ def hosts_command() -> None:
 @click.command("models")
 def models_command() -> None:
     """List the bundled weights, what they were trained on and how well they do."""
-    from ase_definet.cards import bundled_cards  # noqa: PLC0415
+    from ase_definet.checkpoints.bundled import bundled_cards  # noqa: PLC0415
 
     for name, card in bundled_cards().items():
         hosts = ", ".join(card["training"]["hosts"])

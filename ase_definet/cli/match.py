@@ -30,8 +30,8 @@ def match_command(file: Path, host: str, as_json: bool) -> None:  # noqa: FBT001
     Of a file with several structures the last one is taken.
     """
     resolved = checked_host(host)
-    from ase_definet.reading import read_structure  # noqa: PLC0415
-    from ase_definet.sites import match_sites  # noqa: PLC0415
+    from ase_definet.matching.site_map import match_sites  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     with about(file):
         site_map = match_sites(read_structure(file), resolved)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ase_definet.cli.common import BadUsage, check_folder, file_format
 from ase_definet.errors import StructureError
-from ase_definet.reading import COMPRESSED
+from ase_definet.structures.reading import COMPRESSED
 
 CONTROL = "_unrelaxed"
 """Added to the folder of an input set for that of the control run."""

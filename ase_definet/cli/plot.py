@@ -48,11 +48,11 @@ def plot_command(
     check_folder(output.parent)
     resolved = None if host is None else checked_host(host)
     try:
-        from ase_definet.pictures import draw_relaxation  # noqa: PLC0415
+        from ase_definet.plotting.structure import draw_relaxation  # noqa: PLC0415
     except ImportError as error:
         raise BadUsage(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
-    from ase_definet.reading import read_structure  # noqa: PLC0415
-    from ase_definet.sites import match_sites  # noqa: PLC0415
+    from ase_definet.matching.site_map import match_sites  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     before = read_structure(file)
     after = read_structure(relaxed)

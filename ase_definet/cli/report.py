@@ -25,7 +25,7 @@ def report_command(results: Path, output: Path, pictures: int, overwrite: bool) 
         raise BadUsage(f"{results}: no such folder")
     refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
-    from ase_definet.report import write_report  # noqa: PLC0415
+    from ase_definet.screening.html_report import write_report  # noqa: PLC0415
 
     path = write_report(results, output, pictures=pictures, overwrite=overwrite)
     click.echo(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")

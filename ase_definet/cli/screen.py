@@ -15,7 +15,7 @@ import click
 from ase_definet.cli.common import FOLDER, BadUsage, check_folder, checked_host, host_option
 
 if TYPE_CHECKING:
-    from ase_definet.screening import Named, Progress
+    from ase_definet.screening.screen import Named, Progress
 
 
 _NAMED = 20
@@ -63,9 +63,9 @@ def screen_command(
     resolved = checked_host(host)
     check_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)  # now: what is moved away later is not made anew
-    from ase_definet.checkpoint import load_checkpoint, resolve_model  # noqa: PLC0415
-    from ase_definet.host import Host  # noqa: PLC0415
-    from ase_definet.screening import FAILURES, Results, host_digest, screen, structures_of, write_parquet  # noqa: PLC0415
+    from ase_definet.checkpoints.format import load_checkpoint, resolve_model  # noqa: PLC0415
+    from ase_definet.matching.host import Host  # noqa: PLC0415
+    from ase_definet.screening.screen import FAILURES, Results, host_digest, screen, structures_of, write_parquet  # noqa: PLC0415
 
     weights = load_checkpoint(resolve_model(model)).sha256
     # the host as it is now: its file may be replaced while the screen runs
@@ -104,7 +104,7 @@ def screen_command(
 
 
 def _first_reason(path: Path) -> str:
-    from ase_definet.screening import FAILURE_COLUMNS, read_rows  # noqa: PLC0415
+    from ase_definet.screening.screen import FAILURE_COLUMNS, read_rows  # noqa: PLC0415
 
     row = next(iter(read_rows(path, FAILURE_COLUMNS)), None)
     return "none is there" if row is None else f"{row['name']}: {row['reason']}"
@@ -112,7 +112,7 @@ def _first_reason(path: Path) -> str:
 
 def _from_pipe() -> Iterator[Named]:
     """Read what comes through a pipe, in any encoding that contains ASCII."""
-    from ase_definet.screening import structures_from  # noqa: PLC0415
+    from ase_definet.screening.screen import structures_from  # noqa: PLC0415
 
     binary = getattr(sys.stdin, "buffer", None)
     if binary is None:

@@ -16,8 +16,8 @@ from ase_definet.errors import TrainingError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ase_definet.train.config import TrainConfig
-    from ase_definet.train.loop import Run
+    from ase_definet.training.config import TrainConfig
+    from ase_definet.training.run import Run
 
 _SILENCE = 60.0
 """Seconds without a word where there is no progress bar."""
@@ -43,7 +43,7 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
     output folder; `ase-definet export` makes weights of them that `--model` takes.
     """
     try:
-        from ase_definet.train.loop import train  # noqa: PLC0415
+        from ase_definet.training.run import train  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise click.ClickException(_missing(error)) from error
 
@@ -76,7 +76,7 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
 def _curve(run: Run) -> list[Path]:
     """Draw the learning curve beside the log, where matplotlib is there to do it."""
     try:
-        from ase_definet.plots import draw_learning_curve  # noqa: PLC0415
+        from ase_definet.plotting.scores import draw_learning_curve  # noqa: PLC0415
     except ModuleNotFoundError:
         return []
     return [draw_learning_curve({run.out.name: run.out / "log.csv"}, run.out / "learning_curve.png")]
@@ -91,10 +91,10 @@ def _curve(run: Run) -> list[Path]:
 def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
     """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
     try:
-        from ase_definet.checkpoint import bundled_models  # noqa: PLC0415
-        from ase_definet.train.card import export_weights  # noqa: PLC0415
-        from ase_definet.train.config import CONFIG, config_of_run  # noqa: PLC0415
-        from ase_definet.train.loop import Run  # noqa: PLC0415
+        from ase_definet.checkpoints.format import bundled_models  # noqa: PLC0415
+        from ase_definet.training.card import export_weights  # noqa: PLC0415
+        from ase_definet.training.config import CONFIG, config_of_run  # noqa: PLC0415
+        from ase_definet.training.run import Run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise click.ClickException(_missing(error)) from error
     if out.suffix != ".safetensors":
@@ -114,7 +114,7 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
 
 
 def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> TrainConfig:
-    from ase_definet.train.config import make_config, read_config  # noqa: PLC0415
+    from ase_definet.training.config import make_config, read_config  # noqa: PLC0415
 
     try:
         if path is not None:

@@ -23,11 +23,11 @@ from ase_definet.cli.common import (
     saved_text,
 )
 from ase_definet.errors import CalculatorError, DefiNetError
-from ase_definet.files import replacing
+from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
-    from ase_definet.relaxer import DefiNetRelaxer, RelaxResult
-    from ase_definet.validation import Comparison
+    from ase_definet.evaluation.compare_starts import Comparison
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxResult
 
 _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 
@@ -71,8 +71,8 @@ def validate_command(
     chosen = _settings(settings)
     make = _maker(calculator, chosen)
     resolved = checked_host(host)
-    from ase_definet.relaxer import DefiNetRelaxer  # noqa: PLC0415
-    from ase_definet.validation import compare_starts  # noqa: PLC0415
+    from ase_definet.evaluation.compare_starts import compare_starts  # noqa: PLC0415
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
 
     relaxer = DefiNetRelaxer(model, host=resolved)
     head = {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}
@@ -117,7 +117,7 @@ class _Fitted:
         self.known: dict[tuple[object, ...], float] = {}
 
     def __call__(self, result: RelaxResult) -> float:
-        from ase_definet.validation import fit_scale  # noqa: PLC0415
+        from ase_definet.evaluation.compare_starts import fit_scale  # noqa: PLC0415
 
         key = (result.site_map.supercell.tobytes(), result.site_map.cell.round(4).tobytes())
         if key not in self.known:
@@ -135,7 +135,7 @@ def _check_output(out: Path | None, *, overwrite: bool) -> None:
 
 def _maker(calculator: str, settings: dict[str, Any]) -> Callable[[], Any]:
     """Return what makes the calculator, tried once."""
-    from ase_definet.calculators import get_calculator  # noqa: PLC0415
+    from ase_definet.evaluation.calculators import get_calculator  # noqa: PLC0415
 
     def make() -> Any:
         return get_calculator(calculator, **settings)
@@ -165,7 +165,7 @@ def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
     """Return the prediction for a file, or what is wrong with it; say its warnings."""
-    from ase_definet.reading import read_structure  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     try:
         with about(file):

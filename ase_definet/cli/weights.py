@@ -15,7 +15,7 @@ from ase_definet.cli.common import FILE, BadUsage, check_folder, overwrite_optio
 @overwrite_option
 def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
     """Convert SOURCE, saved by the authors' code, to OUT (.safetensors). Pickled code is never run."""
-    from ase_definet.checkpoint import import_authors_checkpoint, save_checkpoint  # noqa: PLC0415
+    from ase_definet.checkpoints.format import import_authors_checkpoint, save_checkpoint  # noqa: PLC0415
 
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
@@ -33,7 +33,7 @@ def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:
 @overwrite_option
 def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
     """Convert SOURCE, weights of format version 1, to OUT in the present format, and write its card beside it."""
-    from ase_definet.checkpoint import upgrade_checkpoint, write_card  # noqa: PLC0415
+    from ase_definet.checkpoints.format import upgrade_checkpoint, write_card  # noqa: PLC0415
 
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     check_folder(out.parent)
@@ -67,7 +67,7 @@ def combine_command(
     overwrite: bool,  # noqa: FBT001
 ) -> None:
     """Make one weights file OUT: of GENERAL (a bundled name or a file), and of others for hosts of their own."""
-    from ase_definet.combine import combine_weights  # noqa: PLC0415
+    from ase_definet.checkpoints.combine import combine_weights  # noqa: PLC0415
 
     if out.suffix != ".safetensors":
         raise BadUsage(f"{out}: weights end in .safetensors")

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ase_definet.data.pairs import SPLITS, Reference
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.host import completed_cell
-from ase_definet.metrics import minimum_image
-from ase_definet.neighbors import pairs_within
-from ase_definet.sites import match_sites
+from ase_definet.matching.host import completed_cell
+from ase_definet.matching.site_map import match_sites
+from ase_definet.structures.metrics import minimum_image
+from ase_definet.structures.neighbors import pairs_within
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -27,8 +27,8 @@ from safetensors.numpy import save
 from ase_definet.data.examine import Problem, Row, examine
 from ase_definet.data.pairs import SPLITS, Reference
 from ase_definet.errors import StructureError
-from ase_definet.files import replacing
-from ase_definet.supercell import cells_of, waves_of
+from ase_definet.matching.supercell import cells_of, waves_of
+from ase_definet.structures.files import replacing
 
 Array: TypeAlias = NDArray[Any]
 

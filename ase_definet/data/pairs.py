@@ -26,8 +26,8 @@ from ase import Atoms
 from ase.db import connect
 
 from ase_definet.errors import DefiNetError, HostError, StructureError
-from ase_definet.host import Host, get_host
-from ase_definet.reading import read_structure, read_structures
+from ase_definet.matching.host import Host, get_host
+from ase_definet.structures.reading import read_structure, read_structures
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -47,7 +47,7 @@ class Reference:
         id: Its name, unique within the subset.
         subset: What it belongs to: ``high/MoS2``.
         split: ``train``, ``val`` or ``test``.
-        host: Its host: a name, a file or a :class:`~ase_definet.host.Host`.
+        host: Its host: a name, a file or a :class:`~ase_definet.matching.host.Host`.
         unrelaxed: The structure, or its file.
         relaxed: The structure, or its file; None where it is not there.
         problem: What keeps a frame of a file from being one of a pair, if anything.

@@ -93,7 +93,7 @@ class ExpertConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsConfig:
-    """Sizes of an :class:`~ase_definet.model.experts.Experts`.
+    """Sizes of an :class:`~ase_definet.model.host_routing.Experts`.
 
     Attributes:
         general: Of the network for all other hosts.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ase_definet.errors import StructureError
-from ase_definet.graph import VACANCY, DefectGraph
 from ase_definet.model.config import DefiNetConfig
-from ase_definet.model.near import NearTable
+from ase_definet.model.graph import VACANCY, DefectGraph
+from ase_definet.model.short_range import NearTable
 from ase_definet.model.working_set import WorkingSet
 
 ENVELOPE_EXPONENT = 5

@@ -4,7 +4,7 @@ Differences from the published network (:mod:`ase_definet.model.definet`): the l
 host's sites, so their filters depend only on the few distinct edge lengths of a host; a site knows both what is on
 it and what the host has there; messages are depth-wise convolutions of a scalar and a vector field, mixing happens
 on the sites; the mean displacement over real atoms is zero by construction. Between layers, close neighbours meet at
-the distances they have after the move guessed so far (:mod:`ase_definet.model.near`).
+the distances they have after the move guessed so far (:mod:`ase_definet.model.short_range`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.geometry import N_PATHS, Geometry
-from ase_definet.model.near import NearMessages
+from ase_definet.model.edge_convolution import N_PATHS, Geometry
+from ase_definet.model.short_range import NearMessages
 
 N_ELEMENTS = 119
 """Rows of an element table: 0 is an empty site, the rest are atomic numbers."""

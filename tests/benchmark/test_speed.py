@@ -13,9 +13,9 @@ import pytest
 import torch
 from ase.io import write
 
-from ase_definet.convert import to_graph
+from ase_definet.matching.site_map import match_sites
 from ase_definet.model import predict_displacements
-from ase_definet.sites import match_sites
+from ase_definet.relaxation.inputs import to_graph
 from tests.conftest import mos2_with_defects
 
 SIZES = {192: 8, 768: 16, 3072: 32, 12288: 64}

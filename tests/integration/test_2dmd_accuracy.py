@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ase.io.cif import parse_cif
 
-from ase_definet.metrics import coordinate_mae, near_sites
-from ase_definet.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.structures.metrics import coordinate_mae, near_sites
 from tests.conftest import DATA
 
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the 2DMD data is not here (../shared/data)")

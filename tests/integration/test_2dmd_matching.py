@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ase.io import read
 
-from ase_definet.sites import MIN_MARGIN, match_sites
+from ase_definet.matching.site_map import MIN_MARGIN, match_sites
 
 REPO = Path(__file__).resolve().parents[2]
 ARCHIVE = REPO.parent / "shared" / "data" / "2dmd.tar.xz"

@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.io import write
 from click.testing import CliRunner, Result
 
-from ase_definet.checkpoint import load_checkpoint
+from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.cli import cli
 from ase_definet.data import Pack
 from tests.conftest import REPO, pristine

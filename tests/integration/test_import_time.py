@@ -48,14 +48,14 @@ def test_help_and_lists_need_no_torch(args):
 def test_match_needs_no_torch(tmp_path):
     write(tmp_path / "a.vasp", mos2_with_defects())
     loaded = modules_after(COMMAND, "match", str(tmp_path / "a.vasp"), "--host", "auto")
-    assert "ase_definet.sites" in loaded
+    assert "ase_definet.matching.site_map" in loaded
     assert loaded.isdisjoint({"torch", "pymatgen"})
 
 
 def test_vasp_needs_no_torch(tmp_path):
     write(tmp_path / "a.vasp", mos2_with_defects())
     loaded = modules_after(COMMAND, "vasp", str(tmp_path / "a.vasp"), "-o", str(tmp_path / "run"))
-    assert "ase_definet.vasp" in loaded
+    assert "ase_definet.dft.vasp" in loaded
     assert "torch" not in loaded
 
 

@@ -19,13 +19,13 @@ from ase.db import connect
 from ase.io import iread, read
 from click.testing import CliRunner
 
-from ase_definet import files
 from ase_definet.cli import cli, relax
 from ase_definet.cli.deliver import _staged, write_report
-from ase_definet.enumeration import DefectSpace, parse_defects
 from ase_definet.errors import ScreeningError
-from ase_definet.host import get_host
-from ase_definet.screening import structures_of
+from ase_definet.matching.host import get_host
+from ase_definet.screening.enumeration import DefectSpace, parse_defects
+from ase_definet.screening.screen import structures_of
+from ase_definet.structures import files
 
 pytestmark = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="kills forked processes, for speed"
@@ -106,7 +106,7 @@ import os, signal, sys
 from pathlib import Path
 from ase.db.sqlite import SQLite3Database
 from ase_definet.cli import main
-from ase_definet.enumeration import DefectSpace
+from ase_definet.screening.enumeration import DefectSpace
 
 def kill_in(owner, name, calls):
     method = getattr(owner, name)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ase_definet import DefiNetRelaxer
+from ase_definet.matching.site_map import match_sites
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.sites import match_sites
 from benchmarks.cells import mos2
 from tests.conftest import REPO
 

@@ -18,11 +18,11 @@ from ase.io import read, write
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
-from ase_definet import screening
 from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
-from ase_definet.relaxer import DefiNetRelaxer
-from ase_definet.screening import FAILURES, STRUCTURES, TABLE, Results, screen, structures_of
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.screening import screen as screening
+from ase_definet.screening.screen import FAILURES, STRUCTURES, TABLE, Results, screen, structures_of
 from tests.conftest import pristine
 
 SETTINGS = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}

@@ -15,10 +15,19 @@ from ase.io import read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ase_definet import screening
-from ase_definet.extxyz import printable
-from ase_definet.relaxer import DefiNetRelaxer
-from ase_definet.screening import COLUMNS, FAILURE_COLUMNS, FAILURES, STRUCTURES, TABLE, Results, read_rows, screen
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.screening import screen as screening
+from ase_definet.screening.screen import (
+    COLUMNS,
+    FAILURE_COLUMNS,
+    FAILURES,
+    STRUCTURES,
+    TABLE,
+    Results,
+    read_rows,
+    screen,
+)
+from ase_definet.structures.extxyz import printable
 from tests.conftest import pristine
 from tests.unit.test_extxyz import TEXT, hostile
 

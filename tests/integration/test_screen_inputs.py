@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.errors import StructureError
-from ase_definet.extxyz import frame_text
-from ase_definet.reading import read_each
-from ase_definet.screening import COLUMNS, FAILURE_COLUMNS, FAILURES, INPUTS, TABLE, read_rows, structures_of
+from ase_definet.screening.screen import COLUMNS, FAILURE_COLUMNS, FAILURES, INPUTS, TABLE, read_rows, structures_of
+from ase_definet.structures.extxyz import frame_text
+from ase_definet.structures.reading import read_each
 from tests.conftest import REPO, pristine
 from tests.integration.test_screen_faults import consistent, vacancy
 
@@ -212,7 +212,7 @@ def test_a_pipe_is_given_alone(tmp_path):
 
 MEASURE = """
 import io, resource, sys
-from ase_definet.screening import structures_from
+from ase_definet.screening.screen import structures_from
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = sum(1 for _ in structures_from(io.TextIOWrapper(sys.stdin.buffer, "utf-8"), "pipe"))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
@@ -243,7 +243,7 @@ def test_a_long_pipe_takes_little_memory():
 
 def test_structures_come_as_they_are_written():
     """Not when the pipe ends: a screen works while the enumeration before it goes on."""
-    from ase_definet.screening import structures_from  # noqa: PLC0415
+    from ase_definet.screening.screen import structures_from  # noqa: PLC0415
 
     asked = []
 

@@ -20,7 +20,7 @@ from distributed import KilledWorker
 from ase_definet import screening
 from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
-from ase_definet.screening import (
+from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,
     FAILURES,

@@ -14,12 +14,12 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 from click.testing import CliRunner
 
-from ase_definet import screening
-from ase_definet.checkpoint import load_checkpoint, resolve_model, save_checkpoint
+from ase_definet.checkpoints.format import load_checkpoint, resolve_model, save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
-from ase_definet.host import get_host
-from ase_definet.screening import (
+from ase_definet.matching.host import get_host
+from ase_definet.screening import screen as screening
+from ase_definet.screening.screen import (
     FAILURES,
     INPUTS,
     JOURNAL,
@@ -249,7 +249,7 @@ def test_a_file_that_grew_goes_on_and_one_that_was_mended_does_not(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["extxyz", "vasp", "cif", "traj", "json", "db"])
 def test_digests_are_the_same_every_time_a_file_is_read(tmp_path, suffix):
-    from ase_definet.reading import read_structure  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     atoms = vacancy()
     atoms.set_constraint(FixAtoms([0]))

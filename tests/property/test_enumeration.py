@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from ase_definet.enumeration import DefectSpace, count_all, parse_defects
-from ase_definet.host import get_host
+from ase_definet.matching.host import get_host
+from ase_definet.screening.enumeration import DefectSpace, count_all, parse_defects
 
 LAYERS = ("MoS2", "BN", "P", "GaSe")
 CRYSTALS = ("Si", "NaCl", "Cu", "Mg", "tilted")

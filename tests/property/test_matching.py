@@ -6,8 +6,8 @@ from ase.build import bulk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ase_definet.host import library
-from ase_definet.sites import match_sites
+from ase_definet.matching.host import library
+from ase_definet.matching.site_map import match_sites
 
 RATTLE = 0.08  # Å, of every atom in some direction
 POSITION_TOLERANCE = 0.1  # Å, of an ideal site found in a rattled structure

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from ase_definet.checkpoint import load_checkpoint, save_checkpoint
-from ase_definet.convert import to_graph
+from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
+from ase_definet.matching.site_map import match_sites
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.sites import match_sites
+from ase_definet.relaxation.inputs import to_graph
 from tests.conftest import mos2_with_defects
 
 HERE = Path(__file__).parent

@@ -21,9 +21,9 @@ from ase.build import bulk, graphene, mx2
 from scipy.spatial import cKDTree
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.host import Host, get_host, library
-from ase_definet.naming import defect_name
-from ase_definet.sites import SiteMap, match_sites
+from ase_definet.matching.host import Host, get_host, library
+from ase_definet.matching.naming import defect_name
+from ase_definet.matching.site_map import SiteMap, match_sites
 
 FOREIGN = (6, 74, 49, 23)
 """C, W, In, V: put on sites where a substitution is planted."""

@@ -8,12 +8,12 @@ import torch
 from ase.build import bulk, make_supercell
 
 from ase_definet.data import Group
-from ase_definet.graph import build_graph
-from ase_definet.metrics import near_sites
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
-from ase_definet.train.batches import SiteBatches
-from ase_definet.train.loop import build_network
+from ase_definet.model.graph import build_graph
+from ase_definet.structures.metrics import near_sites
+from ase_definet.training.batches import SiteBatches
+from ase_definet.training.run import build_network
 from tests.conftest import pristine
 from tests.pairs import pack_of, radial_pairs
 

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from ase_definet import checkpoint
-from ase_definet.checkpoint import (
+from ase_definet.checkpoints import format as checkpoint
+from ase_definet.checkpoints.format import (
     ARCHITECTURES,
     _content_sha256,
     bundled_models,

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ase_definet.checkpoint import save_checkpoint
+from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.errors import DeviceError
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
-from ase_definet.train.config import TrainConfig
-from ase_definet.train.loop import Run, train
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.training.config import TrainConfig
+from ase_definet.training.run import Run, train
 from benchmarks.cells import mos2
 from tests.conftest import mos2_with_defects
 from tests.pairs import pack_of, radial_pairs

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from ase_definet.data import FORMAT, Pack, Problem, Reference, Row, examine, find_pairs, is_pack, pack_pairs
 from ase_definet.data.packed import _digest
 from ase_definet.errors import DefiNetError, HostError, StructureError
-from ase_definet.sites import match_sites
+from ase_definet.matching.site_map import match_sites
 from tests.conftest import REPO, pristine
 
 PACKED = 1e-4

@@ -8,9 +8,9 @@ import torch
 from ase.build import mx2
 
 from ase_definet.errors import StructureError
-from ase_definet.graph import SUBSTITUTION, VACANCY, batch_graphs, build_graph
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
+from ase_definet.model.graph import SUBSTITUTION, VACANCY, batch_graphs, build_graph
 from ase_definet.model.working_set import WorkingSet
 
 REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "reference_definet.py"))

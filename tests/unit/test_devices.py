@@ -14,20 +14,20 @@ from ase.build import make_supercell
 from click.testing import CliRunner
 
 import ase_definet
-from ase_definet.checkpoint import save_checkpoint
+from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.cli import cli
-from ase_definet.convert import build_lattice, to_graph
 from ase_definet.errors import DefiNetWarning, DeviceError
-from ase_definet.graph import batch_graphs
+from ase_definet.matching.site_map import match_sites
 from ase_definet.model import predict
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
+from ase_definet.model.graph import batch_graphs
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
-from ase_definet.sites import match_sites
-from ase_definet.train.batches import SiteBatches
-from ase_definet.train.config import TrainConfig
-from ase_definet.train.loop import build_network, loss_of, make_fabric
+from ase_definet.relaxation.inputs import build_lattice, to_graph
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.training.batches import SiteBatches
+from ase_definet.training.config import TrainConfig
+from ase_definet.training.run import build_network, loss_of, make_fabric
 from tests.conftest import mos2_with_defects, pristine
 from tests.elsewhere import DEVICE, Elsewhere, Remote
 from tests.pairs import pack_of, radial_pairs

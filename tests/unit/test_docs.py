@@ -6,8 +6,8 @@ import json
 import runpy
 
 from ase_definet import __version__
-from ase_definet.cards import bundled_cards
-from ase_definet.checkpoint import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import bundled_cards
+from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from tests.conftest import REPO
 
 

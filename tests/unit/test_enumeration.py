@@ -20,11 +20,11 @@ from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.cli import enumerate as enumerate_module
-from ase_definet.enumeration import Configuration, DefectSpace, count_all, parse_defects
 from ase_definet.errors import EnumerationError
-from ase_definet.files import new_database
-from ase_definet.host import get_host
-from ase_definet.sites import match_sites
+from ase_definet.matching.host import get_host
+from ase_definet.matching.site_map import match_sites
+from ase_definet.screening.enumeration import Configuration, DefectSpace, count_all, parse_defects
+from ase_definet.structures.files import new_database
 
 OBLIQUE = [[3, 1, 0], [-1, 2, 0], [0, 0, 1]]
 

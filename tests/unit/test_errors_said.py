@@ -20,7 +20,7 @@ from ase_definet.cli import cli
 from ase_definet.cli.common import REPORT, error_text
 from ase_definet.data import Pack
 from ase_definet.errors import StructureError
-from ase_definet.files import new_database, replacing
+from ase_definet.structures.files import new_database, replacing
 from tests.conftest import mos2_with_defects
 
 

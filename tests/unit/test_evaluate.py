@@ -15,14 +15,14 @@ from ase import Atoms
 from ase.build import mx2
 from click.testing import CliRunner
 
-from ase_definet import evaluate as evaluate_module
-from ase_definet.baselines import LinearSuperposition
 from ase_definet.cli import cli
 from ase_definet.data import Reference, pack_pairs
 from ase_definet.errors import StructureError
-from ase_definet.evaluate import N_WORST, RADII, reliability, score_pairs, summarise
-from ase_definet.host import get_host
-from ase_definet.relaxer import DefiNetRelaxer
+from ase_definet.evaluation import scores as evaluate_module
+from ase_definet.evaluation.scores import N_WORST, RADII, reliability, score_pairs, summarise
+from ase_definet.evaluation.superposition import LinearSuperposition
+from ase_definet.matching.host import get_host
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from tests.conftest import pristine
 
 PACKED = 1e-4

@@ -16,11 +16,11 @@ from ase.build import bulk
 from ase.io import read, write
 from click.testing import CliRunner
 
-from ase_definet.checkpoint import load_checkpoint, resolve_model, save_checkpoint
+from ase_definet.checkpoints.format import load_checkpoint, resolve_model, save_checkpoint
 from ase_definet.cli import cli
-from ase_definet.host import Host, get_host
-from ase_definet.relaxer import DefiNetRelaxer
-from ase_definet.report import write_report
+from ase_definet.matching.host import Host, get_host
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.screening.html_report import write_report
 from tests.conftest import mos2_with_defects, pristine
 from tests.integration.test_report import BROWSER, QUIET, embedded
 

@@ -11,15 +11,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from ase_definet.checkpoint import combine, load_checkpoint, save_checkpoint
+from ase_definet.checkpoints.combine import combine_weights
+from ase_definet.checkpoints.format import combine, load_checkpoint, save_checkpoint
 from ase_definet.cli import cli
-from ase_definet.combine import combine_weights
 from ase_definet.errors import CheckpointError, OutputExistsError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
-from ase_definet.model.experts import Experts
+from ase_definet.model.host_routing import Experts
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from tests.conftest import mos2_with_defects, pristine
 
 SIZES = SiteNetworkConfig(features=8, layers=2, radial=6, embedding=4, near_cutoff=4.0, error_hidden=4)

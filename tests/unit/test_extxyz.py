@@ -11,9 +11,9 @@ from ase.io import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_definet import extxyz
 from ase_definet.errors import StructureError
-from ase_definet.extxyz import LONGEST_TEXT, frame_text, printable, read_frames
+from ase_definet.structures import extxyz
+from ase_definet.structures.extxyz import LONGEST_TEXT, frame_text, printable, read_frames
 
 CELL = np.diag([5.0, 6.0, 7.0])
 SPECIAL = st.sampled_from(

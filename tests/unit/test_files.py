@@ -13,9 +13,16 @@ import time
 
 import pytest
 
-from ase_definet import files
 from ase_definet.errors import OutputExistsError, ScreeningError
-from ase_definet.files import INCOMPLETE, MANIFEST, others_in, refuse_incomplete, replacing, replacing_folder
+from ase_definet.structures import files
+from ase_definet.structures.files import (
+    INCOMPLETE,
+    MANIFEST,
+    others_in,
+    refuse_incomplete,
+    replacing,
+    replacing_folder,
+)
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, links and signals")
 
@@ -336,7 +343,7 @@ def test_a_folder_made_in_the_meantime_stays(tmp_path):
 KILLED_WHILE_MERGING = """
 import os, sys
 from pathlib import Path
-from ase_definet.files import replacing_folder
+from ase_definet.structures.files import replacing_folder
 target, moves = Path(sys.argv[1]), int(sys.argv[2])
 replace = Path.replace
 def stop(self, other):

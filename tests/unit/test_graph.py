@@ -6,8 +6,8 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.graph import PRISTINE, SUBSTITUTION, VACANCY, DefectGraph, batch_graphs, build_graph
-from ase_definet.neighbors import SHELL_TOLERANCE, neighbor_list
+from ase_definet.model.graph import PRISTINE, SUBSTITUTION, VACANCY, DefectGraph, batch_graphs, build_graph
+from ase_definet.structures.neighbors import SHELL_TOLERANCE, neighbor_list
 
 EDGE_TOLERANCE = 1e-10  # Å, double precision
 SINGLE_EDGE_TOLERANCE = 1e-5  # Å, single precision

@@ -9,7 +9,7 @@ from ase.io import write
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from ase_definet.errors import HostError, StructureError
-from ase_definet.host import (
+from ase_definet.matching.host import (
     ALIASES,
     VACUUM_LENGTH,
     check_structure,
@@ -309,7 +309,7 @@ def test_open_axis_gets_a_normal_longer_than_the_layer():
 
 def test_modules_of_matching_import_neither_torch_nor_pymatgen():
     code = (
-        "import sys, ase_definet.sites, ase_definet.neighbors; "
+        "import sys, ase_definet.matching.site_map, ase_definet.structures.neighbors; "
         "print([m for m in ('torch', 'torch_geometric', 'pymatgen') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,10 +10,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import SETTINGS
 from pymatgen.io.vasp.inputs import Incar
 
+from ase_definet.dft.incar import PROFILES, final_incar, named, parse_incar_overrides
+from ase_definet.dft.incar_rules import PER_SPECIES, RULES, VECTORS, Planned, Rule, broken_rules
+from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import InputSetError
-from ase_definet.incar import PROFILES, final_incar, named, parse_incar_overrides
-from ase_definet.incar_rules import PER_SPECIES, RULES, VECTORS, Planned, Rule, broken_rules
-from ase_definet.vasp import write_vasp_inputs
 from tests.unit.test_vasp import FAKE_POTCAR, sandwich, slab
 
 U = {"LDAU": True, "LDAUL": [2, -1], "LDAUU": [4, 0]}

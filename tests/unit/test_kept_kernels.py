@@ -12,7 +12,7 @@ import torch
 
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from tests.conftest import mos2_with_defects
 from tests.unit.test_site_network import lattice_of
 

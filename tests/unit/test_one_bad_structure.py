@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetError, HostError, StrictError, StructureError
-from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 from tests.conftest import pristine
 
 MARK = "bad"
@@ -208,7 +208,7 @@ def test_a_record_keeps_no_batch_alive(relaxer, monkeypatch):
 
 def test_the_command_says_what_is_wrong_with_the_constraints(tmp_path, monkeypatch):
     """A user's error is no bug of ours."""
-    import ase_definet.reading as reading_module  # noqa: PLC0415
+    import ase_definet.structures.reading as reading_module  # noqa: PLC0415
 
     real = reading_module.read_structure
     monkeypatch.setattr(

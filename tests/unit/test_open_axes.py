@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from ase_definet.cli import cli
 from ase_definet.data import Reference, pack_pairs
-from ase_definet.evaluate import score_pairs
-from ase_definet.host import facing
-from ase_definet.metrics import coordinate_mae, minimum_image, near_sites
-from ase_definet.pictures import draw_relaxation
-from ase_definet.report import write_report
-from ase_definet.validation import compare_starts, fit_scale, scaled
+from ase_definet.evaluation.compare_starts import compare_starts, fit_scale, scaled
+from ase_definet.evaluation.scores import score_pairs
+from ase_definet.matching.host import facing
+from ase_definet.plotting.structure import draw_relaxation
+from ase_definet.screening.html_report import write_report
+from ase_definet.structures.metrics import coordinate_mae, minimum_image, near_sites
 
 
 def layer(kind: str = "vacuum") -> Atoms:

@@ -19,9 +19,9 @@ from ase.optimize import BFGS
 from click.testing import CliRunner
 
 from ase_definet.cli import cli
-from ase_definet.constraints import hold
+from ase_definet.dft.ionic_steps import compare_settings, read_steps
 from ase_definet.errors import StructureError
-from ase_definet.outputs import compare_settings, read_steps
+from ase_definet.structures.constraints import hold
 
 EXAMPLE = Path(ase.__file__).parent / "test" / "testdata" / "vasp" / "OUTCAR_example_1"
 OSZICAR = """\

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetError, OutputExistsError, StructureError
-from ase_definet.pictures import FORMATS, draw_relaxation
+from ase_definet.plotting.structure import FORMATS, draw_relaxation
 from tests.conftest import mos2_with_defects, pristine
 
 

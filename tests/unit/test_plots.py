@@ -10,10 +10,10 @@ import pytest
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.image import imread
 
-from ase_definet import plots
 from ase_definet.errors import DefiNetError
-from ase_definet.evaluate import Score, reliability
-from ase_definet.plots import BIN, DPI, FEWEST, FILES, REACH, SHORTEST, draw_learning_curve, draw_scores
+from ase_definet.evaluation.scores import Score, reliability
+from ase_definet.plotting import scores as plots
+from ase_definet.plotting.scores import BIN, DPI, FEWEST, FILES, REACH, SHORTEST, draw_learning_curve, draw_scores
 
 N_ATOMS = 200
 

@@ -11,8 +11,8 @@ from pymatgen.core import Species
 from pymatgen.io.vasp import Poscar
 
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.host import as_structure, read_structure
-from ase_definet.poscar import element_of
+from ase_definet.matching.host import as_structure, read_structure
+from ase_definet.structures.poscar import element_of
 from tests.conftest import pristine
 
 HEAD = 5

@@ -12,6 +12,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
+from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import (
     DefiNetError,
     DefiNetWarning,
@@ -21,9 +22,8 @@ from ase_definet.errors import (
     StrictError,
     StructureError,
 )
-from ase_definet.model.lattice import LatticeGeometry
-from ase_definet.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
-from ase_definet.vasp import write_vasp_inputs
+from ase_definet.model.lattice_convolution import LatticeGeometry
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 from tests.conftest import DEVICES, mos2_with_defects, pristine
 
 MOVED = 0.03

@@ -11,16 +11,16 @@ from ase import Atoms
 from ase.build import bulk
 from ase.build.supercells import lattice_points_in_supercell
 
-from ase_definet.graph import batch_graphs, build_graph
-from ase_definet.model import lattice as lattice_module
+from ase_definet.model import lattice_convolution as lattice_module
 from ase_definet.model import predict, predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.geometry import EdgeGeometry, classify
-from ase_definet.model.lattice import LatticeGeometry
-from ase_definet.model.near import TYPICAL, NearTable
+from ase_definet.model.edge_convolution import EdgeGeometry, classify
+from ase_definet.model.graph import batch_graphs, build_graph
+from ase_definet.model.lattice_convolution import LatticeGeometry
+from ase_definet.model.short_range import TYPICAL, NearTable
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.neighbors import neighbor_list
+from ase_definet.structures.neighbors import neighbor_list
 from tests.conftest import pristine
 
 EXACT = 1e-8

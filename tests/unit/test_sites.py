@@ -6,8 +6,8 @@ from ase import Atoms
 from ase.build import bulk, make_supercell, mx2
 
 from ase_definet.errors import DefiNetError, HostError, MatchError, StructureError
-from ase_definet.host import library
-from ase_definet.sites import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, SiteKind, match_sites
+from ase_definet.matching.host import library
+from ase_definet.matching.site_map import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, SiteKind, match_sites
 
 POSITION_TOLERANCE = 1e-3  # Å, a structure on its sites
 RATTLE_TOLERANCE = 0.2  # Å, the rigid shift of a rattled one is a median

@@ -12,9 +12,9 @@ from ase.build import mx2
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixedLine, FixedPlane, FixScaled
 
-from ase_definet.constraints import free_forces, sound
 from ase_definet.errors import StructureError
-from ase_definet.stepping import OPTIMIZERS, relax_with
+from ase_definet.relaxation.stepping import OPTIMIZERS, relax_with
+from ase_definet.structures.constraints import free_forces, sound
 from tests.unit.test_open_axes import layer
 
 CELLS = {

@@ -5,8 +5,15 @@ from ase.build import bulk
 from ase.geometry import find_mic
 
 from ase_definet.errors import HostError
-from ase_definet.host import get_host, library
-from ase_definet.supercell import MAX_STRAIN, Mapping, describe, find_mappings, mapping_stages, supercell_sites
+from ase_definet.matching.host import get_host, library
+from ase_definet.matching.supercell import (
+    MAX_STRAIN,
+    Mapping,
+    describe,
+    find_mappings,
+    mapping_stages,
+    supercell_sites,
+)
 
 LENGTH_TOLERANCE = 1e-8  # Å
 STRAIN_TOLERANCE = 1e-8

@@ -12,7 +12,7 @@ import pytest
 from ase_definet.cli.train import PRESET_NAMES
 from ase_definet.errors import TrainingError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
-from ase_definet.train.config import PRESETS, TrainConfig, config_of_run, make_config, read_config
+from ase_definet.training.config import PRESETS, TrainConfig, config_of_run, make_config, read_config
 from tests.conftest import REPO
 
 FILES = {"data": "a.pack", "out": "run"}

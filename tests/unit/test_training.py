@@ -20,16 +20,16 @@ import pytest
 import torch
 from filelock import FileLock
 
-from ase_definet.checkpoint import combine, load_checkpoint, save_checkpoint
+from ase_definet.checkpoints.format import combine, load_checkpoint, save_checkpoint
 from ase_definet.data import Pack
 from ase_definet.errors import CheckpointError, DefiNetWarning, DeviceError, StructureError, TrainingError
-from ase_definet.host import get_host
+from ase_definet.matching.host import get_host
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.train import uncertainty
-from ase_definet.train.card import LABELLED, build_card, export_weights
-from ase_definet.train.config import TrainConfig
-from ase_definet.train.loop import LAST, Run, corrupted, loss_of, train
+from ase_definet.training import error_estimate as uncertainty
+from ase_definet.training.card import LABELLED, build_card, export_weights
+from ase_definet.training.config import TrainConfig
+from ase_definet.training.run import LAST, Run, corrupted, loss_of, train
 from tests.conftest import DEVICES, REPO, pristine
 from tests.pairs import pack_of, radial_pairs
 
@@ -434,7 +434,7 @@ def test_a_damaged_log_is_refused_before_any_step(config, content):
 def test_two_trainings_in_one_folder(config):
     """The second one is refused by the name of the first, changes nothing, and may begin when that has ended."""
     script = (
-        "import sys, time; from pathlib import Path; from ase_definet.run_folder import RunFolder\n"
+        "import sys, time; from pathlib import Path; from ase_definet.structures.run_folder import RunFolder\n"
         "folder = RunFolder(Path(sys.argv[1]), 'training', ValueError, otherwise='', goes_on='')\n"
         "with folder: print('in', flush=True); sys.stdin.read()"
     )
@@ -857,8 +857,8 @@ def test_two_processes_train_like_one(config, tmp_path, architecture):
     script = tmp_path / "go.py"
     script.write_text(
         "import json, sys\n"
-        "from ase_definet.train.config import make_config\n"
-        "from ase_definet.train.loop import train\n"
+        "from ase_definet.training.config import make_config\n"
+        "from ase_definet.training.run import train\n"
         "if __name__ == '__main__':\n"
         "    train(make_config(json.loads(sys.argv[1])))\n"
     )

@@ -6,11 +6,11 @@ import runpy
 
 import torch
 
-from ase_definet.convert import to_graph
-from ase_definet.graph import batch_graphs
+from ase_definet.matching.site_map import match_sites
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
-from ase_definet.sites import match_sites
+from ase_definet.model.graph import batch_graphs
+from ase_definet.relaxation.inputs import to_graph
 from tests.conftest import REPO, mos2_with_defects, pristine
 
 FLOAT32 = 1e-5

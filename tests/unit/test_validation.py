@@ -15,12 +15,12 @@ from ase.io import write
 from ase.optimize import BFGS
 from click.testing import CliRunner
 
-from ase_definet.calculators import get_calculator
 from ase_definet.cli import cli
 from ase_definet.errors import CalculatorError, DefiNetWarning
-from ase_definet.relaxer import DefiNetRelaxer
-from ase_definet.stepping import OPTIMIZERS, relax_with
-from ase_definet.validation import compare_starts, fit_scale, scaled
+from ase_definet.evaluation.calculators import get_calculator
+from ase_definet.evaluation.compare_starts import compare_starts, fit_scale, scaled
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.stepping import OPTIMIZERS, relax_with
 
 FMAX = 0.02
 

@@ -14,8 +14,8 @@ from ase.io import read
 from pymatgen.core import SETTINGS
 from pymatgen.io.vasp.inputs import Incar, Kpoints, Poscar
 
+from ase_definet.dft.vasp import ORDER_FILE, PROFILES, parse_incar_overrides, restore_order, write_vasp_inputs
 from ase_definet.errors import InputSetError, OutputExistsError, StructureError
-from ase_definet.vasp import ORDER_FILE, PROFILES, parse_incar_overrides, restore_order, write_vasp_inputs
 
 POSITION_TOLERANCE = 1e-10
 """Å; POSCAR holds 16 digits."""
@@ -452,7 +452,7 @@ def test_readme_tells_where_it_came_from(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, ase_definet.vasp; print('pymatgen' in sys.modules)"
+    code = "import sys, ase_definet.dft.vasp; print('pymatgen' in sys.modules)"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "False"

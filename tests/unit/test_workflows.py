@@ -13,7 +13,7 @@ from tests.conftest import mos2_with_defects
 jobflow = pytest.importorskip("jobflow")
 from maggma.stores import MemoryStore  # noqa: E402
 
-from ase_definet.workflows import DefiNetRelaxMaker  # noqa: E402
+from ase_definet.interop.jobflow import DefiNetRelaxMaker  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of jobflow's own
 ROUNDED = 1e-6

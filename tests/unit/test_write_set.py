@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ase_definet import files as files_module
 from ase_definet.errors import OutputExistsError
-from ase_definet.files import INCOMPLETE, write_set
+from ase_definet.structures import files as files_module
+from ase_definet.structures.files import INCOMPLETE, write_set
 
 NAMES = ("POSCAR", "INCAR", "KPOINTS", "README.txt")
 
@@ -70,7 +70,7 @@ def test_a_writer_that_comes_in_the_middle_is_refused(tmp_path, monkeypatch, els
         if Path(target).name == NAMES[1] and not refused:
             if elsewhere:
                 text = (
-                    "import sys; from pathlib import Path; from ase_definet.files import write_set\n"
+                    "import sys; from pathlib import Path; from ase_definet.structures.files import write_set\n"
                     f"write_set(Path(sys.argv[1]), dict.fromkeys({NAMES}, 'c'), overwrite=True)"
                 )
                 done = subprocess.run(

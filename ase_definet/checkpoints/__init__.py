@@ -1,0 +1,1 @@
+"""Weights on disk: format, bundled weights, combination."""

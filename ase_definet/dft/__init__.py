@@ -1,0 +1,1 @@
+"""Hand-over to DFT codes and what they leave behind."""

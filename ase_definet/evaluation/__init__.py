@@ -1,0 +1,1 @@
+"""How good predictions are: scores, superposition of single-defect fields, ionic steps saved."""

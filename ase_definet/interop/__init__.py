@@ -1,0 +1,1 @@
+"""Other packages' workflows: doped, pymatgen-analysis-defects, jobflow."""

@@ -1,0 +1,85 @@
+"""A jobflow Maker, to put the prediction ahead of a DFT relaxation: ``pip install 'ase-definet[workflows]'``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ase_definet.errors import DefiNetError
+from ase_definet.matching.host import as_structure, get_host
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, like
+
+try:
+    from jobflow import Maker, job
+except ImportError as error:
+    raise DefiNetError("workflows need jobflow: pip install 'ase-definet[workflows]'") from error
+
+
+@dataclass
+class DefiNetRelaxMaker(Maker):
+    """Make jobs that relax a defect structure in one pass.
+
+    Attributes:
+        name: Of the jobs.
+        model: Bundled weights by name, or a file that the worker can read.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, on the worker.
+        strict: Whether a result that is not to be trusted fails the job.
+        max_strain: Largest principal strain of the host onto a cell.
+
+    Examples:
+        Ahead of an atomate2 relaxation::
+
+            first = DefiNetRelaxMaker().make(structure, host="MoS2")
+            then = DoubleRelaxMaker().make(first.output["structure"])
+            flow = Flow([first, then])
+    """
+
+    name: str = "DefiNet relax"
+    model: str = "default"
+    device: str = "auto"
+    strict: bool = False
+    max_strain: float = 0.06
+
+    def make(self, structure: Any, host: Any) -> Any:
+        """Make the job that relaxes one structure.
+
+        Args:
+            structure: A pymatgen Structure, an Atoms, or what another job will return.
+            host: Its host: a library name, a Structure, an Atoms, a file that the worker can read, or ``"auto"``.
+
+        Returns:
+            A job. Its output is a dict: ``structure``, relaxed, a pymatgen Structure in the order given;
+            ``displacement``, shape ``(n_atoms, 3)``, and ``uncertainty``, shape ``(n_atoms,)``, in Å; ``host``,
+            ``supercell``, ``defects``, ``outside``, ``warnings`` and ``model``.
+
+        Raises:
+            HostError: The host is a name or a file that is neither in the library nor here.
+        """
+        if isinstance(host, str) and host.lower() != "auto" and not Path(host).is_absolute():
+            get_host(host)
+        return self.run(_sendable(structure), _sendable(host))
+
+    @job  # type: ignore[untyped-decorator]
+    def run(self, structure: Any, host: Any) -> dict[str, Any]:
+        """Relax one structure, on the worker; see :meth:`make`."""
+        relaxer = DefiNetRelaxer(
+            self.model, host=host, device=self.device, strict=self.strict, max_strain=self.max_strain
+        )
+        result = relaxer.predict(structure)
+        return {
+            "structure": like(structure, result.atoms),
+            "displacement": result.displacement.tolist(),
+            "uncertainty": None if result.uncertainty is None else result.uncertainty.tolist(),
+            "host": result.site_map.host.name,
+            "supercell": result.site_map.supercell_name,
+            "defects": dict(result.site_map.defect_counts),
+            "outside": list(result.outside),
+            "warnings": list(result.warnings),
+            "model": result.model,
+        }
+
+
+def _sendable(structure: Any) -> Any:
+    """Return what jobflow can send: a Structure for an Atoms, all else as it is."""
+    return as_structure(structure) if hasattr(structure, "get_positions") else structure

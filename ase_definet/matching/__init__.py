@@ -1,0 +1,1 @@
+"""Which atom sits on which site of which host: hosts, supercells, registration."""

@@ -1,0 +1,543 @@
+"""Site matching: which atom sits on which site of the host, and what that makes of each site."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ase_definet.errors import HostError, MatchError
+from ase_definet.matching.host import VACUUM_GAP, Host, as_atoms, check_structure, get_host, library, vacuum_gaps
+from ase_definet.matching.naming import defect_name
+from ase_definet.matching.registration import (
+    GATE,
+    GOOD_COST,
+    SPECIES_PENALTY,
+    Assignment,
+    Placement,
+    Registration,
+    Sample,
+    assign,
+    nearby_pairs,
+    register,
+    registration_costs,
+)
+from ase_definet.matching.supercell import (
+    MAX_STRAIN,
+    MISFITS,
+    Mapping,
+    describe,
+    diffracted_mappings,
+    mapping_stages,
+    remark_on,
+    supercell_sites,
+)
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
+_Framed: TypeAlias = tuple[Array, Array, int | None]
+
+MIN_MARGIN = 0.5
+"""An atom is ambiguous where its second-nearest site, or the gate, is not this much further than its own, in Å."""
+
+MIN_ADVANTAGE = 0.01
+"""A match is ambiguous where another registration of the whole host costs no more than this much more, in Å."""
+
+SAME_SHIFT = 1e-5
+"""A rigid shift is not refined by less, in Å."""
+
+MIN_PRISTINE = 0.5
+"""A match with a smaller share of pristine sites is refused: the host is the wrong one."""
+
+SAME_PLACE = 0.5
+"""Two vacancies of two registrations this near to one another are the same vacancy, in Å."""
+
+CLOSE = 0.05
+"""Registrations whose cost for a sample of atoms is this close to the best are judged by all atoms, in Å."""
+
+MOST_READINGS = 64
+"""Registrations that are judged by all atoms, at most."""
+
+SUBLATTICE = 0.1
+"""An element with a smaller share of the host's sites is a dopant and no sublattice."""
+
+MAX_LOOSE = 0.1
+"""With a larger share of atoms on no site it is not those atoms but the host that is wrong."""
+
+STRAIN_NOTICE = 0.03
+"""Strain of the host beyond which a warning is given."""
+
+
+class SiteKind(enum.IntEnum):
+    """What a host site has become; the values are the markers of the network."""
+
+    PRISTINE = 0
+    SUBSTITUTION = 1
+    VACANCY = 2
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One defect site.
+
+    Attributes:
+        name: Without charge, as doped writes it: ``v_S``, ``W_Mo``; ``V_Mo`` is vanadium.
+        kind: Substitution or vacancy.
+        site: Index of the host site.
+        host_element: Element the host has there.
+        element: Element found there, None for a vacancy.
+        atom_index: Index of that atom in the caller's order, None for a vacancy.
+        position: Ideal position of the site in the caller's frame, in Å.
+    """
+
+    name: str
+    kind: SiteKind
+    site: int
+    host_element: str
+    element: str | None
+    atom_index: int | None
+    position: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMap:
+    """A structure as occupied sites of a host supercell, in host order.
+
+    Attributes:
+        host: The host.
+        supercell: Integer matrix, shape ``(3, 3)``, rows in the host's primitive vectors.
+        cell: Periodic vectors as rows, shape ``(3, 3)``, in Å; for a layer the two in-plane vectors of the
+            structure, then its normal (see :func:`~ase_definet.matching.host.layer_frame`).
+        pbc: Which of them are periodic.
+        positions: Ideal positions, shape ``(n_sites, 3)``, in Å: the caller's frame and origin, any image in the
+            plane, one unbroken layer across the vacuum.
+        host_numbers: Atomic numbers of the host, shape ``(n_sites,)``.
+        numbers: Atomic numbers found, 0 where empty, shape ``(n_sites,)``.
+        kinds: :class:`SiteKind` values, shape ``(n_sites,)``.
+        atom_index: Index of the atom on each site in the caller's order, -1 where empty, shape ``(n_sites,)``.
+        offsets: Atom minus site, nearest image, zero where empty, shape ``(n_sites, 3)``, in Å.
+        strain: Principal strains of the host onto the cell, shape ``(3,)``.
+        shift: Rigid shift of the host, shape ``(3,)``, in Å.
+        rotation: Rotation of the host's frame into the caller's, shape ``(3, 3)``, for column vectors.
+        cost: Root mean square over atoms of the (gated) distances, species penalty included, in Å.
+        runner_up: The same for the best different registration of host and cell, one that no symmetry of the host
+            turns into this one, in Å; infinite if there is none.
+        margin: Smallest difference between an atom's distance to its second-nearest site, or
+            :data:`~ase_definet.matching.registration.GATE` if that is less, and to its own, in Å.
+        warnings: Reasons to distrust the match.
+    """
+
+    host: Host
+    supercell: Array
+    cell: Array
+    pbc: tuple[bool, bool, bool]
+    positions: Array
+    host_numbers: Array
+    numbers: Array
+    kinds: Array
+    atom_index: Array
+    offsets: Array
+    strain: Array
+    shift: Array
+    rotation: Array
+    cost: float
+    runner_up: float
+    margin: float
+    warnings: tuple[str, ...]
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether some atom, or the whole structure, could as well sit on other sites."""
+        return self.margin < MIN_MARGIN or self.runner_up < self.cost + MIN_ADVANTAGE
+
+    @property
+    def max_strain(self) -> float:
+        """Principal strain of largest size, signed."""
+        return float(self.strain[int(np.argmax(np.abs(self.strain)))])
+
+    @property
+    def unit(self) -> tuple[Array, Array]:
+        """Primitive cell ``(3, 3)`` and positions in it, strained onto the structure, in the host's frame, in Å."""
+        host = self.host
+        cell = np.linalg.solve(self.supercell.astype(float), self.cell @ self.rotation)
+        before, after = host.cell.copy(), cell.copy()
+        if host.layered:  # the vacuum is no strain
+            for vectors in (before, after):
+                normal = np.cross(vectors[0], vectors[1])
+                vectors[2] = normal / np.linalg.norm(normal)
+        return cell, host.positions @ np.linalg.solve(before, after)
+
+    @property
+    def supercell_name(self) -> str:
+        """The supercell in words: ``8x8x1``."""
+        return describe(self.supercell)
+
+    @property
+    def density(self) -> float:
+        """Share of the sites that are defects."""
+        return float((self.kinds != SiteKind.PRISTINE).mean())
+
+    @property
+    def defects(self) -> list[Defect]:
+        """The defect sites, in host order."""
+        out = []
+        for site in np.flatnonzero(self.kinds != SiteKind.PRISTINE):
+            host_element = chemical_symbols[self.host_numbers[site]]
+            kind = SiteKind(int(self.kinds[site]))
+            empty = kind is SiteKind.VACANCY
+            element = None if empty else chemical_symbols[self.numbers[site]]
+            x, y, z = (float(v) for v in self.positions[site])
+            out.append(
+                Defect(
+                    name=defect_name(self.numbers[site], self.host_numbers[site]),
+                    kind=kind,
+                    site=int(site),
+                    host_element=host_element,
+                    element=element,
+                    atom_index=None if empty else int(self.atom_index[site]),
+                    position=(x, y, z),
+                )
+            )
+        return out
+
+    @property
+    def defect_counts(self) -> dict[str, int]:
+        """How often each defect occurs, most frequent first: ``{"v_S": 2, "W_Mo": 1}``."""
+        return dict(Counter(defect.name for defect in self.defects).most_common())
+
+
+def match_sites(
+    atoms: Atoms,
+    host: object,
+    *,
+    max_strain: float = MAX_STRAIN,
+    markers: Sequence[int] | None = None,
+    substitutions: Sequence[int] | None = None,
+) -> SiteMap:
+    """Match a defect structure to its host.
+
+    The host is laid into the caller's cell in every way that fits, shifted rigidly to where most atoms agree, and
+    atoms are assigned to sites at least total squared distance.
+
+    Args:
+        atoms: The structure, in Å; any origin, image, axis order or orientation.
+        host: A library name, a file, an Atoms, a pymatgen Structure or a :class:`~ase_definet.matching.host.Host`;
+            ``"auto"`` tries the library.
+        max_strain: Largest principal strain of the host onto the cell.
+        markers: Marker of every site in host order, shape ``(n_sites,)``, instead of the inferred ones.
+        substitutions: Indices of the atoms that are substitutions, instead of the inferred ones.
+
+    Raises:
+        StructureError: The structure is unusable.
+        HostError: The host is unknown or does not fit the cell.
+        MatchError: Atoms without a site, a wrong host, or markers that contradict the structure.
+
+    References:
+        Yang et al., npj Comput. Mater. 11, 229 (2025), the markers of the defect-explicit graph.
+    """
+    atoms = as_atoms(atoms)
+    framed = check_structure(atoms)
+    automatic = isinstance(host, str) and host.lower() == "auto"
+    site_map = (
+        _match_library(atoms, framed, max_strain) if automatic else _match(atoms, framed, get_host(host), max_strain)
+    )
+    if markers is None and substitutions is None:
+        return site_map
+    return _override(site_map, markers, substitutions)
+
+
+def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
+    """Match to every library host that shares an element; keep the one with the fewest defects."""
+    found: list[SiteMap] = []
+    reasons: list[str] = []
+    for host in library().values():
+        if np.isin(atoms.numbers, host.numbers).any():
+            try:
+                found.append(_match(atoms, framed, host, max_strain))
+            except (HostError, MatchError) as error:
+                reasons.append(f"{host.name}: {error}")
+    if not found:
+        why = reasons or [f"none of them has an element of it; the library has {', '.join(sorted(library()))}"]
+        raise HostError(
+            f"no host of the library fits {atoms.get_chemical_formula()}: give the host as a file ({'; '.join(why)})"
+        )
+    return min(found, key=lambda site_map: (site_map.density, site_map.cost))
+
+
+def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> SiteMap:
+    frame, positions, axis = framed
+    if host.layered != (axis is not None):
+        raise HostError(_other_dimension(atoms, host, axis))
+    placed = Placement(positions, atoms.numbers, frame, (True, True, axis is None))
+    known = positions, atoms.numbers
+    ranked = register(host, mapping_stages(host, frame, len(atoms), max_strain, known), placed)
+    best, runner_up = _best_reading(host, ranked, placed)
+    try:
+        _refuse(host, best, placed)
+    except MatchError:
+        if best.cost >= GOOD_COST / 2:  # else it is a few atoms that are wrong
+            _blame_strain(host, best, placed, max_strain)
+        raise
+    if best.cost >= GOOD_COST:
+        _blame_strain(host, best, placed, max_strain)
+    mapping, sites, host_numbers = best.mapping, best.sites, best.host_numbers
+    chosen, offset = best.assigned.site, best.assigned.offset
+    atom_index = np.full(len(sites), -1)
+    atom_index[chosen] = np.arange(len(atoms))
+    offsets = np.zeros((len(sites), 3))
+    offsets[chosen] = offset
+    numbers = np.zeros(len(sites), dtype=int)
+    numbers[chosen] = atoms.numbers
+    kinds = np.select(
+        [numbers == 0, numbers == host_numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION
+    )
+    least = int(np.argmin(best.assigned.margin))
+    left, _, right = np.linalg.svd(mapping.deformation)
+    site_map = SiteMap(
+        host=host,
+        supercell=mapping.matrix,
+        cell=frame,
+        pbc=placed.pbc,
+        positions=sites,
+        host_numbers=host_numbers,
+        numbers=numbers,
+        kinds=kinds.astype(int),
+        atom_index=atom_index,
+        offsets=offsets,
+        strain=mapping.strain,
+        shift=best.shift,
+        rotation=(left @ right).T,
+        cost=best.cost,
+        runner_up=runner_up,
+        margin=float(best.assigned.margin[least]),
+        warnings=(),
+    )
+    distance = float(np.linalg.norm(offset[least]))
+    return replace(site_map, warnings=_warnings(site_map, f"atom {least} ({atoms.symbols[least]})", distance))
+
+
+def _other_dimension(atoms: Atoms, host: Host, axis: int | None) -> str:
+    """Say why a layer and a crystal do not go together, with the gaps found and the gap needed."""
+    expected = "two-dimensional" if host.layered else "three-dimensional"
+    if axis is not None:
+        return (
+            f"host {host.name} is {expected}, but the structure has vacuum along axis {axis}: give the host that fits"
+        )
+    gaps = vacuum_gaps(atoms.cell.array, atoms.positions)
+    widest = int(np.argmax(gaps))
+    return (
+        f"host {host.name} is {expected}, but the structure has no vacuum along any axis: the widest gap is "
+        f"{gaps[widest]:.1f} Å along axis {widest}, a layer needs {VACUUM_GAP:g} Å; give it more vacuum, or the "
+        "three-dimensional host"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What one registration makes of all atoms.
+
+    Attributes:
+        mapping: How the host lies in the cell.
+        shift: Its rigid shift, shape ``(3,)``, in Å.
+        sites: Positions of its sites, shape ``(n_sites, 3)``, in Å.
+        host_numbers: Their atomic numbers, shape ``(n_sites,)``.
+        assigned: Which atom sits where.
+        cost: Root mean square over all atoms, species penalty included, in Å.
+        substituted: Host element under every atom that is a substitution, 0 under others, shape ``(n_atoms,)``.
+        empty: Sites without an atom.
+    """
+
+    mapping: Mapping
+    shift: Array
+    sites: Array
+    host_numbers: Array
+    assigned: Assignment
+    cost: float
+    substituted: Array
+    empty: Array
+
+    @classmethod
+    def of(cls, host: Host, registration: Registration, placed: Placement) -> _Reading:
+        """Assign all atoms to the sites of a registration."""
+        mapping, shift = registration.mapping, registration.shift
+        host_numbers, sites = supercell_sites(host, mapping)
+        assigned = assign(sites + shift, host_numbers, placed)
+        # the median of what was matched is a better rigid shift than the vote; assign once more with it
+        matched = assigned.site >= 0
+        better = np.median(assigned.offset[matched], axis=0) if matched.any() else np.zeros(3)
+        if np.abs(better).max() > SAME_SHIFT:
+            shift = shift + better
+            assigned = assign(sites + shift, host_numbers, placed)
+            matched = assigned.site >= 0
+        under = np.where(matched, host_numbers[assigned.site], 0)
+        substituted = np.where(under == placed.numbers, 0, under)
+        squared = (assigned.offset**2).sum() + SPECIES_PENALTY * np.count_nonzero(substituted)
+        squared += (GATE**2 + SPECIES_PENALTY) * np.count_nonzero(~matched)
+        empty = np.setdiff1d(np.arange(len(sites)), assigned.site)
+        cost = float(np.sqrt(squared / len(placed.numbers)))
+        return cls(mapping, shift, sites + shift, host_numbers, assigned, cost, substituted, empty)
+
+    def reads_like(self, other: _Reading, placed: Placement) -> bool:
+        """Whether both find the same defects in the same places, whatever they call the sites."""
+        if not np.array_equal(self.substituted, other.substituted) or len(self.empty) != len(other.empty):
+            return False
+        if len(self.empty) == 0:
+            return True
+        gone = Placement(other.sites[other.empty], other.host_numbers[other.empty], placed.cell, placed.pbc)
+        here, there, _ = nearby_pairs(self.sites[self.empty], gone, SAME_PLACE)
+        same = self.host_numbers[self.empty][there] == gone.numbers[here]
+        return len(np.unique(here[same])) == len(np.unique(there[same])) == len(self.empty)
+
+
+def _best_reading(host: Host, ranked: list[Registration], placed: Placement) -> tuple[_Reading, float]:
+    """Return the best reading by the cost of all atoms, and the cost of the best that finds other defects, in Å.
+
+    Args:
+        host: The host.
+        ranked: Registrations by the cost of a sample of the atoms, best first.
+        placed: The structure.
+    """
+    close = [r for r in ranked if r.cost < ranked[0].cost + CLOSE]
+    if len(close) > 1 and len(placed.numbers) > len(Sample.of(placed).numbers):
+        every = Sample.of(placed, len(placed.numbers))
+        costs = [registration_costs(host, r.mapping, r.shift[None], every)[0] for r in close[:MOST_READINGS]]
+        close = [replace(r, cost=float(c)) for r, c in zip(close, costs, strict=False)]
+        close.sort(key=lambda r: round(r.cost, 6))
+    likely = [r for r in close[:MOST_READINGS] if r.cost < close[0].cost + 2 * MIN_ADVANTAGE]
+    readings = [_Reading.of(host, r, placed) for r in likely]
+    best = min(readings, key=lambda reading: round(reading.cost, 6))
+    others = [r.cost for r in readings if r is not best and not r.reads_like(best, placed)]
+    # costs of registrations let two atoms share a site: only their difference is comparable
+    judged = {id(r) for r in likely}
+    others += [best.cost + r.cost - close[0].cost for r in (*close, *ranked[len(close) :]) if id(r) not in judged][:1]
+    return best, min(others, default=float("inf"))
+
+
+def _blame_strain(host: Host, found: _Reading, placed: Placement, max_strain: float) -> None:
+    """Raise where a host that fits badly would fit well if it were strained by more than is allowed."""
+    for limit in (limit for limit in MISFITS if limit > max_strain):
+        mappings = diffracted_mappings(host, placed.cell, (placed.positions, placed.numbers), limit)
+        wider = register(host, [[m for m in mappings if abs(m.max_strain) > max_strain]], placed)
+        if wider and wider[0].cost < min(GOOD_COST, found.cost / 2):
+            mapping = wider[0].mapping
+            raise HostError(
+                f"host {host.name} fits the structure as {describe(mapping.matrix)} with a strain of "
+                f"{mapping.max_strain:+.1%}, at most {max_strain:.1%} is allowed: check the host and its lattice "
+                "constant, or allow more (max_strain, --max-strain)"
+            )
+
+
+def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
+    """Raise where atoms have no site, most sites are defects, or a sublattice is another element's."""
+    sites, host_numbers, chosen = reading.sites, reading.host_numbers, reading.assigned.site
+    n_atoms, matched = len(chosen), chosen >= 0
+    same = int((host_numbers[chosen[matched]] == placed.numbers[matched]).sum())
+    if same < MIN_PRISTINE * len(sites):
+        raise MatchError(
+            f"only {same} of the {len(sites)} sites of host {host.name} hold the host's own element "
+            f"({(~matched).sum()} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
+            f"check the host, its polytype and the cell{remark_on(host)}"
+        )
+    for element in np.unique(host_numbers):
+        here = placed.numbers[matched & (host_numbers[chosen] == element)]
+        there, own = int((host_numbers == element).sum()), int((here == element).sum())
+        if there < SUBLATTICE * len(sites):  # a dopant of the host
+            continue
+        if len(here) - own > MIN_PRISTINE * there:
+            symbol = chemical_symbols[element]
+            held = Counter(chemical_symbols[z] for z in here[here != element].tolist())
+            held["nothing"] = there - len(here)
+            found = ", ".join(f"{n} hold {what}" for what, n in held.most_common() if n)
+            raise MatchError(
+                f"only {own} of the {there} {symbol} sites of host {host.name} hold {symbol} ({found}): a replaced "
+                "sublattice is no defect but another crystal; give the host that the structure is a defect of"
+            )
+    loose = np.flatnonzero(~matched)
+    if len(loose) == 0:
+        return
+    if len(loose) > MAX_LOOSE * n_atoms:
+        raise MatchError(
+            f"{len(loose)} of {n_atoms} atoms are further than {GATE} Å from every free site of host {host.name}: "
+            f"check the host and its polytype, or start from the unrelaxed structure{remark_on(host)}"
+        )
+    k = int(loose[0])
+    alone = Placement(placed.positions[[k]], placed.numbers[[k]], placed.cell, placed.pbc)
+    _, site, vector = nearby_pairs(sites, alone, 6.0)
+    where = ""
+    if len(site):
+        distance = np.linalg.norm(vector, axis=1)
+        nearest = int(np.argmin(distance))
+        element = chemical_symbols[host_numbers[site[nearest]]]
+        where = f", {distance[nearest]:.2f} Å from site {site[nearest]} ({element})"
+    more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
+    x, y, z = placed.positions[k]
+    atom = f"atom {k} ({chemical_symbols[placed.numbers[k]]})"
+    raise MatchError(
+        f"{atom} at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site of host {host.name}{where}: "
+        "an adatom, interstitial or split vacancy has no marker in DefiNet; remove it or relax it with DFT alone"
+    )
+
+
+def _warnings(site_map: SiteMap, atom: str, distance: float) -> tuple[str, ...]:
+    """Return the reasons to distrust a match, given its least certain atom and how far that is from its site."""
+    out = []
+    if abs(site_map.max_strain) > STRAIN_NOTICE:
+        out.append(f"the host is strained by {site_map.max_strain:+.1%} onto the cell")
+    if site_map.margin < MIN_MARGIN:
+        out.append(
+            f"ambiguous match (margin {site_map.margin:.2f} Å, expected at least {MIN_MARGIN} Å): {atom} lies "
+            f"{distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
+        )
+    if site_map.runner_up < site_map.cost + MIN_ADVANTAGE:
+        out.append(
+            f"ambiguous match: another registration of the host costs {site_map.runner_up:.3f} Å, this one "
+            f"{site_map.cost:.3f} Å; check the host and the defects listed"
+        )
+    return tuple(out)
+
+
+def _override(site_map: SiteMap, markers: Sequence[int] | None, substitutions: Sequence[int] | None) -> SiteMap:
+    """Replace the inferred kinds by the caller's, checked against the occupation."""
+    kinds = site_map.kinds
+    empty = site_map.numbers == 0
+    if substitutions is not None:
+        named = np.asarray(substitutions, dtype=int)
+        n_atoms = int((~empty).sum())
+        outside = named[(named < 0) | (named >= n_atoms)]
+        if len(outside):
+            raise MatchError(f"substitutions names atom {outside[0]}, but the structure has atoms 0 to {n_atoms - 1}")
+        chosen = np.isin(site_map.atom_index, named)
+        kinds = np.select([empty, chosen], [SiteKind.VACANCY, SiteKind.SUBSTITUTION], SiteKind.PRISTINE)
+    if markers is not None:
+        given = np.asarray(markers)
+        if given.shape != empty.shape:
+            raise MatchError(f"expected {len(empty)} markers, one per host site, found shape {given.shape}")
+        if not np.isin(given, list(SiteKind)).all():
+            raise MatchError("expected markers 0 (pristine), 1 (substitution) or 2 (vacancy), found another value")
+        if substitutions is not None and (given != kinds).any():
+            raise MatchError(
+                f"markers and substitutions disagree at site {np.flatnonzero(given != kinds)[0]}: give one"
+            )
+        kinds = given
+    wrong = np.flatnonzero(empty != (kinds == SiteKind.VACANCY))
+    if len(wrong):
+        site = int(wrong[0])
+        found = "is empty" if empty[site] else f"holds atom {site_map.atom_index[site]}"
+        raise MatchError(f"site {site} is marked {SiteKind(int(kinds[site])).name.lower()} but {found}")
+    foreign = np.flatnonzero((kinds == SiteKind.PRISTINE) & (site_map.numbers != site_map.host_numbers))
+    if len(foreign):
+        site = int(foreign[0])
+        raise MatchError(
+            f"site {site} is marked pristine but holds {chemical_symbols[site_map.numbers[site]]} "
+            f"(atom {site_map.atom_index[site]}) where host {site_map.host.name} has "
+            f"{chemical_symbols[site_map.host_numbers[site]]}"
+        )
+    return replace(site_map, kinds=kinds.astype(int))

@@ -1,0 +1,79 @@
+"""Several site networks in one: hosts that have their own are theirs, the rest are the general one's.
+
+A network trained on one family of hosts gets further on it than one trained on all: see docs/results.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ase_definet.model.config import ExpertsConfig
+from ase_definet.model.edge_convolution import Geometry
+from ase_definet.model.site_network import SiteNetwork
+
+
+class Experts(nn.Module):
+    """A general :class:`~ase_definet.model.site_network.SiteNetwork` and others for hosts made of given elements.
+
+    Args:
+        config: Sizes of all of them, and the elements of the hosts of each.
+    """
+
+    def __init__(self, config: ExpertsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.general = SiteNetwork(config.general)
+        self.experts = nn.ModuleList(SiteNetwork(expert.model) for expert in config.experts)
+
+    @property
+    def networks(self) -> list[SiteNetwork]:
+        """The general network, and the experts in their order."""
+        return [self.general, *self.experts]
+
+    def network_for(self, host_numbers: Tensor) -> SiteNetwork:
+        """Return the network for one host.
+
+        Args:
+            host_numbers: Atomic numbers of the host's sites, any shape.
+        """
+        return self.networks[self._place(torch.unique(host_numbers).tolist())]
+
+    def _place(self, elements: list[int]) -> int:
+        """Return the place among the networks of the one for hosts of these elements."""
+        wanted = tuple(sorted(elements))
+        for k, expert in enumerate(self.config.experts, start=1):
+            if wanted in expert.hosts:
+                return k
+        return 0
+
+    def forward(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> Tensor:
+        """Predict the displacement of every site; see :meth:`SiteNetwork.forward`."""
+        return self.estimate(geometry, numbers, host_numbers, kinds)[0]
+
+    def estimate(
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the displacements and how far off they may be; see :meth:`SiteNetwork.estimate`.
+
+        Structures on different hosts may share a batch.
+        """
+        elements = torch.unique(host_numbers)
+        has = (host_numbers[:, None] == elements).to(geometry.class_distance.dtype)[:, None]
+        present = geometry.total(has)[:, 0] > 0
+        places = [self._place(elements[row].tolist()) for row in present]
+        networks = self.networks
+        found = {k: networks[k].estimate(geometry, numbers, host_numbers, kinds) for k in sorted(set(places))}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        place = torch.tensor(places, device=host_numbers.device)
+        of_site: Any = geometry.spread(place[:, None])
+        moved, errors = zip(*found.values(), strict=True)
+        out, error = moved[0], errors[0]
+        for k, own, own_error in zip(found, moved, errors, strict=True):
+            out = torch.where((of_site == k)[..., None], own, out)
+            if error is not None:
+                error = torch.where(of_site == k, own_error, error)
+        return out, error

@@ -1,0 +1,1 @@
+"""Many structures: enumeration, screens, their report."""

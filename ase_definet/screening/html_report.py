@@ -1,0 +1,197 @@
+"""A page to look at the results of a screen: one self-contained HTML file, nothing fetched."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from ase.data.colors import jmol_colors
+from ase.io import iread
+
+from ase_definet import __version__
+from ase_definet.errors import ScreeningError
+from ase_definet.matching.host import facing
+from ase_definet.relaxation.relaxer import HARMLESS
+from ase_definet.screening.screen import (
+    COLUMNS,
+    FAILURE_COLUMNS,
+    FAILURES,
+    STRUCTURES,
+    TABLE,
+    read_json,
+    read_rows,
+)
+from ase_definet.structures.files import keep_existing, replacing
+
+MOST_ROWS = 20_000
+MOST_PICTURES = 300
+
+
+def write_report(
+    results: Path, out: Path, *, pictures: int = MOST_PICTURES, rows: int = MOST_ROWS, overwrite: bool = False
+) -> Path:
+    """Write a page about the results of a screen.
+
+    Args:
+        results: Folder that ``ase-definet screen`` wrote.
+        out: The HTML file.
+        pictures: Structures to draw, the most uncertain ones.
+        rows: Rows of the table, the most uncertain ones.
+        overwrite: Replace a file that is in the way.
+
+    Returns:
+        The file.
+
+    Raises:
+        ScreeningError: The folder holds no results.
+        OutputExistsError: The file exists and ``overwrite`` is False.
+    """
+    results = results.absolute()  # "." has no name
+    keep_existing(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = read_rows(results / TABLE, COLUMNS)
+    failures = read_rows(results / FAILURES, FAILURE_COLUMNS) if (results / FAILURES).exists() else []
+    if not table and not failures:
+        raise ScreeningError(f"{results}: no results yet")
+    table.sort(key=lambda row: -_doubt(row))
+    kept = table[:rows]
+    wanted = {row["index"] for row in kept[:pictures]}
+    drawn = _pictures(results / STRUCTURES, _in_order(table), wanted)
+    run = read_json(results / "run.json") if (results / "run.json").exists() else {}
+    data = {
+        "rows": kept,
+        "pictures": drawn,
+        "failures": failures[:rows],
+        "total": len(table),
+        "failed": len(failures),
+        "unknown": sum(bool(unsupported(row["outside"])) for row in table),
+        "unsupported": {int(row["index"]): words for row in kept if (words := unsupported(row["outside"]))},
+        "folder": _address(results, out.parent),
+        "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
+        "columns": list(kept[0]) if kept else [],
+    }
+    template = (files("ase_definet.screening") / "report.html").read_text(encoding="utf-8")
+    title = f"{results.name}: {len(table)} structures relaxed"
+    about = ", ".join(f"{key} {_setting(value)}" for key, value in run.items()) + f"; ase-definet {__version__}"
+    page = _filled(template, {"title": _text(title), "about": _text(about), "data": _script_data(data)})
+    with replacing(out) as fresh:
+        fresh.write_text(page, encoding="utf-8")
+    return out
+
+
+def _setting(value: Any) -> str:
+    """Write a setting of a run, long lists and hashes shortened."""
+    if isinstance(value, list):
+        shown = ", ".join(str(part) for part in value[:2])
+        return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"  # noqa: PLR2004
+    return str(value)[:12] if re.fullmatch(r"[0-9a-f]{64}", str(value)) else str(value)
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """Return a template with its ``{{placeholders}}`` filled, all at once: values may hold such words themselves."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
+
+
+def _text(text: str) -> str:
+    """Return text for an element or a quoted attribute of HTML; bytes that were no UTF-8 are shown by their code."""
+    return html.escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _script_data(value: Any) -> str:
+    """Return JSON for a ``<script>`` element, in ASCII, without the characters by which HTML leaves a script."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True)
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _address(folder: Path, start: Path) -> str:
+    """Return the relative URL of a folder, which no name can make another scheme (``javascript:``) or a query."""
+    try:
+        path = Path(os.path.relpath(folder, start))
+    except ValueError:  # on another drive
+        return folder.as_uri()
+    return "./" + quote(os.fsencode(path.as_posix()))
+
+
+def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[int, dict[str, Any]]:
+    """Return what the page draws, by index.
+
+    Args:
+        path: The structures.
+        rows: Of the table, in the order of the structures.
+        wanted: Indices of those to draw.
+
+    Raises:
+        ScreeningError: The structures cannot be read, or hold what no screen writes.
+    """
+    drawn = {}
+    try:
+        for row, atoms in zip(rows, iread(str(path), index=":", format="extxyz") if rows else (), strict=False):
+            if row["index"] in wanted:
+                drawn[int(row["index"])] = _picture(atoms)
+    except OSError:
+        raise
+    except Exception as error:  # ASE's readers raise anything
+        raise ScreeningError(
+            f"{path}: damaged, or not what a screen writes ({type(error).__name__}: {error}); restore it, or start "
+            "anew in another folder"
+        ) from error
+    return drawn
+
+
+def _doubt(row: dict[str, Any]) -> float:
+    """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
+    if unsupported(row["outside"]):
+        return math.inf
+    for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
+        if isinstance(row.get(key), float):
+            return float(row[key])
+    return 0.0
+
+
+def unsupported(outside: str) -> tuple[str, ...]:
+    """Return in which respects a row lies so far outside the training data that no error can be expected."""
+    return tuple(word for word in outside.split() if word not in HARMLESS)
+
+
+def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(table, key=lambda row: float(row["index"]))
+
+
+def _picture(atoms: Atoms) -> dict[str, Any]:
+    """Return what the page draws of one structure, lengths in hundredths of an Å."""
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        raise ValueError("a coordinate is not a number")
+    displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
+    doubt = atoms.arrays.get("definet_uncertainty")
+    named = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";")]
+    sites = [part for part in named if len(part) == 4]  # noqa: PLR2004 - ASE reads no text at all back as a truth value
+    depth, sides = facing(atoms.cell.array, atoms.positions, atoms.pbc)
+    return {
+        "symbols": atoms.get_chemical_symbols(),
+        "before": np.round(100 * (atoms.positions - displacement)).astype(int).tolist(),
+        "after": np.round(100 * atoms.positions).astype(int).tolist(),
+        "doubt": None if doubt is None else np.round(1000 * doubt).astype(int).tolist(),
+        "cell": np.round(100 * sides).astype(int).tolist(),
+        "axes": [(depth + 1) % 3, (depth + 2) % 3, depth],
+        "defects": [[part[0], *(round(100 * float(v)) for v in part[1:4])] for part in sites],
+    }
+
+
+def _elements(drawn: dict[int, dict[str, Any]]) -> list[int]:
+    symbols = {symbol for picture in drawn.values() for symbol in picture["symbols"]}
+    return sorted(chemical_symbols.index(symbol) for symbol in symbols)
+
+
+def _element(z: int) -> dict[str, Any]:
+    color = "#" + "".join(f"{round(255 * v):02x}" for v in jmol_colors[z])
+    return {"color": color, "radius": round(float(covalent_radii[z]), 2)}

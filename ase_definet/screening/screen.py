@@ -1,0 +1,871 @@
+"""Relax any number of structures in batches, on many processes or a cluster; resumable, nothing lost, nothing twice.
+
+Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row each), ``failures.csv``, ``inputs.csv``
+(what was given, by digest), ``run.json`` (what was asked) and ``journal.json``. A block of structures counts when the
+journal names it; what a killed run wrote after that is cut off when the next one starts, so a run resumes exactly
+where its journal is. The journal holds the digests of the other files, so that what was changed since is noticed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import numbers
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import numpy as np
+from ase import Atoms
+from ase.io.formats import ioformats
+from numpy.typing import NDArray
+
+from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.errors import DefiNetError, ScreeningError, StructureError
+from ase_definet.matching.host import Host, completed_cell
+from ase_definet.matching.site_map import SiteKind
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.structures.conversion import with_moments
+from ase_definet.structures.extxyz import StreamError, frame_text, printable, read_frames
+from ase_definet.structures.files import is_vacant, refuse_incomplete, replacing
+from ase_definet.structures.metrics import near_sites
+from ase_definet.structures.reading import COMPRESSED, format_by_name, read_each, read_structure, structure_format
+from ase_definet.structures.run_folder import HOLDER, LOCK, RunFolder
+
+Array: TypeAlias = NDArray[Any]
+Named: TypeAlias = tuple[str, "Atoms | Exception"]
+
+BLOCK = 64
+"""Structures that are relaxed, written and recorded together."""
+NEAR = 3.0
+"""Atoms closer than this to a defect site are near it, in Å."""
+STRUCTURES, TABLE, FAILURES, INPUTS = "structures.extxyz", "table.csv", "failures.csv", "inputs.csv"
+RUN, JOURNAL = "run.json", "journal.json"
+PARQUET = "table.parquet"
+COLUMNS = (
+    *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
+    *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_uncertainty"),
+    *("mean_uncertainty", "mean_uncertainty_near", "strain", "outside", "warnings", "seconds"),
+)
+NUMBERS = frozenset(
+    (
+        *("index", "sites", "density", "multiplicity", "largest_displacement", "mean_displacement"),
+        *("mean_displacement_near", "largest_uncertainty", "mean_uncertainty", "mean_uncertainty_near"),
+        *("strain", "seconds"),
+    )
+)
+"""Those of them that hold numbers."""
+FAILURE_COLUMNS = ("index", "name", "reason")
+INPUT_COLUMNS = ("name", "digest")
+UNREADABLE = "unreadable"
+"""In place of the digest of an input that could not be read."""
+_LOOK_AGAIN, _WORKERLESS = 10.0, 120.0  # in s
+_HEAD = 50_000  # what ASE looks at
+_AHEAD = 3
+"""Blocks a worker has waiting."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What became of some consecutive structures.
+
+    Attributes:
+        names: Of all of them, in order.
+        digests: Of what was given, one each: see :func:`digest_of`.
+        structures: The relaxed ones, as extended XYZ.
+        rows: Of the table.
+        failures: Index, name and reason of those that failed.
+    """
+
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    structures: str
+    rows: list[dict[str, Any]]
+    failures: list[dict[str, Any]]
+
+
+@dataclass
+class Progress:
+    """How far a screen is.
+
+    Attributes:
+        done: Structures in the results, failures included.
+        failed: Those that failed.
+        resumed: Those that were there when this run started.
+    """
+
+    done: int = 0
+    failed: int = 0
+    resumed: int = 0
+
+
+def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lambda _: None) -> Iterator[Named]:
+    """Read structures one after the other, with a name each; what cannot be read comes as its error.
+
+    Args:
+        paths: Files of any format ASE reads, all structures in them, and folders of such files.
+        skipped: Called with name and reason of what lies in such a folder and is no structure.
+
+    Raises:
+        ScreeningError: A folder is incomplete: whoever wrote it was stopped in the middle.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield from _from_file(path)
+            continue
+        refuse_incomplete(path)
+        for one in sorted(path.iterdir()):
+            if one.name.startswith("."):
+                continue
+            if one.is_dir():
+                skipped(f"{printable(one)}: a folder in a folder; give it by its name")
+            elif (reason := _no_structure(one)) is not None:
+                skipped(reason if reason.startswith(printable(one)) else f"{printable(one)}: {reason}")
+            else:
+                found = _from_file(one)
+                for name, first in islice(found, 1):
+                    if isinstance(first, StructureError) and _may_be_anything(one):
+                        skipped(printable(first))
+                    else:
+                        yield name, first
+                yield from found
+
+
+def _may_be_anything(path: Path) -> bool:
+    """Return whether the name of a file does not say that a structure must be in it, broken or not."""
+    if format_by_name(path) != "json":
+        return format_by_name(path) is None
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError):  # a structure that was cut off, perhaps
+        return False
+    return True
+
+
+def _no_structure(path: Path) -> str | None:
+    """Say why a file is not even a broken structure, None if it may be one."""
+    if format_by_name(path) is not None:
+        return None
+    if not path.is_file():
+        return "no file; a link to what is gone?"
+    try:
+        form = ioformats.get(structure_format(path))
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
+    except StructureError as error:
+        return printable(error)
+    except OSError:
+        return None  # it may be one
+    if form is not None and form.magic and path.suffix not in COMPRESSED and not form.match_magic(head):
+        return f"has the ending of {form.description}, and does not begin like one"
+    return None
+
+
+def _from_file(path: Path) -> Iterator[Named]:
+    try:
+        form = ioformats.get(structure_format(path))
+    except (StructureError, OSError) as error:
+        yield path.name, error
+        return
+    if form is None or form.single:
+        try:
+            yield path.name, read_structure(path)
+        except StructureError as error:
+            yield path.name, error
+        return
+    number = -1
+    for number, found in enumerate(read_each(path)):
+        whole = number == 0 and isinstance(found, StructureError) and form.name != "extxyz"
+        yield path.name if whole else _name_of(found, path.name, number), found
+    if number < 0:
+        yield path.name, StructureError(f"{path}: holds no structures")
+
+
+def structures_from(stream: Iterable[str], name: str) -> Iterator[Named]:
+    """Read structures from lines of extended XYZ, as they come and no more than one ahead.
+
+    Args:
+        stream: The lines, from a pipe perhaps.
+        name: What the stream is called, in the names of structures that have none.
+
+    Raises:
+        ScreeningError: It ends in the middle of a structure, or is no extended XYZ.
+    """
+    for number, found in enumerate(read_frames(stream)):
+        if isinstance(found, StreamError):
+            raise ScreeningError(
+                f"{name}: structure {number}: {found} (what came before it counts: if the command that writes to the "
+                "pipe was stopped, run both again, and the screen goes on from there)"
+            )
+        wrong = isinstance(found, StructureError)
+        yield _name_of(found, name, number), StructureError(f"{name}: {found}") if wrong else with_moments(found)
+
+
+def _name_of(found: Atoms | StructureError, source: str, number: int) -> str:
+    given = None if isinstance(found, StructureError) else found.info.get("name")
+    return f"{source}#{number}" if given is None else str(given)
+
+
+def relax_block(names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]) -> Block:
+    """Relax some structures; this is what runs on a worker.
+
+    What goes wrong with one of them, at any stage, is its failure and costs no other.
+
+    Args:
+        names: One each.
+        structures: Atoms, or the errors of those that could not be read.
+        first: Index of the first of them.
+        settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`, which does
+            not change while the screen runs), ``max_strain``, and ``sha256`` of the weights if it is known.
+
+    Raises:
+        ScreeningError: The weights are not those of that ``sha256``.
+    """
+    relaxer = _relaxer(settings)
+    rows, failures, out = [], [], io.StringIO()
+    names = tuple(printable(name) for name in names)
+    records = relaxer.relax_many(structures, host=settings["host"])
+    for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
+        try:
+            if isinstance(record, RelaxFailure):
+                raise record.error  # noqa: TRY301 - one way for all that fails
+            row, text = _finished(index, name, record)
+        except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
+            failures.append({"index": index, "name": name, "reason": _reason(error)})
+        else:
+            rows.append(row)
+            out.write(text)
+    return Block(names, tuple(map(digest_of, structures)), out.getvalue(), rows, failures)
+
+
+def digest_of(given: object) -> str:
+    """Return a digest of all that a structure holds, :data:`UNREADABLE` for an error.
+
+    It is that of the numbers, not of the file: the same structure in another format may have another one.
+    """
+    if isinstance(given, Exception):
+        return UNREADABLE
+    digest = hashlib.blake2b(digest_size=12)
+    if not isinstance(given, Atoms):
+        digest.update(_plain(given))
+        return digest.hexdigest()
+    for values in (given.cell.array, given.pbc, *(given.arrays[key] for key in sorted(given.arrays, key=str))):
+        digest.update(f"{values.dtype.str} {values.shape}".encode())
+        digest.update(_plain(values.tolist()) if values.dtype.hasobject else np.ascontiguousarray(values).data)
+    digest.update(_plain(sorted(map(str, given.arrays))))
+    digest.update(_plain([[str(key), value] for key, value in given.info.items()]))
+    digest.update(_plain([constraint.todict() for constraint in given.constraints]))
+    return digest.hexdigest()
+
+
+def _plain(values: object) -> bytes:
+    """Return values as text that is the same in every process; of objects, their type."""
+
+    def default(value: object) -> object:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else f"<{type(value).__name__}>"
+
+    try:
+        return json.dumps(values, default=default).encode()
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, a cycle
+        return f"<{type(values).__name__}>".encode()
+
+
+def host_digest(host: Host) -> str:
+    """Return a digest of what a host is: elements, positions and cell, to 1e-5 Å, whatever its file is called."""
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(np.asarray(host.numbers, dtype="<i8").tobytes())
+    for lengths in (host.positions, host.cell):
+        digest.update((np.round(lengths, 5) + 0.0).astype("<f8").tobytes())
+    digest.update(bytes([host.layered]))
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a structure failed."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, DefiNetError) or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return printable(text)
+
+
+def _finished(index: int, name: str, result: RelaxResult) -> tuple[dict[str, Any], str]:
+    """Return the row of a relaxed structure, and the structure as extended XYZ."""
+    atoms = result.atoms.copy()
+    if not np.isfinite(atoms.positions).all():
+        raise StructureError("the prediction holds positions that are no numbers")
+    row = _row(index, name, result)
+    # our own first: where two names become one, they stay
+    atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
+        key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}
+    }
+    atoms.set_array("definet_displacement", result.displacement)
+    text, left_out = frame_text(atoms)
+    if left_out:
+        note = f"extended XYZ cannot hold {', '.join(left_out)}: left out"
+        row["warnings"] = printable("; ".join(filter(None, (row["warnings"], note))))
+    return row, text
+
+
+def defect_sites(result: RelaxResult) -> str:
+    """Write the defect sites of a result as text that any format keeps: ``v_S 1.234 5.678 9.012; W_Mo ...``, in Å."""
+    sites = ((defect.name, *defect.position) for defect in result.site_map.defects)
+    return "; ".join(f"{name} {x:.4f} {y:.4f} {z:.4f}" for name, x, y, z in sites)
+
+
+def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
+    """Return the relaxer of this process.
+
+    Raises:
+        ScreeningError: The weights are not those that were asked for.
+    """
+    model = settings["model"]
+    wanted = settings.get("sha256") or load_checkpoint(resolve_model(model)).sha256
+    relaxer = _kept_relaxer(model, settings["device"], settings["max_strain"], wanted)
+    if relaxer.sha256 != wanted:
+        _kept_relaxer.cache_clear()
+        raise ScreeningError(
+            f"{model}: the weights were replaced since this screen began (SHA-256 {relaxer.sha256[:12]}, expected "
+            f"{wanted[:12]}); put them back, or screen into another folder"
+        )
+    return relaxer
+
+
+@lru_cache(maxsize=2)
+def _kept_relaxer(model: str, device: str, max_strain: float, _sha256: str) -> DefiNetRelaxer:
+    return DefiNetRelaxer(model, device=device, max_strain=max_strain)
+
+
+def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
+    site_map = result.site_map
+    length = np.linalg.norm(result.displacement, axis=1)
+    defects = site_map.positions[site_map.kinds != SiteKind.PRISTINE]
+    atoms = result.atoms
+    given = atoms.positions - result.displacement
+    near = np.zeros(len(atoms), bool)
+    if len(defects):
+        near = near_sites(given, defects, completed_cell(atoms.cell.array, given, atoms.pbc), NEAR)
+    doubt = result.uncertainty
+    row: dict[str, Any] = {
+        "index": index,
+        "name": name,
+        "formula": atoms.get_chemical_formula(),
+        "host": printable(site_map.host.name),
+        "supercell": site_map.supercell_name,
+        "sites": len(site_map.kinds),
+        "defects": " ".join(f"{defect}x{n}" for defect, n in site_map.defect_counts.items()),
+        "density": round(site_map.density, 6),
+        "multiplicity": _whole(atoms.info.get("multiplicity")),
+        "largest_displacement": round(float(length.max()), 5),
+        "mean_displacement": round(float(length.mean()), 5),
+        "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
+        "strain": round(site_map.max_strain, 6),
+        "outside": " ".join(result.outside),
+        "warnings": printable("; ".join(result.warnings)),
+        "seconds": round(sum(result.timings.values()), 5),
+    }
+    if doubt is not None:
+        row |= {
+            "largest_uncertainty": round(float(doubt.max()), 5),
+            "mean_uncertainty": round(float(doubt.mean()), 5),
+            "mean_uncertainty_near": round(float(doubt[near].mean()), 5) if near.any() else "",
+        }
+    return row
+
+
+def _whole(value: object) -> int | str:
+    """Return a count, nothing if it is none: users call other things so too."""
+    number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value < 1 << 63 else ""  # type: ignore[operator, call-overload]
+
+
+class Results:
+    """A folder of results that only one process writes to at a time.
+
+    Args:
+        folder: Where to.
+        asked: What this run is asked to do; a folder of another request is refused.
+
+    Raises:
+        ScreeningError: The folder holds the results of another request, is damaged, or another process writes to it.
+    """
+
+    def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
+        self.folder = folder
+        self.progress = Progress()
+        self._files: dict[str, BinaryIO] = {}
+        self._digests: dict[str, Any] = {}
+        self._held = ExitStack()
+        self._place = RunFolder(
+            folder, "screen", ScreeningError, otherwise="give another folder", goes_on="where its journal is"
+        )
+        with ExitStack() as held:
+            held.enter_context(self._place)
+            held.callback(self._close_files)
+            self._begin(asked)
+            self._held = held.pop_all()
+
+    def _begin(self, asked: dict[str, Any]) -> None:
+        run, journal = self.folder / RUN, self.folder / JOURNAL
+        if run.exists():
+            before = read_json(run)
+            differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
+            if differ:
+                raise ScreeningError(
+                    f"{self.folder} holds the results of another request (other {', '.join(differ)}); give another "
+                    "folder, or the same request to go on with it"
+                )
+        elif not is_vacant(self.folder, LOCK, HOLDER):
+            raise ScreeningError(f"{self.folder} is not empty and holds no screen; give another folder")
+        else:
+            _replace(run, json.dumps(asked, indent=1) + "\n")
+        state: dict[str, Any] = {}
+        if journal.exists():
+            state = read_json(journal)
+            _check_journal(journal, state)
+        else:
+            self._refuse_orphans()
+        self.progress = Progress(state.get("done", 0), state.get("failed", 0), state.get("done", 0))
+        self.complete = state.get("complete", False)
+        for name, columns in _FILES.items():
+            path = self.folder / name
+            stream = path.open("r+b" if path.exists() else "x+b")
+            self._files[name] = stream
+            if state:
+                whole = state["complete"]
+                self._digests[name] = _verified(
+                    path, stream, state["sizes"][name], state["digests"][name], whole=whole
+                )
+            else:
+                self._digests[name] = hashlib.blake2b(digest_size=16)
+                stream.truncate(0)
+                if columns:
+                    self._write(name, _csv([dict(zip(columns, columns, strict=True))], columns))
+        if not state:
+            self._record(self.progress)
+
+    def _refuse_orphans(self) -> None:
+        """Refuse results without a journal: it is written before the first block is."""
+        for name, columns in _FILES.items():
+            path = self.folder / name
+            header = _csv([dict(zip(columns, columns, strict=True))], columns) if columns else b""
+            if path.exists() and path.stat().st_size > len(header):
+                raise ScreeningError(
+                    f"{self.folder / JOURNAL} is gone, and {path} holds results; restore it, or start anew in "
+                    "another folder"
+                )
+
+    def add(self, block: Block) -> None:
+        """Write a block, then the journal: only then does it count.
+
+        Raises:
+            ScreeningError: The folder, or a file in it, was moved, replaced or removed since the screen began.
+            OSError: The file system refuses.
+        """
+        if self.complete:  # the input has grown: what a kill leaves of this block is no longer somebody's edit
+            self._record(self.progress)
+        self._write(STRUCTURES, block.structures.encode())
+        self._write(TABLE, _csv(block.rows, COLUMNS))
+        self._write(FAILURES, _csv(block.failures, FAILURE_COLUMNS))
+        pairs = zip(block.names, block.digests, strict=True)
+        self._write(INPUTS, _csv([dict(zip(INPUT_COLUMNS, pair, strict=True)) for pair in pairs], INPUT_COLUMNS))
+        done = self.progress.done + len(block.names)
+        failed = self.progress.failed + len(block.failures)
+        self._record(Progress(done, failed))
+        self.progress.done, self.progress.failed = done, failed
+
+    def inputs(self) -> Iterator[tuple[str, str]]:
+        """Yield names and digests of the structures in the results, failures included."""
+        with (self.folder / INPUTS).open(newline="", encoding="utf-8") as stream:
+            rows = csv.reader(stream, strict=True)
+            next(rows)
+            yield from ((name, digest) for name, digest in islice(rows, self.progress.done))
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Append to a file of the results, onto the disk."""
+        stream = self._files[name]
+        try:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError as error:
+            error.filename = error.filename or str(self.folder / name)
+            raise
+        self._digests[name].update(content)
+
+    def finish(self) -> None:
+        """Record that all structures of the input are in the results: nothing that follows them is this screen's."""
+        self._record(self.progress, complete=True)
+
+    def _record(self, progress: Progress, *, complete: bool = False) -> None:
+        """Write the journal, in the folder that this screen began in and nowhere else."""
+        self._check()
+        self.complete = complete
+        state = {
+            "done": progress.done,
+            "failed": progress.failed,
+            "complete": complete,
+            "sizes": {name: stream.tell() for name, stream in self._files.items()},
+            "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
+        }
+        _replace(self.folder / JOURNAL, json.dumps(state) + "\n")
+        self._check()
+
+    def _check(self) -> None:
+        self._place.check()
+        for name, stream in self._files.items():
+            self._place.check_file(stream, name)
+
+    def _close_files(self) -> None:
+        for stream in self._files.values():
+            with suppress(OSError):  # what a full disk had no room for does not count
+                stream.close()
+
+    def close(self) -> None:
+        """Close the files and let others in."""
+        self._held.close()
+
+
+_FILES: dict[str, tuple[str, ...]] = {
+    STRUCTURES: (),
+    TABLE: COLUMNS,
+    FAILURES: FAILURE_COLUMNS,
+    INPUTS: INPUT_COLUMNS,
+}
+"""The files that grow block by block, and their columns."""
+
+
+def _verified(path: Path, stream: BinaryIO, size: int, digest: str, *, whole: bool) -> Any:
+    """Read what the journal says a file holds, cut off the rest, and return the running digest.
+
+    Args:
+        path: The file.
+        stream: It, open.
+        size: Bytes that the journal speaks for.
+        digest: Of them.
+        whole: Whether the screen was complete: then nothing may follow.
+
+    Raises:
+        ScreeningError: It is not what the screen wrote.
+    """
+    found, left = hashlib.blake2b(digest_size=16), size
+    while left and (part := stream.read(min(left, 1 << 20))):
+        found.update(part)
+        left -= len(part)
+    if left:
+        raise ScreeningError(f"{path} is shorter than its journal says: it was changed; start anew elsewhere")
+    if found.hexdigest() != digest:
+        raise ScreeningError(
+            f"{path} was changed since this screen wrote it; put it back as it was, or start anew in another folder"
+        )
+    if whole and stream.read(1):
+        raise ScreeningError(
+            f"{path} is longer than this complete screen wrote it; put it back as it was, or start anew in another "
+            "folder"
+        )
+    stream.seek(size)
+    stream.truncate(size)  # what a killed run wrote after its last journal entry
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file of a screen.
+
+    Raises:
+        ScreeningError: There is none in it.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError
+        raise ScreeningError(f"{path}: damaged ({error}); restore it, or start anew in another folder") from error
+    if not isinstance(values, dict):
+        raise ScreeningError(
+            f"{path}: damaged (expected an object, found {type(values).__name__}); restore it, or start anew in "
+            "another folder"
+        )
+    return values
+
+
+def _check_journal(path: Path, state: dict[str, Any]) -> None:
+    """Refuse a journal that no screen wrote."""
+    counts = [state.get("done"), state.get("failed")]
+    sizes, digests = state.get("sizes"), state.get("digests")
+    named = all(isinstance(values, dict) and set(values) == set(_FILES) for values in (sizes, digests))
+    counts += list(sizes.values()) if isinstance(sizes, dict) else [None]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in counts)
+    whole = whole and isinstance(state.get("complete"), bool)
+    if not (named and whole and state["failed"] <= state["done"]):
+        raise ScreeningError(
+            f"{path}: damaged (expected done, failed, complete, and the sizes and digests of {', '.join(_FILES)}); "
+            "restore it, or start anew in another folder"
+        )
+
+
+def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Read a table of a screen, its numbers as numbers.
+
+    Args:
+        path: The file.
+        columns: That it must have.
+
+    Raises:
+        ScreeningError: There is no such file, or it is not what a screen writes.
+    """
+    if not path.exists():
+        raise ScreeningError(f"{path}: no such file; expected a folder that `ase-definet screen` wrote")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if tuple(reader.fieldnames or ()) != columns:
+                raise ScreeningError(f"{path}: damaged (its first line does not name the columns of a screen)")
+            return [_checked_row(row) for row in reader]
+    except (ValueError, TypeError, csv.Error) as error:
+        if isinstance(error, ScreeningError):
+            raise
+        raise ScreeningError(f"{path}: damaged ({error}); restore it, or start anew in another folder") from error
+
+
+def _checked_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with numbers for numbers, or raise a ValueError or TypeError."""
+    out = {key: float(value) if key in NUMBERS and value else value for key, value in row.items()}
+    if None in row or None in row.values():
+        raise ValueError("a row has other columns than the first line")
+    wrong = [key for key, value in out.items() if isinstance(value, float) and not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {row[wrong[0]]}, expected a finite number")
+    if not isinstance(out["index"], float) or out["index"] != int(out["index"]):
+        raise ValueError(f"index is {row['index']!r}, expected a whole number")
+    return out
+
+
+def screen(
+    source: Iterable[Named],
+    results: Results,
+    settings: dict[str, Any],
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    block: int = BLOCK,
+    progress: Callable[[Progress], object] = lambda _: None,
+) -> Progress:
+    """Relax all structures of a source that are not in the results yet.
+
+    Args:
+        source: Names and structures, in the same order every time.
+        results: Where they go.
+        settings: As in :func:`relax_block`.
+        workers: Processes on this machine, through Dask if more than one.
+        scheduler: Address of a Dask scheduler, ``tcp://...``, instead.
+        block: Structures that are relaxed and recorded together.
+        progress: Called after every block.
+
+    Returns:
+        How many there are in the results.
+
+    Raises:
+        ScreeningError: The source is not the one that the results began with, or Dask is needed and not installed.
+    """
+    stream = iter(source)
+    _same_so_far(stream, results.inputs())
+    with _mapper(workers, scheduler) as run_all:
+        tasks = _tasks(stream, results.progress.done, settings, block)
+        for finished in run_all(tasks):
+            results.add(finished)
+            progress(results.progress)
+    results.finish()
+    return results.progress
+
+
+def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> None:
+    """Read what is in the results already, and make sure that it still is what it was.
+
+    Raises:
+        ScreeningError: It is not.
+    """
+    for number, (name, digest) in enumerate(before, start=1):
+        named, given = next(stream, (None, None))
+        found = "nothing" if named is None else printable(named)
+        was = f"structure {number} was {name}{' (unreadable)' if digest == UNREADABLE else ''}"
+        if named is None or found != name:
+            raise ScreeningError(
+                f"{was} when this screen began, and is {found} now; give the same input in the same order, or screen "
+                "into another folder"
+            )
+        now = digest_of(given)
+        if now != digest:
+            change = {UNREADABLE: "cannot be read", digest: "is the same"}.get(now, "holds another structure")
+            raise ScreeningError(
+                f"{was} when this screen began, and {change} now: the input was changed; put back what it was, or "
+                "screen into another folder"
+            )
+
+
+def write_parquet(folder: Path) -> Path:
+    """Write the table of some results as Parquet too, ``table.parquet`` beside ``table.csv``, block by block.
+
+    Args:
+        folder: Results of a screen.
+
+    Returns:
+        The file.
+
+    Raises:
+        ScreeningError: pyarrow is not installed, or there is no table.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.csv  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
+    source, target = folder / TABLE, folder / PARQUET
+    if not source.exists():
+        raise ScreeningError(f"{source}: no such file; expected a folder that `ase-definet screen` wrote")
+    whole = dict.fromkeys(("index", "sites", "multiplicity"), pa.int64())
+    types = {name: whole.get(name, pa.float64()) if name in NUMBERS else pa.string() for name in COLUMNS}
+    schema = pa.schema(list(types.items()))
+    convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    try:
+        with (
+            replacing(target) as fresh,
+            pa.csv.open_csv(source, convert_options=convert) as reader,
+            pa.parquet.ParquetWriter(fresh, schema) as writer,
+        ):
+            for batch in reader:
+                writer.write_batch(batch)
+    except (pa.ArrowException, ValueError) as error:
+        raise ScreeningError(f"{source}: damaged ({error}); restore it, or start anew in another folder") from error
+    return target
+
+
+def _tasks(stream: Iterator[Named], first: int, settings: dict[str, Any], block: int) -> Iterator[tuple[Any, ...]]:
+    broken: ScreeningError | None = None
+    while broken is None:
+        part: list[Named] = []
+        try:
+            for one in islice(stream, block):
+                part.append(one)  # noqa: PERF402 - what came before an error counts
+        except ScreeningError as error:
+            broken = error
+        if not part:
+            break
+        names, structures = zip(*part, strict=True)
+        yield names, list(structures), first, settings
+        first += len(part)
+    if broken is not None:
+        raise broken
+
+
+@contextmanager
+def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[tuple[Any, ...]]], Iterator[Block]]]:
+    """Yield a function that runs tasks and gives their results in order."""
+    if workers == 1 and scheduler is None:
+        yield lambda tasks: (relax_block(*task) for task in tasks)
+        return
+    try:
+        from distributed import Client, LocalCluster  # noqa: PLC0415
+    except ImportError as error:
+        raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            yield lambda tasks: _on_cluster(client, tasks, None)
+        return
+    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        yield lambda tasks: _on_cluster(client, tasks, workers)
+
+
+def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
+    """Keep the workers busy, and give results in order; a task whose worker died runs again elsewhere."""
+    from distributed import KilledWorker  # noqa: PLC0415
+
+    waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
+    broken: ScreeningError | None = None
+    while True:
+        most = _AHEAD * (workers or max(1, len(client.scheduler_info()["workers"])))
+        try:
+            for task in islice(tasks, max(0, most - len(waiting))):
+                waiting.append((task, client.submit(relax_block, *task, pure=False, retries=2)))
+        except ScreeningError as error:  # what came before it counts; the tasks have ended
+            broken = error
+        if not waiting:
+            if broken is not None:
+                raise broken
+            return
+        task, future = waiting.popleft()
+        try:
+            block = _awaited(client, future, patient=workers is None)
+        except KilledWorker:  # one of its structures kills every worker it comes to
+            block = _one_by_one(client, cast("Any", task), patient=workers is None)
+        yield block
+
+
+def _awaited(client: Any, future: Any, *, patient: bool) -> Block:
+    """Wait for a block, and not for ever.
+
+    Args:
+        client: Of the cluster.
+        future: The block.
+        patient: Whether workers may come late, as those of a batch system do.
+
+    Raises:
+        ScreeningError: All workers of this machine are gone, and none comes back.
+    """
+    alone = 0
+    while True:
+        try:
+            block: Block = future.result(timeout=_LOOK_AGAIN)
+        except TimeoutError:
+            if future.done():  # it is the block's own
+                raise
+            alone = 0 if patient or client.scheduler_info()["workers"] else alone + 1
+            if alone * _LOOK_AGAIN >= _WORKERLESS:
+                raise ScreeningError(
+                    "all workers died and none could be started again: is there memory enough for them? With fewer "
+                    "--workers, the same command goes on"
+                ) from None
+        else:
+            return block
+
+
+def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[str, Any]], *, patient: bool) -> Block:
+    """Relax the structures of a block one after the other; those whose workers die are failures."""
+    from distributed import KilledWorker  # noqa: PLC0415
+
+    out: list[Block] = []
+    names, structures, first, settings = task
+    for index, (name, given) in enumerate(zip(names, structures, strict=True), start=first):
+        try:
+            future = client.submit(relax_block, (name,), [given], index, settings, pure=False)
+            out.append(_awaited(client, future, patient=patient))
+        except KilledWorker:
+            reason = "its worker died whenever it got this structure: is there memory enough for it?"
+            failure = {"index": index, "name": printable(name), "reason": reason}
+            out.append(Block((printable(name),), (digest_of(given),), "", [], [failure]))
+    return Block(
+        tuple(name for block in out for name in block.names),
+        tuple(digest for block in out for digest in block.digests),
+        "".join(block.structures for block in out),
+        [row for block in out for row in block.rows],
+        [failure for block in out for failure in block.failures],
+    )
+
+
+def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
+    out = io.StringIO(newline="")
+    csv.DictWriter(out, columns, restval="").writerows(rows)
+    return out.getvalue().encode()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file such that it is the old one or the new one, whatever happens."""
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""How structures are read, written and described: files, cells, neighbours, charges, constraints."""

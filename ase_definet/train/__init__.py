@@ -1,1 +1,0 @@
-"""Training: packed pairs, the loop, and model cards."""
