@@ -14,23 +14,24 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ase_definet.dft.vasp import write_vasp_inputs
     from ase_definet.errors import DefiNetError, DefiNetWarning
-    from ase_definet.matching.host import Host, get_host, library
+    from ase_definet.matching.host import Host
+    from ase_definet.matching.library import get_host, library
     from ase_definet.matching.site_map import SiteKind, SiteMap, match_sites
     from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 
 _HOMES = {
     "DefiNetError": "errors",
     "DefiNetWarning": "errors",
-    "DefiNetRelaxer": "relaxer",
-    "RelaxFailure": "relaxer",
-    "RelaxResult": "relaxer",
-    "Host": "host",
-    "get_host": "host",
-    "library": "host",
-    "SiteKind": "sites",
-    "SiteMap": "sites",
-    "match_sites": "sites",
-    "write_vasp_inputs": "vasp",
+    "DefiNetRelaxer": "relaxation.relaxer",
+    "RelaxFailure": "relaxation.relaxer",
+    "RelaxResult": "relaxation.relaxer",
+    "Host": "matching.host",
+    "get_host": "matching.library",
+    "library": "matching.library",
+    "SiteKind": "matching.site_map",
+    "SiteMap": "matching.site_map",
+    "match_sites": "matching.site_map",
+    "write_vasp_inputs": "dft.vasp",
 }
 
 __all__ = [

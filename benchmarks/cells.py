@@ -4,7 +4,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import make_supercell
 
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 
 
 def mos2(n: int, seed: int = 0) -> Atoms:

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_definet import DefiNetRelaxer
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 
 NEAR, FAR = 3.0, 8.0
 SIZES = (4, 6, 8, 12, 16, 24, 32)

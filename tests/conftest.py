@@ -13,7 +13,7 @@ import pytest
 import torch
 from ase import Atoms
 
-from ase_definet.matching.host import library
+from ase_definet.matching.library import library
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
 REPO = Path(__file__).parent.parent

@@ -21,7 +21,8 @@ from ase_definet.checkpoints.format import (
     write_card,
 )
 from ase_definet.errors import CheckpointError
-from ase_definet.matching.host import Host, get_host
+from ase_definet.matching.host import Host
+from ase_definet.matching.library import get_host
 from ase_definet.model.host_routing import Experts
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.structures.files import keep_existing

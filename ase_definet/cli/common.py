@@ -184,7 +184,7 @@ def about(file: Path) -> Iterator[None]:
 
 def checked_host(host: str) -> object:
     """Resolve a host before any structure is read; an unknown one is bad usage."""
-    from ase_definet.matching.host import get_host  # noqa: PLC0415
+    from ase_definet.matching.library import get_host  # noqa: PLC0415
 
     if host.lower() == "auto":
         return "auto"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ase_definet.data.pairs import SPLITS, Reference
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.matching.host import completed_cell
 from ase_definet.matching.site_map import match_sites
+from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.metrics import minimum_image
 from ase_definet.structures.neighbors import pairs_within
 

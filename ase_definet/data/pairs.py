@@ -26,7 +26,8 @@ from ase import Atoms
 from ase.db import connect
 
 from ase_definet.errors import DefiNetError, HostError, StructureError
-from ase_definet.matching.host import Host, get_host
+from ase_definet.matching.host import Host
+from ase_definet.matching.library import get_host
 from ase_definet.structures.reading import read_structure, read_structures
 
 SPLITS = ("train", "val", "test")

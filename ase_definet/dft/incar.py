@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 
 from ase_definet.dft.incar_rules import PER_SPECIES
 from ase_definet.errors import InputSetError
-from ase_definet.matching.host import VACUUM_GAP
+from ase_definet.structures.cell import VACUUM_GAP
 
 Profile = Literal["paper", "few-steps", "robust"]
 Magnetic = Literal["high-spin", "parity", "none"]

@@ -31,9 +31,10 @@ from ase_definet.dft.incar import (
 )
 from ase_definet.dft.incar_rules import Planned, broken_rules
 from ase_definet.errors import DefiNetWarning, InputSetError, StructureError
-from ase_definet.matching.host import VACUUM_GAP, as_atoms, widest_gap
+from ase_definet.structures.cell import VACUUM_GAP, widest_gap
 from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
 from ase_definet.structures.constraints import held_directions
+from ase_definet.structures.conversion import as_atoms
 from ase_definet.structures.files import write_set
 
 __all__ = [
@@ -132,8 +133,8 @@ def write_vasp_inputs(
             Vacuum axes always get one k-point.
         dipole: Whether to correct the dipole along the one vacuum axis; for neutral, asymmetric slabs.
         charge: Charge of the cell, a whole number in units of e (+1 is one electron fewer); sets NELECT. Default is
-            the charge the atoms carry: see :func:`~ase_definet.structures.charges.charge_of`. A DefiNetWarning and README.txt
-            name one that nobody stated.
+            the charge the atoms carry: see :func:`~ase_definet.structures.charges.charge_of`. A DefiNetWarning and
+            README.txt name one that nobody stated.
         large_cell: Whether to project in real space (LREAL = Auto).
         notes: Lines to add to README.txt.
         provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ase_definet.errors import DefiNetError
-from ase_definet.matching.host import as_structure, get_host
+from ase_definet.matching.library import get_host
 from ase_definet.relaxation.relaxer import DefiNetRelaxer, like
+from ase_definet.structures.conversion import as_structure
 
 try:
     from jobflow import Maker, job

@@ -13,7 +13,8 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.matching.host import VACUUM_GAP, Host, as_atoms, check_structure, get_host, library, vacuum_gaps
+from ase_definet.matching.host import Host
+from ase_definet.matching.library import get_host, library
 from ase_definet.matching.naming import defect_name
 from ase_definet.matching.registration import (
     GATE,
@@ -38,6 +39,8 @@ from ase_definet.matching.supercell import (
     remark_on,
     supercell_sites,
 )
+from ase_definet.structures.cell import VACUUM_GAP, check_structure, vacuum_gaps
+from ase_definet.structures.conversion import as_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -115,7 +118,7 @@ class SiteMap:
         host: The host.
         supercell: Integer matrix, shape ``(3, 3)``, rows in the host's primitive vectors.
         cell: Periodic vectors as rows, shape ``(3, 3)``, in Å; for a layer the two in-plane vectors of the
-            structure, then its normal (see :func:`~ase_definet.matching.host.layer_frame`).
+            structure, then its normal (see :func:`~ase_definet.structures.cell.layer_frame`).
         pbc: Which of them are periodic.
         positions: Ideal positions, shape ``(n_sites, 3)``, in Å: the caller's frame and origin, any image in the
             plane, one unbroken layer across the vacuum.

@@ -71,7 +71,8 @@ def find_mappings(
     """Find the ways to lay a host into a cell, likeliest first, one of each symmetry-equivalent set.
 
     Likely is a strain that is small and the same along all axes, and as many sites as atoms. At most a few hundred
-    are kept. Of a large cell, where that many say nothing, the atoms choose: see :mod:`ase_definet.matching.diffraction`.
+    are kept. Of a large cell, where that many say nothing, the atoms choose: see
+    :mod:`ase_definet.matching.diffraction`.
 
     Args:
         host: The host.

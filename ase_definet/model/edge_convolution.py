@@ -2,8 +2,8 @@
 
 A geometry answers the questions of a network: which classes of edge exist, what a field on the sites becomes after
 one depth-wise, distance-filtered message pass, who is near, and what the mean over a structure is.
-:class:`EdgeGeometry` works for any graph. :class:`~ase_definet.model.lattice_convolution.LatticeGeometry` needs a perfect
-supercell of a host and does the same sum as a product in reciprocal space, several times quicker.
+:class:`EdgeGeometry` works for any graph. :class:`~ase_definet.model.lattice_convolution.LatticeGeometry` needs a
+perfect supercell of a host and does the same sum as a product in reciprocal space, several times quicker.
 
 A field is a scalar and a vector per site and channel, stored as four components ``(n_sites, batch, 4, F)``.
 The message of edge ``j -> i`` with unit vector ``e`` (from i to j's image) is the 4 x 4 kernel ::

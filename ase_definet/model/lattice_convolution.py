@@ -138,7 +138,7 @@ class LatticeGeometry:
         )
 
     def propagate(self, filters: Filters, field: Tensor) -> Tensor:
-        """Sum the messages into every site; see :meth:`~ase_definet.model.edge_convolution.EdgeGeometry.propagate`."""
+        """Sum messages into every site; see :meth:`~ase_definet.model.edge_convolution.EdgeGeometry.propagate`."""
         if self._shape is None:
             k_re, k_im = self._kernels(filters)
             re, im = (self._forward @ field.reshape(self.n_cells, -1)).view(2, len(self._waves), -1).unbind(0)

@@ -20,8 +20,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.matching.host import completed_cell, facing
 from ase_definet.matching.site_map import Defect, SiteKind
+from ase_definet.structures.cell import completed_cell, facing
 from ase_definet.structures.files import keep_existing, replacing
 from ase_definet.structures.metrics import minimum_image
 
@@ -64,7 +64,8 @@ def draw_relaxation(
         before: The structure as it was, in Å.
         after: The same atoms in the same order, in the same cell.
         path: The file to write; its name ends in one of :data:`FORMATS`.
-        defects: Sites to mark, from :attr:`~ase_definet.matching.site_map.SiteMap.defects`; vacancies with a dashed ring.
+        defects: Sites to mark, from :attr:`~ase_definet.matching.site_map.SiteMap.defects`; vacancies with a dashed
+            ring.
         view: From above a layer (``top``; what is none is seen along z), or along it (``side``).
         enlarged: What displacements are multiplied with; by default the longest one is :data:`ARROW` long.
         title: Written above.

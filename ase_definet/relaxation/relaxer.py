@@ -26,7 +26,8 @@ from ase_definet.errors import (
     StrictError,
     StructureError,
 )
-from ase_definet.matching.host import LIBRARY_SOURCE, Host, as_atoms, as_structure, get_host, library
+from ase_definet.matching.host import Host
+from ase_definet.matching.library import LIBRARY_SOURCE, get_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model import predict
@@ -37,6 +38,7 @@ from ase_definet.model.site_network import SiteNetwork
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.inputs import Start, build_lattice, displaced, to_graph
 from ase_definet.structures.charges import charge_of
+from ase_definet.structures.conversion import as_atoms, as_structure
 
 if TYPE_CHECKING:
     from ase import Atoms

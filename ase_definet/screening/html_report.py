@@ -20,7 +20,6 @@ from ase.io import iread
 
 from ase_definet import __version__
 from ase_definet.errors import ScreeningError
-from ase_definet.matching.host import facing
 from ase_definet.relaxation.relaxer import HARMLESS
 from ase_definet.screening.screen import (
     COLUMNS,
@@ -31,6 +30,7 @@ from ase_definet.screening.screen import (
     read_json,
     read_rows,
 )
+from ase_definet.structures.cell import facing
 from ase_definet.structures.files import keep_existing, replacing
 
 MOST_ROWS = 20_000

@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
-from ase_definet.matching.host import Host, completed_cell
+from ase_definet.matching.host import Host
 from ase_definet.matching.site_map import SiteKind
 from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.conversion import with_moments
 from ase_definet.structures.extxyz import StreamError, frame_text, printable, read_frames
 from ase_definet.structures.files import is_vacant, refuse_incomplete, replacing
@@ -224,8 +225,9 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         names: One each.
         structures: Atoms, or the errors of those that could not be read.
         first: Index of the first of them.
-        settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`, which does
-            not change while the screen runs), ``max_strain``, and ``sha256`` of the weights if it is known.
+        settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
+            which does not change while the screen runs), ``max_strain``, and, if it is known, ``sha256`` of the
+            weights.
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.

@@ -303,3 +303,35 @@ def to_structure(atoms: Atoms) -> Any:
 def _short(value: float) -> float | int:
     """Return a whole number as an int: 5 and 5.0 are not the same spin to pymatgen."""
     return int(value) if float(value).is_integer() else float(value)
+
+
+# Both
+
+
+def as_atoms(structure: object) -> Atoms:
+    """Return an Atoms from an Atoms or a pymatgen Structure, whose charge goes to ``info["charge"]``.
+
+    Moments that the atoms carry become initial moments: see :func:`moments_of` and
+    :func:`from_structure`. An Atoms is returned as it is where there is nothing to do.
+
+    Raises:
+        StructureError: It is neither, or sites of it are partly occupied.
+    """
+    from ase import Atoms  # noqa: PLC0415
+
+    if isinstance(structure, Atoms):
+        refuse_partial(structure)
+        return with_moments(structure)
+    if hasattr(structure, "lattice") and hasattr(structure, "sites"):
+        return from_structure(structure)
+    raise StructureError(
+        f"expected an ase.Atoms or a pymatgen Structure, found {type(structure).__name__}: read the file first"
+    )
+
+
+def as_structure(atoms: Atoms) -> Any:
+    """Return a pymatgen Structure from an Atoms, with its charge, its moments and what is held.
+
+    A charge that nobody stated, and constraints that selective dynamics cannot say, are a DefiNetWarning.
+    """
+    return to_structure(atoms)

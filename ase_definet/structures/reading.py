@@ -119,8 +119,8 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
 def read_structures(path: str | Path) -> Iterator[Atoms]:
     """Read all structures of a file, one after the other.
 
-    Partly occupied sites are left to :func:`~ase_definet.matching.host.as_atoms`, so that one structure does not cost the
-    rest.
+    Partly occupied sites are left to :func:`~ase_definet.structures.conversion.as_atoms`, so that one structure does
+    not cost the rest.
 
     Raises:
         StructureError: As in :func:`read_structure`, after those that could be read.

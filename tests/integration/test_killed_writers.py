@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from ase_definet.cli import cli, relax
 from ase_definet.cli.deliver import _staged, write_report
 from ase_definet.errors import ScreeningError
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 from ase_definet.screening.enumeration import DefectSpace, parse_defects
 from ase_definet.screening.screen import structures_of
 from ase_definet.structures import files

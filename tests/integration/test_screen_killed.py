@@ -17,9 +17,9 @@ from ase.io import write
 from click.testing import CliRunner
 from distributed import KilledWorker
 
-from ase_definet import screening
 from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
+from ase_definet.screening import screen as screening
 from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,

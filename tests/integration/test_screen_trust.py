@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model, save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 from ase_definet.screening import screen as screening
 from ase_definet.screening.screen import (
     FAILURES,

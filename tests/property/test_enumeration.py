@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 from ase_definet.screening.enumeration import DefectSpace, count_all, parse_defects
 
 LAYERS = ("MoS2", "BN", "P", "GaSe")

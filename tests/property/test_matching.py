@@ -6,7 +6,7 @@ from ase.build import bulk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ase_definet.matching.host import library
+from ase_definet.matching.library import library
 from ase_definet.matching.site_map import match_sites
 
 RATTLE = 0.08  # Å, of every atom in some direction

@@ -21,7 +21,8 @@ from ase.build import bulk, graphene, mx2
 from scipy.spatial import cKDTree
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.matching.host import Host, get_host, library
+from ase_definet.matching.host import Host
+from ase_definet.matching.library import get_host, library
 from ase_definet.matching.naming import defect_name
 from ase_definet.matching.site_map import SiteMap, match_sites
 

@@ -10,7 +10,7 @@ import pytest
 from ase_definet.data import Group
 from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import RIDGES, LinearSuperposition
-from ase_definet.matching.host import library
+from ase_definet.matching.library import library
 
 ROUNDING = 2e-5
 """The fit is made in single precision, on displacements of some 0.1 Å; in Å."""

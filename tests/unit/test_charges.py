@@ -15,8 +15,8 @@ from pymatgen.core import SETTINGS, Structure
 from ase_definet.cli import cli
 from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import DefiNetWarning, InputSetError, StructureError
-from ase_definet.matching.host import as_atoms, as_structure
 from ase_definet.structures.charges import charge_of
+from ase_definet.structures.conversion import as_atoms, as_structure
 from tests.conftest import mos2_with_defects, pristine
 
 FORMAL = {12: 2, 8: -2}

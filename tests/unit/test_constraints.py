@@ -26,8 +26,8 @@ from pymatgen.io.vasp.inputs import Incar, Poscar
 from ase_definet.cli import cli
 from ase_definet.dft.vasp import restore_order, write_vasp_inputs
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.matching.host import as_atoms, as_structure
 from ase_definet.structures.constraints import free_forces, held_directions, hold
+from ase_definet.structures.conversion import as_atoms, as_structure
 from tests.conftest import mos2_with_defects
 
 ROUNDED = 1e-9

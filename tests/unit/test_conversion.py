@@ -16,10 +16,10 @@ from pymatgen.electronic_structure.core import Magmom
 
 from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import DefiNetWarning, HostError, StructureError
-from ase_definet.matching.host import as_atoms, as_structure, get_host
+from ase_definet.matching.library import get_host
 from ase_definet.matching.site_map import match_sites
 from ase_definet.structures.charges import charge_of
-from ase_definet.structures.conversion import WHOLE
+from ase_definet.structures.conversion import WHOLE, as_atoms, as_structure
 from tests.conftest import mos2_with_defects, pristine
 
 FRACTIONS = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0]]

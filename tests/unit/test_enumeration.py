@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from ase_definet.cli import cli
 from ase_definet.cli import enumerate as enumerate_module
 from ase_definet.errors import EnumerationError
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 from ase_definet.matching.site_map import match_sites
 from ase_definet.screening.enumeration import Configuration, DefectSpace, count_all, parse_defects
 from ase_definet.structures.files import new_database

@@ -21,7 +21,7 @@ from ase_definet.errors import StructureError
 from ase_definet.evaluation import scores as evaluate_module
 from ase_definet.evaluation.scores import N_WORST, RADII, reliability, score_pairs, summarise
 from ase_definet.evaluation.superposition import LinearSuperposition
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from tests.conftest import pristine
 

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model, save_checkpoint
 from ase_definet.cli import cli
-from ase_definet.matching.host import Host, get_host
+from ase_definet.matching.host import Host
+from ase_definet.matching.library import get_host
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.screening.html_report import write_report
 from tests.conftest import mos2_with_defects, pristine

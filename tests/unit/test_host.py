@@ -9,17 +9,9 @@ from ase.io import write
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from ase_definet.errors import HostError, StructureError
-from ase_definet.matching.host import (
-    ALIASES,
-    VACUUM_LENGTH,
-    check_structure,
-    completed_cell,
-    get_host,
-    layer_frame,
-    library,
-    read_structure,
-    vacuum_axis,
-)
+from ase_definet.matching.library import ALIASES, get_host, library
+from ase_definet.structures.cell import VACUUM_LENGTH, check_structure, completed_cell, layer_frame, vacuum_axis
+from ase_definet.structures.reading import read_structure
 
 LENGTH_TOLERANCE = 1e-6  # Å
 FILE_TOLERANCE = 1e-4  # Å, files are written with few decimals

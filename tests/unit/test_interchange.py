@@ -11,8 +11,8 @@ from pymatgen.io.vasp.inputs import Incar
 from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import DefiNetWarning, StructureError
 from ase_definet.interop.doped import from_doped
-from ase_definet.matching.host import as_atoms
 from ase_definet.structures.charges import NetCharge, charge_of
+from ase_definet.structures.conversion import as_atoms
 from tests.conftest import pristine
 
 ROUNDED = 1e-6

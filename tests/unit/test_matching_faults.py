@@ -6,11 +6,13 @@ from ase import Atoms
 from ase.build import bulk, graphene, make_supercell, mx2
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.matching.host import NOISE, get_host, layer_frame
+from ase_definet.matching.host import NOISE
+from ase_definet.matching.library import get_host
 from ase_definet.matching.registration import GOOD_COST
 from ase_definet.matching.site_map import MIN_ADVANTAGE, match_sites
 from ase_definet.matching.supercell import diffracted_mappings, find_mappings
 from ase_definet.relaxation.relaxer import DefiNetRelaxer, known_host
+from ase_definet.structures.cell import layer_frame
 from tests.reliability.matches import layer, stack, sweep
 from tests.unit.test_sites import RATTLE_TOLERANCE, assert_found, plant
 

@@ -4,7 +4,7 @@ from ase.build import bulk, mx2
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 from ase.neighborlist import primitive_neighbor_list
 
-from ase_definet.matching.host import library
+from ase_definet.matching.library import library
 from ase_definet.structures.neighbors import SHELL_TOLERANCE, neighbor_list, pairs_within
 
 VECTOR_TOLERANCE = 1e-9  # Å

@@ -22,9 +22,9 @@ from ase_definet.cli import cli
 from ase_definet.data import Reference, pack_pairs
 from ase_definet.evaluation.compare_starts import compare_starts, fit_scale, scaled
 from ase_definet.evaluation.scores import score_pairs
-from ase_definet.matching.host import facing
 from ase_definet.plotting.structure import draw_relaxation
 from ase_definet.screening.html_report import write_report
+from ase_definet.structures.cell import facing
 from ase_definet.structures.metrics import coordinate_mae, minimum_image, near_sites
 
 

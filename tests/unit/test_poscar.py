@@ -11,8 +11,9 @@ from pymatgen.core import Species
 from pymatgen.io.vasp import Poscar
 
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.matching.host import as_structure, read_structure
+from ase_definet.structures.conversion import as_structure
 from ase_definet.structures.poscar import element_of
+from ase_definet.structures.reading import read_structure
 from tests.conftest import pristine
 
 HEAD = 5

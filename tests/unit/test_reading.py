@@ -16,9 +16,9 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.matching.host import as_structure, read_structure
 from ase_definet.structures import reading
-from ase_definet.structures.reading import read_structures, structure_format
+from ase_definet.structures.conversion import as_structure
+from ase_definet.structures.reading import read_structure, read_structures, structure_format
 from tests.conftest import mos2_with_defects, pristine
 
 TOLERANCE = 1e-6  # Å

@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk, make_supercell, mx2
 
 from ase_definet.errors import DefiNetError, HostError, MatchError, StructureError
-from ase_definet.matching.host import library
+from ase_definet.matching.library import library
 from ase_definet.matching.site_map import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, SiteKind, match_sites
 
 POSITION_TOLERANCE = 1e-3  # Å, a structure on its sites

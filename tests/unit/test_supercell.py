@@ -5,7 +5,7 @@ from ase.build import bulk
 from ase.geometry import find_mic
 
 from ase_definet.errors import HostError
-from ase_definet.matching.host import get_host, library
+from ase_definet.matching.library import get_host, library
 from ase_definet.matching.supercell import (
     MAX_STRAIN,
     Mapping,

@@ -23,7 +23,7 @@ from filelock import FileLock
 from ase_definet.checkpoints.format import combine, load_checkpoint, save_checkpoint
 from ase_definet.data import Pack
 from ase_definet.errors import CheckpointError, DefiNetWarning, DeviceError, StructureError, TrainingError
-from ase_definet.matching.host import get_host
+from ase_definet.matching.library import get_host
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.training import error_estimate as uncertainty

@@ -1,0 +1,125 @@
+"""The built-in hosts, and the host that a user names, gives as a file or as a structure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ase_definet.errors import HostError, StructureError
+from ase_definet.matching.host import Host, reduced
+from ase_definet.structures.cell import VACUUM_LENGTH
+from ase_definet.structures.conversion import as_atoms
+from ase_definet.structures.reading import read_structure
+
+Array: TypeAlias = NDArray[Any]
+
+# Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al.,
+# npj 2D Mater. Appl. 7, 6 (2023)): in-plane vectors in Å, then atomic number, two fractions and height in Å.
+_HEXAGONAL = np.array([[1.0, 0.0], [-0.5, 3**0.5 / 2]])
+
+_B, _C = (1 / 3, 2 / 3), (2 / 3, 1 / 3)
+
+_LIBRARY: dict[str, tuple[Array, list[tuple[int, float, float, float]]]] = {
+    "MoS2": (3.19031570 * _HEXAGONAL, [(42, *_B, 3.719751), (16, *_C, 2.154866), (16, *_C, 5.284636)]),
+    "WSe2": (3.32706951 * _HEXAGONAL, [(74, *_B, 3.767238), (34, *_C, 5.448465), (34, *_C, 2.086010)]),
+    "BN": (2.51242846 * _HEXAGONAL, [(5, *_B, 3.853633), (7, *_C, 3.853633)]),
+    "GaSe": (
+        3.81906671 * _HEXAGONAL,
+        [(31, *_C, 7.665453), (31, *_C, 10.136343), (34, *_B, 11.309606), (34, *_B, 6.492190)],
+    ),
+    "InSe": (
+        4.09647352 * _HEXAGONAL,
+        [(49, *_B, 10.588755), (49, *_B, 7.754693), (34, *_C, 11.856269), (34, *_C, 6.487179)],
+    ),
+    "P": (
+        np.diag([3.29991800, 4.60092600]),
+        [
+            (15, 0.0, 0.58855700, 4.182468),
+            (15, 0.0, 0.41144300, 6.288710),
+            (15, 0.5, 0.08855700, 6.288710),
+            (15, 0.5, 0.91144300, 4.182468),
+        ],
+    ),
+}
+
+LIBRARY_SOURCE = "2DMD (Zenodo 14027373)"
+"""``Host.source`` of the built-in hosts."""
+
+ALIASES = {"hbn": "BN", "h-bn": "BN", "bp": "P", "black-phosphorus": "P", "black phosphorus": "P", "phosphorene": "P"}
+"""Other names of library hosts, lower case."""
+
+
+def library() -> dict[str, Host]:
+    """Return the built-in hosts by name.
+
+    >>> sorted(library())
+    ['BN', 'GaSe', 'InSe', 'MoS2', 'P', 'WSe2']
+    """
+    return {name: _library_host(name) for name in _LIBRARY}
+
+
+@cache
+def _library_host(name: str) -> Host:
+    axes, basis = _LIBRARY[name]
+    cell = np.diag([0.0, 0.0, VACUUM_LENGTH])
+    cell[:2, :2] = axes
+    rows = np.array(basis)
+    positions = np.column_stack([rows[:, 1:3] @ axes, rows[:, 3]])
+    return Host(name, rows[:, 0].astype(int), positions, cell, layered=True, source=LIBRARY_SOURCE)
+
+
+def get_host(host: object, name: str | None = None) -> Host:
+    """Return a host from a library name, a file, an Atoms, a pymatgen Structure or a Host.
+
+    Args:
+        host: What the user gave. Names are those of :func:`library`, aliases included, in any case; files
+            are whatever ASE reads. A conventional cell or a supercell is reduced to its primitive cell.
+        name: How to call it; default is the library's name, the file's stem or the formula.
+
+    Raises:
+        HostError: The name is unknown, or the file does not hold a usable crystal.
+
+    >>> get_host("h-BN").formula
+    'BN'
+    """
+    if isinstance(host, Host):
+        return host
+    if isinstance(host, (str, Path)):
+        known = {key.lower(): key for key in _LIBRARY} | ALIASES
+        if str(host).lower() in known:
+            return _library_host(known[str(host).lower()])
+        path = Path(host)
+        if not path.is_file():
+            near = difflib.get_close_matches(str(host).lower(), known, n=1, cutoff=0.7)
+            another = _elements_of(str(host))  # MoSe2 is no misspelt MoS2
+            if near and another and another != _elements_of(known[near[0]]):
+                near = []
+            hint = f"did you mean {known[near[0]]!r}? " if near else ""
+            raise HostError(
+                f"unknown host {str(host)!r}: {hint}The library has {', '.join(sorted(_LIBRARY))}; "
+                "anything else must be a structure file that ASE reads"
+            )
+        try:
+            atoms = read_structure(path)
+        except StructureError as error:
+            raise HostError(f"host file: {error}") from error
+        return reduced(atoms, name or path.stem, str(path))
+    try:
+        atoms = as_atoms(host)
+    except StructureError as error:
+        raise HostError(f"host: {error}; a library name or a file will do as well") from error
+    return reduced(atoms, name or atoms.get_chemical_formula("metal", empirical=True), "given")
+
+
+def _elements_of(name: str) -> set[str]:
+    """Return the elements of a name that is a chemical formula, none of any other name."""
+    symbols = re.findall(r"([A-Z][a-z]?)[0-9.]*", name)
+    whole = re.fullmatch(r"([A-Z][a-z]?[0-9.]*)+", name) is not None
+    return set(symbols) if whole and set(symbols) <= set(chemical_symbols) else set()
