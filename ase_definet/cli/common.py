@@ -38,6 +38,15 @@ host_option = click.option(
 )
 
 
+strain_option = click.option(
+    "--max-strain",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.06,
+    show_default=True,
+    help="Largest strain of the host onto a cell.",
+)
+
+
 def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of an input set; it gets them as ``input_set``, arguments of ``write_vasp_inputs``.
 

@@ -17,14 +17,16 @@ from ase_definet.cli.common import (
     host_option,
     image_notes,
     match_record,
+    strain_option,
 )
 
 
 @click.command("match")
 @click.argument("file", type=FILE)
 @host_option
+@strain_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def match_command(file: Path, host: str, as_json: bool) -> None:  # noqa: FBT001
+def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> None:  # noqa: FBT001
     """Say which defects FILE holds and where, without a network.
 
     Of a file with several structures the last one is taken.
@@ -34,7 +36,7 @@ def match_command(file: Path, host: str, as_json: bool) -> None:  # noqa: FBT001
     from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     with about(file):
-        site_map = match_sites(read_structure(file), resolved)
+        site_map = match_sites(read_structure(file), resolved, max_strain=max_strain)
     record = match_record(site_map)
     record["warnings"] += image_notes(file)
     if as_json:

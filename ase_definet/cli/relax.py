@@ -23,6 +23,7 @@ from ase_definet.cli.common import (
     input_set_options,
     overwrite_option,
     show_traceback,
+    strain_option,
     unknown_error,
 )
 from ase_definet.cli.deliver import deliver, make_folders, write_report
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @input_set_options
 @click.option("--report", type=FILE, help="Write what was found and done as JSON.")
 @click.option("--keep-positions", is_flag=True, help="Predict from the given positions, not the host's ideal sites.")
+@strain_option
 @click.option("--strict", is_flag=True, help="Fail where a result is not to be trusted, instead of warning.")
 @overwrite_option
 @click.option("-v", "--verbose", is_flag=True, help="Print timings and the weights used.")
@@ -70,6 +72,7 @@ def relax_command(
     from_unrelaxed: bool,  # noqa: FBT001
     report: Path | None,
     keep_positions: bool,  # noqa: FBT001
+    max_strain: float,
     strict: bool,  # noqa: FBT001
     overwrite: bool,  # noqa: FBT001
     verbose: bool,  # noqa: FBT001
@@ -90,7 +93,14 @@ def relax_command(
     if quiet:
         warnings.simplefilter("ignore")
     try:
-        relaxer = DefiNetRelaxer(model, resolved, device, start="given" if keep_positions else "ideal", strict=strict)
+        relaxer = DefiNetRelaxer(
+            model,
+            resolved,
+            device,
+            start="given" if keep_positions else "ideal",
+            strict=strict,
+            max_strain=max_strain,
+        )
     except (CheckpointError, DeviceError) as error:
         raise BadUsage(error_text(error)) from error
     make_folders(jobs, report)

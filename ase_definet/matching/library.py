@@ -102,8 +102,10 @@ def get_host(host: object, name: str | None = None) -> Host:
             if near and another and another != _elements_of(known[near[0]]):
                 near = []
             hint = f"did you mean {known[near[0]]!r}? " if near else ""
+            if not near and (path.suffix or len(path.parts) > 1):
+                hint = "there is no such file; "
             raise HostError(
-                f"unknown host {str(host)!r}: {hint}The library has {', '.join(sorted(_LIBRARY))}; "
+                f"unknown host {str(host)!r}: {hint}the library has {', '.join(sorted(_LIBRARY))}; "
                 "anything else must be a structure file that ASE reads"
             )
         try:

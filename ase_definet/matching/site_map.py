@@ -69,6 +69,9 @@ CLOSE = 0.05
 MOST_READINGS = 64
 """Registrations that are judged by all atoms, at most."""
 
+MIN_LIKE = 0.45
+"""A host of the library is not tried where a smaller share of the atoms is of its elements."""
+
 SUBLATTICE = 0.1
 """An element with a smaller share of the host's sites is a dopant and no sublattice."""
 
@@ -262,7 +265,10 @@ def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
     found: list[SiteMap] = []
     reasons: list[str] = []
     for host in library().values():
-        if np.isin(atoms.numbers, host.numbers).any():
+        own = int(np.isin(atoms.numbers, host.numbers).sum())
+        if 0 < own < MIN_LIKE * len(atoms):
+            reasons.append(f"{host.name}: only {own} of {len(atoms)} atoms are of its elements")
+        elif own:
             try:
                 found.append(_match(atoms, framed, host, max_strain))
             except (HostError, MatchError) as error:

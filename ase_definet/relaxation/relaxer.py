@@ -574,6 +574,8 @@ class DefiNetRelaxer:
         hosts = training["hosts"]
         name, strain, offset = known_host(site_map.host)
         strain += site_map.max_strain
+        if not site_map.defects:
+            yield "pristine", "no defects found: the structure is the pristine host"
         if name not in hosts:
             known = ", ".join(hosts)
             yield (
@@ -587,9 +589,7 @@ class DefiNetRelaxer:
             yield "defects", f"defects never seen in {name}: {', '.join(new)}"
         low, high = seen["density"]
         # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
-        if not site_map.defects:
-            yield "pristine", "no defects found: the structure is the pristine host"
-        elif not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
+        if site_map.defects and not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
             yield (
                 "density",
                 f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}",

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, graphene, make_supercell, mx2
+from click.testing import CliRunner
 
+from ase_definet.cli import cli
 from ase_definet.errors import HostError, MatchError
 from ase_definet.matching.host import NOISE
 from ase_definet.matching.library import get_host
@@ -285,6 +287,47 @@ def test_auto_says_why_each_host_does_not_fit():
         match_sites(atoms, "auto")
     for part in ("MoS2: only 0 of the 25 Mo sites", "25 hold W", "WSe2: only"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("command", ["match", "relax"])
+def test_the_command_line_takes_more_strain(command, tmp_path):
+    atoms = layer("MoS2").repeat((5, 5, 1))
+    atoms.set_cell(atoms.cell.array * [1.07, 1.07, 1], scale_atoms=True)
+    del atoms[3]
+    atoms.write(tmp_path / "a.vasp")
+    given = [command, str(tmp_path / "a.vasp"), "--host", "MoS2"]
+    done = CliRunner().invoke(cli, given)
+    assert done.exit_code == 1
+    assert "at most 6.0% is allowed" in done.output
+    assert "--max-strain" in done.output
+    done = CliRunner().invoke(cli, [*given, "--max-strain", "0.08"])
+    assert done.exit_code == 0, done.output
+    assert "v_Mo" in done.output
+
+
+def test_a_structure_without_defects_is_said_with_any_host():
+    # issue of a newcomer: the defective cell given as its own host
+    atoms = layer("MoS2").repeat((4, 4, 1))
+    del atoms[5]
+    result = DefiNetRelaxer(host=atoms, device="cpu").predict(atoms)
+    assert set(result.outside) == {"pristine", "host"}
+    assert any("no defects found" in text for text in result.warnings)
+
+
+def test_auto_does_not_try_hosts_of_other_elements():
+    atoms = layer("MoS2").repeat((6, 6, 1))
+    atoms.symbols[[5, 40]] = ["W", "Se"]
+    assert match_sites(atoms, "auto").host.name == "MoS2"
+    strange = layer("MoS2").repeat((4, 4, 1))
+    strange.symbols[strange.symbols == "Mo"] = "Fe"
+    strange.symbols[np.flatnonzero(strange.symbols == "S")[::2]] = "Cl"
+    with pytest.raises(HostError, match="MoS2: only 16 of 48 atoms are of its elements"):
+        match_sites(strange, "auto")
+
+
+def test_a_host_file_that_is_not_there_is_said():
+    with pytest.raises(HostError, match="there is no such file"):
+        get_host("some/where/host.vas")
 
 
 def test_half_a_sublattice_may_be_replaced():
