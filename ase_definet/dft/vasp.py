@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import warnings as python_warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,11 @@ MOST_SPACING = 2.0
 """A larger spacing of k-points is a mistake, in 1/Å."""
 
 _SMALL = 1e-6
+_ORIGINS: dict[bool | None, str] = {
+    True: "Geometry predicted by DefiNet in one forward pass; VASP is to finish it.",
+    False: "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's.",
+    None: "Input set for the structure as given; nothing says that it was predicted.",
+}
 _PROVENANCE = {
     "model": "weights",
     "model_hash": "hash",
@@ -109,7 +115,7 @@ def write_vasp_inputs(
     large_cell: bool = False,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
-    predicted: bool = True,
+    predicted: bool | None = None,
     overwrite: bool = False,
 ) -> InputSetReport:
     """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt, and POTCAR where pymatgen knows a library.
@@ -139,7 +145,8 @@ def write_vasp_inputs(
         notes: Lines to add to README.txt.
         provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,
             ``defects``, ``version``. Default is what the relaxer left in ``atoms.info``, its warnings included.
-        predicted: Whether README.txt calls the structure a prediction, or the control run from the host's sites.
+        predicted: Whether README.txt calls the structure a prediction (True) or the control run from the host's sites
+            (False). Default is a prediction where the provenance says what made it, else a structure as it was given.
         overwrite: Whether files in the way may be replaced.
 
     Returns:
@@ -157,6 +164,8 @@ def write_vasp_inputs(
         prefix = "definet_"
         provenance = {k.removeprefix(prefix): str(v) for k, v in atoms.info.items() if str(k).startswith(prefix)}
         notes = [*notes, *filter(None, [provenance.pop("warnings", "")])]
+    if predicted is None and provenance:
+        predicted = True
     if profile not in PROFILES:
         raise InputSetError(f"Unknown profile {profile!r}; choose from {', '.join(PROFILES)}.")
     net = _net_charge(atoms, charge)
@@ -203,7 +212,9 @@ def write_vasp_inputs(
     )
     warnings += ignored + _charge_warnings(net, planned) + broken_rules(planned)
 
-    written, overridden, doubts = incar_tags.final_incar(tags, overrides)
+    unshaped = {tag: value for tag, value in tags.items() if tag not in {"NELECT", "NUPDOWN"}}
+    own = unshaped | _own_tags(profile, net.value, magnetic, electrons, atoms, order)
+    written, overridden, doubts = incar_tags.final_incar(tags, overrides, own)
     warnings += doubts
     if not potcars and (target / "POTCAR").exists():
         warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
@@ -375,6 +386,24 @@ def _electron_tags(charge: int, magnetic: str, electrons: _Electrons, overrides:
     return tags | ({"NUPDOWN": round(number) % 2} if magnetic == "parity" else {})
 
 
+def _own_tags(
+    profile: str, charge: int, magnetic: str, electrons: _Electrons, atoms: Atoms, order: np.ndarray
+) -> dict[str, Any]:
+    """Return the tags of the profile that overrides of others would change, as they are without any override.
+
+    Where they need an override (the valence electrons are unknown, moments are vectors), they are left out.
+    """
+    tags = {"ISPIN": PROFILES[profile]["ISPIN"]}
+    parts: list[Callable[[], dict[str, Any]]] = [
+        lambda: _electron_tags(charge, magnetic, electrons, {}),
+        lambda: incar_tags.spin_tags(atoms, magnetic, order, {})[0],
+    ]
+    for part in parts:
+        with suppress(InputSetError):
+            tags |= part()
+    return tags
+
+
 def _charge_warnings(net: NetCharge, planned: Planned) -> list[str]:
     """Say where a charge comes from, and what a charged layer needs."""
     messages = [f"{net.note[0].upper()}{net.note[1:]}."] if net.note else []
@@ -412,14 +441,10 @@ def _readme(
     notes: Sequence[str],
     provenance: Mapping[str, str],
     warnings: Sequence[str],
-    predicted: bool,
+    predicted: bool | None,
 ) -> str:
     """Return the text of README.txt."""
-    lines = [
-        "Geometry predicted by DefiNet in one forward pass; VASP is to finish it."
-        if predicted
-        else "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's."
-    ]
+    lines = [_ORIGINS[predicted]]
     lines += [f"  {name}: {provenance[key]}" for key, name in _PROVENANCE.items() if key in provenance]
     lines += [f"  {key}: {value}" for key, value in provenance.items() if key not in _PROVENANCE]
     lines.append(f"Profile {profile}." + (" Overridden:" if overridden else ""))
@@ -428,13 +453,16 @@ def _readme(
     if "POTCAR" not in files:
         lines.append("  Not included (licence): build it from your library as POTCAR.spec lists it.")
     worse = "write the set again with profile robust" if profile == "few-steps" else "distrust the prediction"
+    if predicted is None and profile == "few-steps":
+        lines.append("Profile few-steps is for a start close to the minimum; from anywhere else take robust.")
     if predicted:
         lines += [
             f"Check after step 1: if the largest force exceeds {FORCE_LIMIT} eV/Å, {worse}:",
             "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
         ]
+    runs = "." if predicted is None else "--control CONTROL PREDICTION"
     lines += [
-        "Count the ionic steps: ase-definet count-steps --control CONTROL PREDICTION",
+        f"Count the ionic steps: ase-definet count-steps {runs}",
         "If NSW steps do not suffice: cp CONTCAR POSCAR and run again.",
     ]
     if ORDER_FILE in files:
