@@ -32,7 +32,7 @@ from ase_definet.dft.incar import (
 )
 from ase_definet.dft.incar_rules import Planned, broken_rules
 from ase_definet.errors import DefiNetWarning, InputSetError, StructureError
-from ase_definet.structures.cell import VACUUM_GAP, widest_gap
+from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
 from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
 from ase_definet.structures.constraints import held_directions
 from ase_definet.structures.conversion import as_atoms
@@ -278,11 +278,10 @@ def _check_structure(atoms: Atoms) -> None:
         raise StructureError("Positions or cell hold values that are not finite; check the prediction.")
     if (atoms.numbers == 0).any():
         raise StructureError("Dummy atoms (X) have no POTCAR; remove them, a vacancy is simply absent.")
-    volume = float(np.linalg.det(np.asarray(atoms.cell)))
+    cell = np.asarray(atoms.cell)
+    volume = float(np.linalg.det(cell))
     if abs(volume) < _SMALL:
-        raise StructureError(
-            "Expected three independent cell vectors; set them, e.g. atoms.center(vacuum=8, axis=2)."
-        )
+        raise StructureError(f"VASP needs three independent cell vectors, {lacking_vectors(cell)}.")
     if volume < 0:
         raise StructureError(
             "VASP needs a right-handed cell; swap two vectors: atoms.set_cell(atoms.cell[[1, 0, 2]])."

@@ -71,6 +71,12 @@ def charge_of(atoms: Atoms) -> NetCharge:
     return NetCharge(value, STATED)
 
 
+def set_charge(atoms: Atoms, charge: int) -> None:
+    """State the net charge of a structure, in e, in place; whatever said something else gives way."""
+    atoms.info["charge"] = charge
+    atoms.info.pop(CHARGE_SOURCE, None)
+
+
 def whole_charge(value: Any, name: str) -> int:
     """Return a stated charge as a whole number, in e.
 
