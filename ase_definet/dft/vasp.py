@@ -164,8 +164,6 @@ def write_vasp_inputs(
         prefix = "definet_"
         provenance = {k.removeprefix(prefix): str(v) for k, v in atoms.info.items() if str(k).startswith(prefix)}
         notes = [*notes, *filter(None, [provenance.pop("warnings", "")])]
-    if predicted is None and provenance:
-        predicted = True
     if profile not in PROFILES:
         raise InputSetError(f"Unknown profile {profile!r}; choose from {', '.join(PROFILES)}.")
     net = _net_charge(atoms, charge)
@@ -212,9 +210,9 @@ def write_vasp_inputs(
     )
     warnings += ignored + _charge_warnings(net, planned) + broken_rules(planned)
 
-    unshaped = {tag: value for tag, value in tags.items() if tag not in {"NELECT", "NUPDOWN"}}
-    own = unshaped | _own_tags(profile, net.value, magnetic, electrons, atoms, order)
-    written, overridden, doubts = incar_tags.final_incar(tags, overrides, own)
+    written, overridden, doubts = incar_tags.final_incar(
+        tags, overrides, _own_tags(tags, profile, net.value, magnetic, electrons, atoms, order)
+    )
     warnings += doubts
     if not potcars and (target / "POTCAR").exists():
         warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
@@ -236,7 +234,7 @@ def write_vasp_inputs(
         notes=notes,
         provenance=provenance or {},
         warnings=warnings,
-        predicted=predicted,
+        predicted=True if predicted is None and provenance else predicted,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_set(target, files, overwrite=overwrite, stale=[ORDER_FILE])
@@ -386,13 +384,20 @@ def _electron_tags(charge: int, magnetic: str, electrons: _Electrons, overrides:
 
 
 def _own_tags(
-    profile: str, charge: int, magnetic: str, electrons: _Electrons, atoms: Atoms, order: np.ndarray
+    shaped: Mapping[str, Any],
+    profile: str,
+    charge: int,
+    magnetic: str,
+    electrons: _Electrons,
+    atoms: Atoms,
+    order: np.ndarray,
 ) -> dict[str, Any]:
-    """Return the tags of the profile that overrides of others would change, as they are without any override.
+    """Return the tags of an input set as they would be without overrides, which have shaped some of them.
 
     Where they need an override (the valence electrons are unknown, moments are vectors), they are left out.
     """
-    tags = {"ISPIN": PROFILES[profile]["ISPIN"]}
+    tags = {tag: value for tag, value in shaped.items() if tag not in {"NELECT", "NUPDOWN"}}
+    tags["ISPIN"] = PROFILES[profile]["ISPIN"]
     parts: list[Callable[[], dict[str, Any]]] = [
         lambda: _electron_tags(charge, magnetic, electrons, {}),
         lambda: incar_tags.spin_tags(atoms, magnetic, order, {})[0],

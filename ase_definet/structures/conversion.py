@@ -202,7 +202,7 @@ def stated_charge(structure: Any) -> Any:
     states = [getattr(_species(site), "oxi_state", None) for site in structure]
     if not states or any(state is None for state in states):
         return charge
-    total = sum(states)
+    total = float(np.sum(np.array(states, dtype=float)))
     try:
         guessed = abs(total) > SUMMED_TOLERANCE and abs(float(charge) - total) < STATED_TOLERANCE
     except (TypeError, ValueError):
@@ -211,7 +211,7 @@ def stated_charge(structure: Any) -> Any:
 
 
 def keep_source(structure: Any, source: Source = STATED) -> None:
-    """Note in a pymatgen Structure where its charge is from, unless :func:`stated_charge` sees that without a note."""
+    """Note in a pymatgen Structure where its charge is from, if :func:`stated_charge` would not see that."""
     if source != STATED or stated_charge(structure) is None:
         structure.properties[CHARGE_SOURCE] = source
 
