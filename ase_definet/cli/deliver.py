@@ -97,7 +97,10 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 @contextmanager
 def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
+    import numpy as np  # noqa: PLC0415
     from ase.io import write  # noqa: PLC0415
+
+    from ase_definet.structures.cell import lacking_vectors  # noqa: PLC0415
 
     with replacing(path) as fresh:
         try:
@@ -109,6 +112,12 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
         except (OSError, MemoryError):
             raise
         except Exception as error:  # ASE's writers raise anything
+            cell = np.asarray(atoms.cell)
+            if 0 < np.linalg.matrix_rank(cell) < len(cell):
+                raise StructureError(
+                    f"{path}: {fmt} needs three independent cell vectors, {lacking_vectors(cell)}; or write extended "
+                    "XYZ, which needs none: -o NAME.extxyz"
+                ) from error
             raise StructureError(
                 f"{path}: ASE cannot write this structure as {fmt} ({type(error).__name__}: {error}); "
                 "choose another format with -o"

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     help="Also write the control run, from the host's sites, to FOLDER_unrelaxed beside that of --vasp.",
 )
 @input_set_options
+@click.option("--charge", type=int, help="Net charge of each FILE's cell, in e; default is what FILE says, or 0.")
 @click.option("--report", type=FILE, help="Write what was found and done as JSON.")
 @click.option("--keep-positions", is_flag=True, help="Predict from the given positions, not the host's ideal sites.")
 @strain_option
@@ -70,6 +71,7 @@ def relax_command(
     device: str,
     vasp: Path | None,
     from_unrelaxed: bool,  # noqa: FBT001
+    charge: int | None,
     report: Path | None,
     keep_positions: bool,  # noqa: FBT001
     max_strain: float,
@@ -106,7 +108,7 @@ def relax_command(
     make_folders(jobs, report)
     records = []
     with _progress(len(jobs), quiet=quiet) as advance:
-        for job, item in zip(jobs, relaxer.relax_many(_read(jobs)), strict=True):
+        for job, item in zip(jobs, relaxer.relax_many(_read(jobs, charge)), strict=True):
             record = _settle(job, item, input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
@@ -133,12 +135,17 @@ def _refuse_input_set_options() -> None:
         raise BadUsage(f"--{useless[0]} is for an input set: say where it goes with --vasp FOLDER")
 
 
-def _read(jobs: list[Job]) -> Iterator[Atoms | Exception]:
+def _read(jobs: list[Job], charge: int | None) -> Iterator[Atoms | Exception]:
+    """Read the structures, each with the charge that was asked for, if any."""
+    from ase_definet.structures.charges import set_charge  # noqa: PLC0415
     from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     for job in jobs:
         try:
-            yield read_structure(job.source)
+            atoms = read_structure(job.source)
+            if charge is not None:
+                set_charge(atoms, charge)
+            yield atoms
         except (StructureError, OSError) as error:
             yield error
 

@@ -306,9 +306,15 @@ def _same_number(typed: Any, text: str) -> bool:
 
 
 def final_incar(
-    tags: Mapping[str, Any], overrides: Mapping[str, Any]
+    tags: Mapping[str, Any], overrides: Mapping[str, Any], own: Mapping[str, Any] | None = None
 ) -> tuple[Any, dict[str, tuple[Any, Any]], list[str]]:
-    """Return the Incar with its overrides, what they replaced, and which of its tags and values nobody knows."""
+    """Return the Incar with its overrides, what they replaced, and which of its tags and values nobody knows.
+
+    Args:
+        tags: Those of the input set.
+        overrides: What replaces or extends them.
+        own: The tags as they would be without overrides, which may shape others; ``tags`` by default.
+    """
     from pymatgen.io.vasp.inputs import Incar  # noqa: PLC0415 - slow to import
 
     class Verbatim(Incar):
@@ -320,7 +326,8 @@ def final_incar(
             return val.strip() if isinstance(value, str) else value
 
     written = Verbatim(dict(tags) | dict(overrides))
-    overridden = {tag: (tags.get(tag), written[tag]) for tag in overrides}
+    own = tags if own is None else own
+    overridden = {tag: (own.get(tag), written[tag]) for tag in overrides}
     return written, overridden, [text for tag, value in written.items() if (text := _doubt(tag, value))]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import warnings as python_warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from ase_definet.dft.incar import (
 )
 from ase_definet.dft.incar_rules import Planned, broken_rules
 from ase_definet.errors import DefiNetWarning, InputSetError, StructureError
-from ase_definet.structures.cell import VACUUM_GAP, widest_gap
+from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
 from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
 from ase_definet.structures.constraints import held_directions
 from ase_definet.structures.conversion import as_atoms
@@ -68,6 +69,11 @@ MOST_SPACING = 2.0
 """A larger spacing of k-points is a mistake, in 1/Å."""
 
 _SMALL = 1e-6
+_ORIGINS: dict[bool | None, str] = {
+    True: "Geometry predicted by DefiNet in one forward pass; VASP is to finish it.",
+    False: "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's.",
+    None: "Input set for the structure as given; nothing says that it was predicted.",
+}
 _PROVENANCE = {
     "model": "weights",
     "model_hash": "hash",
@@ -109,7 +115,7 @@ def write_vasp_inputs(
     large_cell: bool = False,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
-    predicted: bool = True,
+    predicted: bool | None = None,
     overwrite: bool = False,
 ) -> InputSetReport:
     """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt, and POTCAR where pymatgen knows a library.
@@ -139,7 +145,8 @@ def write_vasp_inputs(
         notes: Lines to add to README.txt.
         provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,
             ``defects``, ``version``. Default is what the relaxer left in ``atoms.info``, its warnings included.
-        predicted: Whether README.txt calls the structure a prediction, or the control run from the host's sites.
+        predicted: Whether README.txt calls the structure a prediction (True) or the control run from the host's sites
+            (False). Default is a prediction where the provenance says what made it, else a structure as it was given.
         overwrite: Whether files in the way may be replaced.
 
     Returns:
@@ -203,7 +210,9 @@ def write_vasp_inputs(
     )
     warnings += ignored + _charge_warnings(net, planned) + broken_rules(planned)
 
-    written, overridden, doubts = incar_tags.final_incar(tags, overrides)
+    written, overridden, doubts = incar_tags.final_incar(
+        tags, overrides, _own_tags(tags, profile, net.value, magnetic, electrons, atoms, order)
+    )
     warnings += doubts
     if not potcars and (target / "POTCAR").exists():
         warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
@@ -225,7 +234,7 @@ def write_vasp_inputs(
         notes=notes,
         provenance=provenance or {},
         warnings=warnings,
-        predicted=predicted,
+        predicted=True if predicted is None and provenance else predicted,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_set(target, files, overwrite=overwrite, stale=[ORDER_FILE])
@@ -267,11 +276,10 @@ def _check_structure(atoms: Atoms) -> None:
         raise StructureError("Positions or cell hold values that are not finite; check the prediction.")
     if (atoms.numbers == 0).any():
         raise StructureError("Dummy atoms (X) have no POTCAR; remove them, a vacancy is simply absent.")
-    volume = float(np.linalg.det(np.asarray(atoms.cell)))
+    cell = np.asarray(atoms.cell)
+    volume = float(np.linalg.det(cell))
     if abs(volume) < _SMALL:
-        raise StructureError(
-            "Expected three independent cell vectors; set them, e.g. atoms.center(vacuum=8, axis=2)."
-        )
+        raise StructureError(f"VASP needs three independent cell vectors, {lacking_vectors(cell)}.")
     if volume < 0:
         raise StructureError(
             "VASP needs a right-handed cell; swap two vectors: atoms.set_cell(atoms.cell[[1, 0, 2]])."
@@ -375,6 +383,31 @@ def _electron_tags(charge: int, magnetic: str, electrons: _Electrons, overrides:
     return tags | ({"NUPDOWN": round(number) % 2} if magnetic == "parity" else {})
 
 
+def _own_tags(
+    shaped: Mapping[str, Any],
+    profile: str,
+    charge: int,
+    magnetic: str,
+    electrons: _Electrons,
+    atoms: Atoms,
+    order: np.ndarray,
+) -> dict[str, Any]:
+    """Return the tags of an input set as they would be without overrides, which have shaped some of them.
+
+    Where they need an override (the valence electrons are unknown, moments are vectors), they are left out.
+    """
+    tags = {tag: value for tag, value in shaped.items() if tag not in {"NELECT", "NUPDOWN"}}
+    tags["ISPIN"] = PROFILES[profile]["ISPIN"]
+    parts: list[Callable[[], dict[str, Any]]] = [
+        lambda: _electron_tags(charge, magnetic, electrons, {}),
+        lambda: incar_tags.spin_tags(atoms, magnetic, order, {})[0],
+    ]
+    for part in parts:
+        with suppress(InputSetError):
+            tags |= part()
+    return tags
+
+
 def _charge_warnings(net: NetCharge, planned: Planned) -> list[str]:
     """Say where a charge comes from, and what a charged layer needs."""
     messages = [f"{net.note[0].upper()}{net.note[1:]}."] if net.note else []
@@ -412,14 +445,10 @@ def _readme(
     notes: Sequence[str],
     provenance: Mapping[str, str],
     warnings: Sequence[str],
-    predicted: bool,
+    predicted: bool | None,
 ) -> str:
     """Return the text of README.txt."""
-    lines = [
-        "Geometry predicted by DefiNet in one forward pass; VASP is to finish it."
-        if predicted
-        else "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's."
-    ]
+    lines = [_ORIGINS[predicted]]
     lines += [f"  {name}: {provenance[key]}" for key, name in _PROVENANCE.items() if key in provenance]
     lines += [f"  {key}: {value}" for key, value in provenance.items() if key not in _PROVENANCE]
     lines.append(f"Profile {profile}." + (" Overridden:" if overridden else ""))
@@ -428,13 +457,16 @@ def _readme(
     if "POTCAR" not in files:
         lines.append("  Not included (licence): build it from your library as POTCAR.spec lists it.")
     worse = "write the set again with profile robust" if profile == "few-steps" else "distrust the prediction"
+    if predicted is None and profile == "few-steps":
+        lines.append("Profile few-steps is for a start close to the minimum; from anywhere else take robust.")
     if predicted:
         lines += [
             f"Check after step 1: if the largest force exceeds {FORCE_LIMIT} eV/Å, {worse}:",
             "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
         ]
+    runs = "." if predicted is None else "--control CONTROL PREDICTION"
     lines += [
-        "Count the ionic steps: ase-definet count-steps --control CONTROL PREDICTION",
+        f"Count the ionic steps: ase-definet count-steps {runs}",
         "If NSW steps do not suffice: cp CONTCAR POSCAR and run again.",
     ]
     if ORDER_FILE in files:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ase_definet.errors import StructureError
 from ase_definet.structures.charges import whole_charge
+from ase_definet.structures.conversion import keep_source, stated_charge
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,9 @@ def from_doped(entry: Any) -> DefectStructure:
         )
     stated = getattr(entry, "charge_state", None)
     if stated is None:  # the structure's own, but none that pymatgen adds up from oxidation states
-        stated = vars(structure).get("_charge") or 0
+        stated = stated_charge(structure) or 0
     charge = whole_charge(stated, "charge_state")
     structure = structure.copy()
     structure.set_charge(charge)
+    keep_source(structure)
     return DefectStructure(structure, host, charge, str(getattr(entry, "name", "") or type(entry).__name__))

@@ -33,6 +33,19 @@ VACUUM_LENGTH = 40.0
 """Length of the axis across a two-dimensional host in the frame used for matching, in Å; more for a thick slab."""
 
 
+def lacking_vectors(cell: Array) -> str:
+    """Say, for an error, which of three independent vectors a cell of shape ``(3, 3)`` lacks, and what to do."""
+    absent = [axis for axis in range(3) if not np.any(cell[axis])]
+    if not absent:
+        return "those of the structure lie in one plane: check the cell"
+    step = f"atoms.center(vacuum=8, axis={absent[0] if len(absent) == 1 else tuple(absent)})"
+    named = ", ".join("abc"[axis] for axis in absent)
+    return (
+        f"the structure has none for {named} (no vector across the vacuum): add it with {step}, on the command line "
+        f'ase convert -e "{step}" FILE NEW.extxyz'
+    )
+
+
 def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:
     """Refuse what no method could use.
 

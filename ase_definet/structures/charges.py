@@ -22,6 +22,9 @@ STATED_TOLERANCE = 1e-3
 SUMMED_TOLERANCE = 0.02
 """A sum of the atoms' charges this close to a whole number is that number, in e; it adds many roundings."""
 
+STATED: Source = "stated"
+"""Source of a charge that somebody gave."""
+
 _SUMMED: Source = "initial charges"
 
 
@@ -55,8 +58,8 @@ def charge_of(atoms: Atoms) -> NetCharge:
         >>> from ase import Atoms
         >>> charge_of(Atoms("MgO", charges=[2, -2])).value
         0
-        >>> charge_of(Atoms("MgMgO", charges=[2, 2, -2])).note
-        "net charge +2 taken from the sum of the atoms' initial charges; set info['charge'] = 0 if that is not meant"
+        >>> charge_of(Atoms("MgMgO", charges=[2, 2, -2])).value
+        2
     """
     summed, doubt = _summed(atoms)
     given = atoms.info.get("charge")
@@ -65,7 +68,13 @@ def charge_of(atoms: Atoms) -> NetCharge:
     value = whole_charge(given, "atoms.info['charge']")
     if value and value == summed and atoms.info.get(CHARGE_SOURCE) == _SUMMED:
         return NetCharge(summed, _SUMMED, doubt)
-    return NetCharge(value, "stated")
+    return NetCharge(value, STATED)
+
+
+def set_charge(atoms: Atoms, charge: int) -> None:
+    """State the net charge of a structure, in e, in place; whatever said something else gives way."""
+    atoms.info["charge"] = charge
+    atoms.info.pop(CHARGE_SOURCE, None)
 
 
 def whole_charge(value: Any, name: str) -> int:
@@ -100,18 +109,18 @@ def _summed(atoms: Atoms) -> tuple[int, str]:
     if abs(total - nearest) > SUMMED_TOLERANCE:
         return 0, (
             f"the atoms' initial charges sum to {total:+.4g}, no whole number: the cell is taken as neutral; set "
-            "info['charge'] if it is charged"
+            "info['charge'] or give --charge if it is charged"
         )
     if nearest:
         return nearest, (
-            f"net charge {nearest:+d} taken from the sum of the atoms' initial charges; set info['charge'] = 0 if "
-            "that is not meant"
+            f"net charge {nearest:+d} taken from the sum of the atoms' initial charges; set info['charge'] = 0 or "
+            "give --charge 0 if that is not meant"
         )
     states = _oxidation_states(atoms)
     if abs(states) > SUMMED_TOLERANCE:
         return 0, (
             f"the oxidation states sum to {states:+.4g}, which makes no net charge: the cell is taken as neutral; "
-            "state a charge with Structure.set_charge or info['charge'], also 0"
+            "if it is charged, state that with info['charge'] or --charge"
         )
     return 0, ""
 

@@ -12,7 +12,14 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.structures.charges import CHARGE_SOURCE, charge_of
+from ase_definet.structures.charges import (
+    CHARGE_SOURCE,
+    STATED,
+    STATED_TOLERANCE,
+    SUMMED_TOLERANCE,
+    Source,
+    charge_of,
+)
 from ase_definet.structures.constraints import held_directions, hold
 
 if TYPE_CHECKING:
@@ -153,7 +160,7 @@ def from_structure(structure: Any) -> Atoms:
 
     Moments (the site property ``magmom``, else the spin of a Species) become initial moments, selective dynamics
     becomes FixAtoms and FixScaled, and oxidation states the array ``oxi_states``: they are no charges. The charge of
-    the structure goes to ``info["charge"]``.
+    the structure goes to ``info["charge"]``, unless it is the mere sum of the oxidation states.
 
     Raises:
         StructureError: A site is partly occupied, or holds what is no element.
@@ -175,10 +182,38 @@ def from_structure(structure: Any) -> Atoms:
     flags = structure.site_properties.get("selective_dynamics")
     if flags:  # along cell vectors, where pymatgen's adaptor takes them for x, y and z
         hold(atoms, ~np.array([[True] * 3 if flag is None else list(flag) for flag in flags], dtype=bool))
-    charge = vars(structure).get("_charge")  # its property guesses from oxidation states where this is None
+    charge = stated_charge(structure)
     if charge is not None:
         atoms.info["charge"] = charge
+    if atoms.info.get(CHARGE_SOURCE) == STATED:  # an Atoms needs no telling
+        del atoms.info[CHARGE_SOURCE]
     return with_moments(atoms)
+
+
+def stated_charge(structure: Any) -> Any:
+    """Return the charge that somebody gave a pymatgen Structure, None where nobody did.
+
+    ``Structure.charge`` adds up oxidation states where no charge was set, and pymatgen's files keep that sum as if it
+    had been set. So a charge that equals such a sum, zero aside, states nothing, unless :func:`state_charge` did.
+    """
+    charge = vars(structure).get("_charge")
+    if charge is None or structure.properties.get(CHARGE_SOURCE) is not None:
+        return charge
+    states = [getattr(_species(site), "oxi_state", None) for site in structure]
+    if not states or any(state is None for state in states):
+        return charge
+    total = float(np.sum(np.array(states, dtype=float)))
+    try:
+        guessed = abs(total) > SUMMED_TOLERANCE and abs(float(charge) - total) < STATED_TOLERANCE
+    except (TypeError, ValueError):
+        return charge  # charge_of says what is wrong with it
+    return None if guessed else charge
+
+
+def keep_source(structure: Any, source: Source = STATED) -> None:
+    """Note in a pymatgen Structure where its charge is from, if :func:`stated_charge` would not see that."""
+    if source != STATED or stated_charge(structure) is None:
+        structure.properties[CHARGE_SOURCE] = source
 
 
 def _sites_of(structure: Any) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -279,8 +314,7 @@ def to_structure(atoms: Atoms) -> Any:
     plain.calc = atoms.calc
     plain.set_constraint()  # pymatgen's adaptor knows two kinds of constraints only
     plain.info.pop("charge", None)
-    if charge.source == "initial charges":
-        plain.info[CHARGE_SOURCE] = charge.source
+    plain.info.pop(CHARGE_SOURCE, None)
     states, spins = (plain.arrays.pop(name, None) for name in (_OXIDATION, _SPIN))
     moments = plain.arrays.pop("initial_magmoms", None)
     structure: Any = AseAtomsAdaptor.get_structure(plain)
@@ -297,6 +331,8 @@ def to_structure(atoms: Atoms) -> Any:
             spin = _short(moments[k]) if in_species and np.isfinite(spins[k]) else None
             if state is not None or spin is not None:
                 site.species = {Species(site.specie.symbol, state, spin): 1}
+    if charge.source != "none":
+        keep_source(structure, charge.source)
     return structure
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.cli.main import main
 from ase.io import read, write
 from click.testing import CliRunner, Result
+from pymatgen.io.vasp.inputs import Incar
 
 from ase_definet.cli import cli
 from tests.conftest import mos2_with_defects, pristine
@@ -143,3 +147,68 @@ def test_moments_of_a_file_reach_the_input_set():
     assert result.exit_code == 0, result.output
     assert "0.25" in next(line for line in Path("run/INCAR").read_text().splitlines() if "MAGMOM" in line)
     np.testing.assert_allclose(read("x_relaxed.extxyz").get_initial_magnetic_moments(), moments)
+
+
+@pytest.fixture
+def open_layer() -> str:
+    """A layer without a vector across its vacuum, as ase.build makes them."""
+    atoms = mos2_with_defects(4)
+    atoms.set_cell([*atoms.cell[:2], [0, 0, 0]])
+    atoms.pbc = (True, True, False)
+    write("open.extxyz", atoms)
+    return "open.extxyz"
+
+
+@pytest.mark.parametrize(
+    "output", [("-o", "out.vasp"), ("-o", "out.cif"), ("-o", "out.extxyz", "--vasp", "run")], ids=" ".join
+)
+def test_what_needs_a_vector_across_the_vacuum_says_how_to_add_it(open_layer, output):
+    result = run("relax", open_layer, *RELAX, *output)
+    assert result.exit_code == 1
+    assert "three independent cell vectors, the structure has none for c" in result.output
+    assert "non-parallel" not in result.output
+    advice = re.search(r'ase convert -e "(.*)" FILE NEW.extxyz', result.output)
+    assert advice is not None
+    assert not Path(output[1]).exists()
+    assert not Path("run").exists()
+    main(args=["convert", "-e", advice[1], open_layer, "new.extxyz"])
+    result = run("relax", "new.extxyz", *RELAX, *output)
+    assert result.exit_code == 0, result.output
+    assert "vacuum along" not in result.output
+
+
+@pytest.mark.parametrize("charge", [-1, 0, 2])
+def test_a_charge_given_to_relax_reaches_every_structure_and_input_set(charge):
+    atoms = mos2_with_defects(4)
+    write("bare.extxyz", atoms)
+    atoms.info["charge"] = 1
+    write("stated.extxyz", atoms)
+    atoms.info.clear()
+    atoms.set_initial_charges(np.where(atoms.numbers == 16, -2.0, 4.0))
+    write("formal.extxyz", atoms)
+    names = ["bare", "stated", "formal"]
+    files = [f"{name}.extxyz" for name in names]
+    result = run(
+        *("relax", *files, *RELAX, "--charge", charge, "--output-dir", "out", "--vasp", "run", "--from-unrelaxed"),
+        *("--report", "report.json"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "taken from the sum" not in result.output
+    for record in json.loads(Path("report.json").read_text()):
+        assert ("charge" in record["outside"]) == (charge != 0)
+        assert charge == 0 or any(f"net charge {charge:+d}" in text for text in record["warnings"])
+    incars = sorted(Path().glob("run*/**/INCAR"))
+    assert len(incars) == 2 * len(names)
+    neutral = run("vasp", "bare.extxyz", "-o", "one", "--charge", 1)
+    assert neutral.exit_code == 0
+    electrons = Incar.from_file("one/INCAR")["NELECT"] + 1
+    for incar in incars:
+        assert Incar.from_file(incar).get("NELECT", electrons) == electrons - charge
+    assert read(next(Path("out").glob("bare*"))).info["charge"] == charge
+
+
+@pytest.mark.parametrize("charge", ["1.5", "+", "neutral", "1e0"])
+def test_a_charge_that_is_no_whole_number_is_bad_usage(charge):
+    result = run("relax", "whole.vasp", *RELAX, "--charge", charge)
+    assert result.exit_code == 2
+    assert "not a valid integer" in result.output

@@ -15,8 +15,10 @@ from pymatgen.core import SETTINGS, Structure
 from ase_definet.cli import cli
 from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import DefiNetWarning, InputSetError, StructureError
+from ase_definet.interop.doped import from_doped
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms, as_structure
+from ase_definet.structures.reading import read_structure
 from tests.conftest import mos2_with_defects, pristine
 
 FORMAL = {12: 2, 8: -2}
@@ -151,6 +153,75 @@ def test_oxidation_states_are_no_charge_but_are_said(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", DefiNetWarning)
         write_vasp_inputs(structure, tmp_path / "b")
+
+
+def with_states(atoms: Atoms) -> Structure:
+    """MoS2 with the usual oxidation states: a charge to pymatgen, once a file has kept their sum."""
+    structure = as_structure(atoms)
+    structure.add_oxidation_state_by_element({"Mo": 4, "W": 4, "S": -2})
+    return structure
+
+
+NO_CHARGE = r"oxidation states sum to \+\d, which makes no net charge.*info\['charge'\] or --charge"
+
+
+@pytest.mark.parametrize("form", ["json", "yaml", "dict", "set"])
+def test_a_sum_of_oxidation_states_that_pymatgen_kept_is_no_charge(tmp_path, form):
+    structure = with_states(mos2_with_defects())
+    total = structure.charge
+    if form == "set":
+        structure.set_charge(total)
+    elif form == "dict":
+        structure = Structure.from_dict(structure.as_dict())
+    else:
+        structure.to(str(tmp_path / f"x.{form}"))
+        structure = Structure.from_file(tmp_path / f"x.{form}")
+    assert structure._charge == total != 0
+    with pytest.warns(DefiNetWarning, match=NO_CHARGE):
+        report = write_vasp_inputs(structure, tmp_path / "run")
+    assert "NELECT" not in report.incar
+    assert "makes no net charge" in (tmp_path / "run" / "README.txt").read_text(encoding="utf-8")
+    stated = as_atoms(structure)
+    stated.info["charge"] = int(total)
+    assert charge_of(stated).source == "stated"
+    again = as_structure(stated)  # and it stays stated, through pymatgen's files too
+    for back in (again, again.copy(), Structure.from_dict(again.as_dict())):
+        assert charge_of(as_atoms(back)) == charge_of(stated)
+
+
+@pytest.mark.parametrize("charge", [0, 1, -1])
+def test_a_charge_unlike_the_oxidation_states_is_stated(charge):
+    structure = with_states(mos2_with_defects())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pymatgen's own view of charges
+        structure.set_charge(charge)
+        structure = Structure.from_dict(structure.as_dict())
+    assert (charge_of(as_atoms(structure)).value, charge_of(as_atoms(structure)).source) == (charge, "stated")
+
+
+def test_a_defect_entry_s_charge_state_stays_beside_equal_oxidation_states(tmp_path):
+    class Entry:
+        defect_supercell = with_states(mos2_with_defects())
+        bulk_supercell = as_structure(pristine("MoS2", 4))
+        charge_state = int(defect_supercell.charge)
+
+    defect = from_doped(Entry())
+    assert charge_of(as_atoms(defect.structure)).value == Entry.charge_state != 0
+    assert "NELECT" in write_vasp_inputs(defect.structure, tmp_path).incar
+    Entry.charge_state = None
+    Entry.defect_supercell = Structure.from_dict(Entry.defect_supercell.as_dict())
+    assert from_doped(Entry()).charge == 0
+
+
+def test_oxidation_states_are_said_by_the_relaxer_and_the_command_line(relaxer, tmp_path):
+    with_states(mos2_with_defects()).to(str(tmp_path / "x.json"))
+    result = relaxer.predict(read_structure(tmp_path / "x.json"))
+    assert result.outside == ()
+    assert any("makes no net charge" in text for text in result.warnings)
+    done = CliRunner().invoke(cli, ["vasp", str(tmp_path / "x.json"), "-o", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("makes no net charge") == 1
+    assert "NELECT" not in (tmp_path / "run" / "INCAR").read_text()
 
 
 def test_the_relaxer_says_where_a_charge_is_from(relaxer):

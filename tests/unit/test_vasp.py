@@ -409,7 +409,7 @@ def broken(**changes):
     ("atoms", "message"),
     [
         (Atoms(cell=[5, 5, 5], pbc=True), "found none"),
-        (Atoms("B", cell=[5, 5, 0], pbc=True), "three independent"),
+        (Atoms("B", cell=[5, 5, 0], pbc=True), r"three independent.*ase convert -e .atoms.center.vacuum=8, axis=2."),
         (broken(cell=[[5, 0, 0], [5, 0, 0], [0, 0, 20]]), "three independent"),
         (broken(cell=[[0, 5, 0], [5, 0, 0], [0, 0, 20]]), "right-handed"),
         (broken(positions=np.full((4, 3), np.nan)), "not finite"),
@@ -449,6 +449,46 @@ def test_readme_tells_where_it_came_from(tmp_path):
         "distances were checked",
     ):
         assert piece in text
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_structure_as_given_is_not_called_a_prediction(tmp_path, profile):
+    write_vasp_inputs(slab(), tmp_path / "given", profile)
+    text = (tmp_path / "given" / "README.txt").read_text()
+    assert text.startswith("Input set for the structure as given; nothing says that it was predicted.")
+    assert "DefiNet" not in text
+    assert "step 1" not in text
+    assert "PREDICTION" not in text
+    relaxed = slab()
+    relaxed.info["definet_model"] = "default"
+    write_vasp_inputs(relaxed, tmp_path / "predicted", profile)
+    text = (tmp_path / "predicted" / "README.txt").read_text()
+    assert text.startswith("Geometry predicted by DefiNet")
+    assert "step 1" in text
+    write_vasp_inputs(relaxed, tmp_path / "control", profile, predicted=False)
+    assert (tmp_path / "control" / "README.txt").read_text().startswith("Control run")
+
+
+@pytest.mark.parametrize("large_cell", [False, True])
+@pytest.mark.parametrize(
+    ("incar", "options"),
+    [
+        ({"NELECT": 14.5}, {"charge": 1}),
+        ({"NELECT": 15}, {"charge": 1, "magnetic": "parity"}),
+        ({"NUPDOWN": 2, "NELECT": 15.0}, {"charge": 1, "magnetic": "parity"}),
+        ({"ISPIN": 1}, {}),
+        ({"ISPIN": 1}, {"magnetic": "none"}),
+        ({"LSORBIT": True, "MAGMOM": [0, 0, 1] * 4}, {}),
+        ({"LREAL": "On", "NSW": 7}, {}),
+        ({"DIPOL": [0.5, 0.5, 0.5]}, {"dipole": True}),
+    ],
+    ids=str,
+)
+def test_what_an_override_replaced_is_what_the_profile_has_without_it(tmp_path, incar, options, large_cell):
+    options = options | {"large_cell": large_cell}
+    own = write_vasp_inputs(slab(), tmp_path / "own", **options).incar
+    report = write_vasp_inputs(slab(), tmp_path / "changed", incar=incar, **options)
+    assert {tag: before for tag, (before, _) in report.overridden.items()} == {tag: own.get(tag) for tag in incar}
 
 
 def test_import_is_light():
