@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.db import connect
 from ase.io import write
 from click.testing import CliRunner
 
@@ -18,7 +20,7 @@ from ase_definet.cli import cli
 from ase_definet.errors import StructureError
 from ase_definet.screening.screen import COLUMNS, FAILURE_COLUMNS, FAILURES, INPUTS, TABLE, read_rows, structures_of
 from ase_definet.structures.extxyz import frame_text
-from ase_definet.structures.reading import read_each
+from ase_definet.structures.reading import read_each, read_structure
 from tests.conftest import REPO, pristine
 from tests.integration.test_screen_faults import consistent, vacancy
 
@@ -256,3 +258,34 @@ def test_structures_come_as_they_are_written():
     next(source)
     assert asked[-1] <= 1
     assert len(list(source)) == 2
+
+
+@pytest.mark.parametrize("target", ["p.db", "p.extxyz"])
+def test_an_enumeration_keeps_its_names_and_multiplicities(tmp_path, target):
+    asked = ["enumerate", "--host", "MoS2", "--supercell", "4x4", "--defects", "v_S*2", "--limit", "3"]
+    assert CliRunner().invoke(cli, [*asked, "-o", str(tmp_path / target)]).exit_code == 0
+    found = list(read_each(tmp_path / target))
+    assert all(atoms.info["multiplicity"] > 1 and atoms.info["shortest_defect_distance"] > 2 for atoms in found)
+    for _ in range(2):
+        done = CliRunner().invoke(cli, command(tmp_path / target, out=tmp_path / "out"))
+        assert done.exit_code == 0, done.output
+    rows = read_rows(tmp_path / "out" / TABLE, COLUMNS)
+    assert [(row["name"], row["multiplicity"]) for row in rows] == [
+        (atoms.info["name"], atoms.info["multiplicity"]) for atoms in found
+    ]
+    assert all(row["name"].startswith("v_Sx2-") for row in rows)
+
+
+@pytest.mark.parametrize("target", ["p.db", "p.json", "q.json.gz"])
+def test_key_value_pairs_of_a_database_are_info(tmp_path, target):
+    plain = tmp_path / Path(target).name.removesuffix(".gz")
+    with connect(plain) as database:
+        database.write(vacancy(), name="first", multiplicity=3, data={"host": "123", "more": [1, 2]})
+        database.write(vacancy(5), multiplicity=4)
+    if target.endswith(".gz"):
+        (tmp_path / target).write_bytes(gzip.compress(plain.read_bytes()))
+    one, two = read_each(tmp_path / target)
+    assert one.info == {"name": "first", "multiplicity": 3, "host": "123"}
+    assert two.info == {"multiplicity": 4}
+    assert read_structure(tmp_path / target).info == {"multiplicity": 4}
+    assert [name for name, _ in structures_of([tmp_path / target])] == ["first", f"{target}#1"]
