@@ -136,6 +136,8 @@ def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lamb
                 for name, first in islice(found, 1):
                     if isinstance(first, StructureError) and _may_be_anything(one):
                         skipped(printable(first))
+                    elif isinstance(first, Atoms) and not len(first) and _may_be_anything(one):
+                        skipped(f"{printable(one)}: holds no atoms")
                     else:
                         yield name, first
                 yield from found

@@ -289,3 +289,47 @@ def test_key_value_pairs_of_a_database_are_info(tmp_path, target):
     assert two.info == {"multiplicity": 4}
     assert read_structure(tmp_path / target).info == {"multiplicity": 4}
     assert [name for name, _ in structures_of([tmp_path / target])] == ["first", f"{target}#1"]
+
+
+OTHERS = {
+    "README.md": "# my cells\n",
+    "README": "Geometry optimised by hand\n  see below\n",
+    "in.in": "&control\n calculation='scf'\n/\n",
+    "in": "units metal\natom_style atomic\n",
+    "nothing": '0\nLattice="1 0 0 0 1 0 0 0 1" Properties=species:S:1:pos:R:3 pbc="T T T"\n',
+    "ids.json": '{"ids": 3}',
+    "one.json": '{"1": "first"}',
+    "geometry.txt": "Geometry = {\n}\n",
+}
+
+
+@pytest.mark.parametrize("option", ["--from-unrelaxed", None])
+def test_the_files_of_this_package_and_of_other_codes_are_no_failures(tmp_path, option):
+    atoms = vacancy()
+    mixed = atoms[[*range(1, len(atoms), 2), *range(0, len(atoms), 2)]]  # so that there is a site_order.json
+    write(tmp_path / "mixed.vasp", mixed)
+    asked = [
+        "relax",
+        str(tmp_path / "mixed.vasp"),
+        "--host",
+        "MoS2",
+        "--vasp",
+        str(tmp_path / "in"),
+        "--device",
+        "cpu",
+    ]
+    reported = ["--report", str(tmp_path / "report.json"), "-o", str(tmp_path / "relaxed.vasp")]
+    done = CliRunner().invoke(cli, [*asked, *reported, *([option] if option else [])])
+    assert done.exit_code == 0, done.output
+    folder = next(
+        path for path in tmp_path.iterdir() if path.is_dir() and (path.name != "in") == (option is not None)
+    )
+    shutil.copy(tmp_path / "report.json", folder)
+    assert {"README.txt", "site_order.json"} <= {path.name for path in folder.iterdir()}
+    for name, content in OTHERS.items():
+        (folder / name).write_text(content)
+    strays = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"POSCAR"})
+    done = CliRunner().invoke(cli, command(folder, out=tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert f"1 relaxed, 0 failed, {len(strays)} skipped" in done.stdout
+    assert all(f"skipped   {folder / name}: " in done.stderr for name in strays)
