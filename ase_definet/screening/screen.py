@@ -15,7 +15,7 @@ import json
 import math
 import numbers
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -116,23 +116,27 @@ def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lamb
         paths: Files of any format ASE reads, all structures in them, and folders of such files.
         skipped: Called with name and reason of what lies in such a folder and is no structure.
 
+    A structure is called by the name that it carries, else by that of its file. Files of one name in several places
+    are told apart by their folders, from the last one that all paths have in common.
+
     Raises:
         ScreeningError: A folder is incomplete: whoever wrote it was stopped in the middle.
     """
+    paths = list(paths)
+    entries = {path: _entries(path) for path in paths if path.is_dir()}
+    name_of = _file_names(paths, entries)
     for path in paths:
-        if not path.is_dir():
-            yield from _from_file(path)
+        if path not in entries:
+            yield from _from_file(path, name_of(path))
             continue
         refuse_incomplete(path)
-        for one in sorted(path.iterdir()):
-            if one.name.startswith("."):
-                continue
+        for one in entries[path]:
             if one.is_dir():
                 skipped(f"{printable(one)}: a folder in a folder; give it by its name")
             elif (reason := _no_structure(one)) is not None:
                 skipped(reason if reason.startswith(printable(one)) else f"{printable(one)}: {reason}")
             else:
-                found = _from_file(one)
+                found = _from_file(one, name_of(one))
                 for name, first in islice(found, 1):
                     if isinstance(first, StructureError) and _may_be_anything(one):
                         skipped(printable(first))
@@ -141,6 +145,40 @@ def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lamb
                     else:
                         yield name, first
                 yield from found
+
+
+def _entries(folder: Path) -> list[Path]:
+    refuse_incomplete(folder)
+    return sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+
+
+def _file_names(paths: list[Path], entries: dict[Path, list[Path]]) -> Callable[[Path], str]:
+    """Return a function that says what a file is called, the same from whichever folder the screen is started.
+
+    Args:
+        paths: What was given.
+        entries: What lies in the folders among them.
+    """
+    places = {path: Path(os.path.realpath(path if path in entries else path.parent)) for path in paths}
+    if len(set(places.values())) < 2:  # noqa: PLR2004 - in one folder, names differ
+        return lambda file: file.name
+    counts = Counter(
+        file.name for path in dict.fromkeys(paths) for file in (entries[path] if path in entries else [path])
+    )
+    try:
+        common = os.path.commonpath(places.values())
+    except ValueError:  # several drives
+        common = ""
+    below = {(path if path in entries else path.parent): place for path, place in places.items()}
+
+    def name_of(file: Path) -> str:
+        if counts[file.name] == 1:
+            return file.name
+        return Path(
+            os.path.relpath(below[file.parent], common) if common else below[file.parent], file.name
+        ).as_posix()
+
+    return name_of
 
 
 def _may_be_anything(path: Path) -> bool:
@@ -173,24 +211,25 @@ def _no_structure(path: Path) -> str | None:
     return None
 
 
-def _from_file(path: Path) -> Iterator[Named]:
+def _from_file(path: Path, name: str) -> Iterator[Named]:
+    """Read the structures of a file that is called so."""
     try:
         form = ioformats.get(structure_format(path))
     except (StructureError, OSError) as error:
-        yield path.name, error
+        yield name, error
         return
     if form is None or form.single:
         try:
-            yield path.name, read_structure(path)
+            yield name, read_structure(path)
         except StructureError as error:
-            yield path.name, error
+            yield name, error
         return
     number = -1
     for number, found in enumerate(read_each(path)):
         whole = number == 0 and isinstance(found, StructureError) and form.name != "extxyz"
-        yield path.name if whole else _name_of(found, path.name, number), found
+        yield name if whole else _name_of(found, name, number), found
     if number < 0:
-        yield path.name, StructureError(f"{path}: holds no structures")
+        yield name, StructureError(f"{path}: holds no structures")
 
 
 def structures_from(stream: Iterable[str], name: str) -> Iterator[Named]:

@@ -333,3 +333,32 @@ def test_the_files_of_this_package_and_of_other_codes_are_no_failures(tmp_path, 
     assert done.exit_code == 0, done.output
     assert f"1 relaxed, 0 failed, {len(strays)} skipped" in done.stdout
     assert all(f"skipped   {folder / name}: " in done.stderr for name in strays)
+
+
+@pytest.mark.parametrize("inputs", [["a", "b"], ["a/POSCAR", "b/POSCAR"], ["a", "b/POSCAR"], ["b", "a/POSCAR"]])
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch, inputs):
+    for name, site in (("a", 4), ("b", 5)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "POSCAR", vacancy(site), format="vasp")
+        write(tmp_path / name / f"only_{name}.vasp", vacancy(site))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, command(*inputs, out=tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    found = [row["name"] for row in read_rows(tmp_path / "out" / TABLE, COLUMNS)]
+    assert [name for name in found if "POSCAR" in name] == [f"{given[0]}/POSCAR" for given in inputs]
+    assert [name for name in found if "POSCAR" not in name] == [
+        f"only_{given}.vasp" for given in inputs if len(given) == 1
+    ]
+    monkeypatch.chdir(tmp_path / "a")  # the same inputs, called otherwise
+    again = CliRunner().invoke(cli, command(*(Path("..") / given for given in inputs), out=tmp_path / "out"))
+    assert again.exit_code == 0, again.output
+
+
+def test_several_structures_in_files_of_one_name(tmp_path):
+    for name in ("a", "a/b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "x.extxyz", [vacancy(), vacancy(5)])
+    found = [name for name, _ in structures_of([tmp_path / "a", tmp_path / "a" / "b"])]
+    assert found == ["x.extxyz#0", "x.extxyz#1", "b/x.extxyz#0", "b/x.extxyz#1"]
+    found = [name for name, _ in structures_of([tmp_path / "a"])]
+    assert found == ["x.extxyz#0", "x.extxyz#1"]
