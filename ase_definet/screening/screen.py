@@ -159,24 +159,21 @@ def _file_names(paths: list[Path], entries: dict[Path, list[Path]]) -> Callable[
         paths: What was given.
         entries: What lies in the folders among them.
     """
-    places = {path: Path(os.path.realpath(path if path in entries else path.parent)) for path in paths}
+    folders = dict.fromkeys(path if path in entries else path.parent for path in paths)
+    places = {folder: os.path.realpath(folder) for folder in folders}
     if len(set(places.values())) < 2:  # noqa: PLR2004 - in one folder, names differ
         return lambda file: file.name
-    counts = Counter(
-        file.name for path in dict.fromkeys(paths) for file in (entries[path] if path in entries else [path])
-    )
+    counts = Counter(file.name for path in dict.fromkeys(paths) for file in entries.get(path, [path]))
     try:
         common = os.path.commonpath(places.values())
     except ValueError:  # several drives
         common = ""
-    below = {(path if path in entries else path.parent): place for path, place in places.items()}
 
     def name_of(file: Path) -> str:
         if counts[file.name] == 1:
             return file.name
-        return Path(
-            os.path.relpath(below[file.parent], common) if common else below[file.parent], file.name
-        ).as_posix()
+        place = places[file.parent]
+        return (Path(os.path.relpath(place, common) if common else place) / file.name).as_posix()
 
     return name_of
 
@@ -751,6 +748,30 @@ def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> 
             )
 
 
+def check_parquet() -> None:
+    """Make sure that a table can be written as Parquet: not to find out after the screen.
+
+    Raises:
+        ScreeningError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
+
+
+def check_dask() -> None:
+    """Make sure that several workers can be started.
+
+    Raises:
+        ScreeningError: Dask is not installed.
+    """
+    try:
+        import distributed  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
+
+
 def write_parquet(folder: Path) -> Path:
     """Write the table of some results as Parquet too, ``table.parquet`` beside ``table.csv``, block by block.
 
@@ -763,12 +784,11 @@ def write_parquet(folder: Path) -> Path:
     Raises:
         ScreeningError: pyarrow is not installed, or there is no table.
     """
-    try:
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.csv  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
+    check_parquet()
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.csv  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: PLC0415
+
     source, target = folder / TABLE, folder / PARQUET
     if not source.exists():
         raise ScreeningError(f"{source}: no such file; expected a folder that `ase-definet screen` wrote")
@@ -813,10 +833,9 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
     if workers == 1 and scheduler is None:
         yield lambda tasks: (relax_block(*task) for task in tasks)
         return
-    try:
-        from distributed import Client, LocalCluster  # noqa: PLC0415
-    except ImportError as error:
-        raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
+    check_dask()
+    from distributed import Client, LocalCluster  # noqa: PLC0415
+
     if scheduler is not None:
         with Client(scheduler) as client:
             yield lambda tasks: _on_cluster(client, tasks, None)
