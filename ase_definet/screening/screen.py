@@ -33,7 +33,7 @@ from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
 from ase_definet.matching.site_map import SiteKind
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult, checked_device
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.conversion import with_moments
 from ase_definet.structures.extxyz import StreamError, frame_text, printable, read_frames
@@ -746,6 +746,28 @@ def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> 
                 f"{was} when this screen began, and {change} now: the input was changed; put back what it was, or "
                 "screen into another folder"
             )
+
+
+def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str | None = None) -> None:
+    """Make sure that a screen can start, before there is a folder of it.
+
+    Args:
+        settings: As in :func:`relax_block`.
+        workers: As in :func:`screen`.
+        scheduler: As in :func:`screen`; its workers may have devices that this machine has not.
+
+    Raises:
+        CheckpointError: The weights cannot be read.
+        DeviceError: The device is not there.
+        ScreeningError: Dask is needed and not installed.
+        DefiNetError: ``max_strain`` is not positive.
+    """
+    if workers == 1 and scheduler is None:
+        _relaxer(settings)  # the one that relaxes
+        return
+    check_dask()
+    if scheduler is None:
+        checked_device(settings["device"])
 
 
 def check_parquet() -> None:
