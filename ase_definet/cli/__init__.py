@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ase_definet import __version__
-from ase_definet.cli.common import BadUsage, add_debug_option, error_text, show_traceback
+from ase_definet.cli.common import INTERRUPTED, BadUsage, add_debug_option, error_text, show_traceback
 from ase_definet.cli.count import count_command
 from ase_definet.cli.data import data_group
 from ase_definet.cli.enumerate import enumerate_command
@@ -33,7 +33,7 @@ from ase_definet.errors import DefiNetWarning
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Make every error one line on standard error: exit code 2 for bad usage, 1 for anything else."""
+    """Make every error one line on standard error: exit code 2 for bad usage, 130 for Ctrl-C, 1 for anything else."""
     try:
         yield
     except click.UsageError as error:
@@ -43,6 +43,9 @@ def _one_line_errors() -> Iterator[None]:
         if error.__cause__ is not None:
             show_traceback(error.__cause__)
         raise
+    except KeyboardInterrupt:
+        click.echo("\nAborted!", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     except (click.Abort, click.exceptions.Exit, BrokenPipeError):
         raise  # click's own business
     except Exception as error:

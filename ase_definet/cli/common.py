@@ -25,6 +25,8 @@ PROFILES = ("paper", "few-steps", "robust")
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 REPORT = "please report it to the issue tracker of ase-definet, with the input and what --debug shows"
 DEBUG_VARIABLE = "ASE_DEFINET_DEBUG"
 _DEBUG = "ase_definet.debug"

@@ -54,9 +54,10 @@ def enumerate_command(
 ) -> None:
     """List all symmetry-distinct configurations of DEFECTS in a supercell of HOST, or a random sample.
 
-    Each carries its name, its multiplicity and the shortest distance between two of its defects. Any number is
-    streamed: nothing is held but the one that is written. A file or a new folder appears when it is complete. With
-    --overwrite, exactly the files that an earlier enumeration wrote to the folder go, no others.
+    In *.extxyz and *.db, each carries its name, its multiplicity and the shortest distance between two of its
+    defects, and a screen takes them over; POSCARs carry the name alone, as that of the file. Any number is streamed:
+    nothing is held but the one that is written. A file or a new folder appears when it is complete. With --overwrite,
+    exactly the files that an earlier enumeration wrote to the folder go, no others.
     """
     if density is not None:
         _check_sample(defects, limit, max_distance)

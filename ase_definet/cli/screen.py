@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FOLDER, BadUsage, check_folder, checked_host, host_option
+from ase_definet.cli.common import FOLDER, INTERRUPTED, BadUsage, check_folder, checked_host, error_text, host_option
+from ase_definet.errors import DeviceError
 
 if TYPE_CHECKING:
     from ase_definet.screening.screen import Named, Progress
@@ -54,22 +55,31 @@ def screen_command(
     Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason; what
     else lies in a folder is skipped and named.
     """
-    piped = inputs == (Path("-"),)
-    if Path("-") in inputs and not piped:
-        raise BadUsage("- stands for a pipe alone: give it without other inputs")
-    missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
-    if missing:
-        raise BadUsage(f"no such file or folder: {', '.join(missing)}")
+    piped = _is_pipe(inputs)
     resolved = checked_host(host)
     check_folder(output)
-    output.parent.mkdir(parents=True, exist_ok=True)  # now: what is moved away later is not made anew
     from ase_definet.checkpoints.format import load_checkpoint, resolve_model  # noqa: PLC0415
     from ase_definet.matching.host import Host  # noqa: PLC0415
-    from ase_definet.screening.screen import FAILURES, Results, host_digest, screen, structures_of, write_parquet  # noqa: PLC0415
+    from ase_definet.screening.screen import (  # noqa: PLC0415
+        FAILURES,
+        Results,
+        check_parquet,
+        check_settings,
+        host_digest,
+        screen,
+        structures_of,
+        write_parquet,
+    )
 
+    if parquet:
+        check_parquet()
     weights = load_checkpoint(resolve_model(model)).sha256
     # the host as it is now: its file may be replaced while the screen runs
     settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain, "sha256": weights}
+    try:
+        check_settings(settings, workers=workers, scheduler=scheduler)
+    except DeviceError as error:
+        raise BadUsage(error_text(error)) from error
     asked: dict[str, Any] = {
         "inputs": [str(path) if str(path) == "-" else str(path.resolve()) for path in inputs],
         "host": resolved.name if isinstance(resolved, Host) else host,
@@ -79,12 +89,17 @@ def screen_command(
     }
     skipped: list[str] = []
     source = _from_pipe() if piped else structures_of(inputs, skipped.append)
+    output.parent.mkdir(parents=True, exist_ok=True)  # once: what is moved away later is not made anew
     results = Results(output, asked)
     meter = _Meter()
     try:
         if results.progress.resumed:
             click.echo(f"{output}: going on after {results.progress.resumed} structures", err=True)
         done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
+    except KeyboardInterrupt:
+        same = "the same commands go on" if piped else "the same command goes on"
+        click.echo(f"\nstopped after {results.progress.done} structures; {same}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
         results.close()
     _tell(skipped)
@@ -101,6 +116,17 @@ def screen_command(
         click.echo(f"reasons in {output / FAILURES}, the first: {_first_reason(output / FAILURES)}", err=True)
     if done.failed == done.done:
         raise click.ClickException("none could be relaxed")
+
+
+def _is_pipe(inputs: tuple[Path, ...]) -> bool:
+    """Return whether the structures come through a pipe, and refuse what is not there."""
+    piped = inputs == (Path("-"),)
+    if Path("-") in inputs and not piped:
+        raise BadUsage("- stands for a pipe alone: give it without other inputs")
+    missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
+    if missing:
+        raise BadUsage(f"no such file or folder: {', '.join(missing)}")
+    return piped
 
 
 def _first_reason(path: Path) -> str:

@@ -236,7 +236,7 @@ class DefiNetRelaxer:
             raise DefiNetError(f"unknown start {start!r}: expected 'ideal' or 'given'")
         if not max_strain > 0:
             raise DefiNetError(f"max_strain must be positive, found {max_strain}")
-        wanted = _device(device)
+        wanted = checked_device(device)
         path = resolve_model(model)
         loaded = load_checkpoint(path)
         self.network = loaded.model.to(wanted).eval()
@@ -635,8 +635,12 @@ def _is_auto(host: object) -> bool:
     return isinstance(host, str) and host.lower() == "auto"
 
 
-def _device(name: str) -> torch.device:
-    """Return the device of a name, checked to be there."""
+def checked_device(name: str) -> torch.device:
+    """Return the device of a name, checked to be there.
+
+    Raises:
+        DeviceError: It is not, or the networks do not run on it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -15,7 +15,7 @@ import json
 import math
 import numbers
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
 from ase_definet.matching.site_map import SiteKind
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult, checked_device
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.conversion import with_moments
 from ase_definet.structures.extxyz import StreamError, frame_text, printable, read_frames
@@ -116,29 +116,66 @@ def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lamb
         paths: Files of any format ASE reads, all structures in them, and folders of such files.
         skipped: Called with name and reason of what lies in such a folder and is no structure.
 
+    A structure is called by the name that it carries, else by that of its file. Files of one name in several places
+    are told apart by their folders, from the last one that all paths have in common.
+
     Raises:
         ScreeningError: A folder is incomplete: whoever wrote it was stopped in the middle.
     """
+    paths = list(paths)
+    entries = {path: _entries(path) for path in paths if path.is_dir()}
+    name_of = _file_names(paths, entries)
     for path in paths:
-        if not path.is_dir():
-            yield from _from_file(path)
+        if path not in entries:
+            yield from _from_file(path, name_of(path))
             continue
         refuse_incomplete(path)
-        for one in sorted(path.iterdir()):
-            if one.name.startswith("."):
-                continue
+        for one in entries[path]:
             if one.is_dir():
                 skipped(f"{printable(one)}: a folder in a folder; give it by its name")
             elif (reason := _no_structure(one)) is not None:
                 skipped(reason if reason.startswith(printable(one)) else f"{printable(one)}: {reason}")
             else:
-                found = _from_file(one)
+                found = _from_file(one, name_of(one))
                 for name, first in islice(found, 1):
                     if isinstance(first, StructureError) and _may_be_anything(one):
                         skipped(printable(first))
+                    elif isinstance(first, Atoms) and not len(first) and _may_be_anything(one):
+                        skipped(f"{printable(one)}: holds no atoms")
                     else:
                         yield name, first
                 yield from found
+
+
+def _entries(folder: Path) -> list[Path]:
+    refuse_incomplete(folder)
+    return sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+
+
+def _file_names(paths: list[Path], entries: dict[Path, list[Path]]) -> Callable[[Path], str]:
+    """Return a function that says what a file is called, the same from whichever folder the screen is started.
+
+    Args:
+        paths: What was given.
+        entries: What lies in the folders among them.
+    """
+    folders = dict.fromkeys(path if path in entries else path.parent for path in paths)
+    places = {folder: os.path.realpath(folder) for folder in folders}
+    if len(set(places.values())) < 2:  # noqa: PLR2004 - in one folder, names differ
+        return lambda file: file.name
+    counts = Counter(file.name for path in dict.fromkeys(paths) for file in entries.get(path, [path]))
+    try:
+        common = os.path.commonpath(places.values())
+    except ValueError:  # several drives
+        common = ""
+
+    def name_of(file: Path) -> str:
+        if counts[file.name] == 1:
+            return file.name
+        place = places[file.parent]
+        return (Path(os.path.relpath(place, common) if common else place) / file.name).as_posix()
+
+    return name_of
 
 
 def _may_be_anything(path: Path) -> bool:
@@ -171,24 +208,25 @@ def _no_structure(path: Path) -> str | None:
     return None
 
 
-def _from_file(path: Path) -> Iterator[Named]:
+def _from_file(path: Path, name: str) -> Iterator[Named]:
+    """Read the structures of a file that is called so."""
     try:
         form = ioformats.get(structure_format(path))
     except (StructureError, OSError) as error:
-        yield path.name, error
+        yield name, error
         return
     if form is None or form.single:
         try:
-            yield path.name, read_structure(path)
+            yield name, read_structure(path)
         except StructureError as error:
-            yield path.name, error
+            yield name, error
         return
     number = -1
     for number, found in enumerate(read_each(path)):
         whole = number == 0 and isinstance(found, StructureError) and form.name != "extxyz"
-        yield path.name if whole else _name_of(found, path.name, number), found
+        yield name if whole else _name_of(found, name, number), found
     if number < 0:
-        yield path.name, StructureError(f"{path}: holds no structures")
+        yield name, StructureError(f"{path}: holds no structures")
 
 
 def structures_from(stream: Iterable[str], name: str) -> Iterator[Named]:
@@ -710,6 +748,52 @@ def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> 
             )
 
 
+def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str | None = None) -> None:
+    """Make sure that a screen can start, before there is a folder of it.
+
+    Args:
+        settings: As in :func:`relax_block`.
+        workers: As in :func:`screen`.
+        scheduler: As in :func:`screen`; its workers may have devices that this machine has not.
+
+    Raises:
+        CheckpointError: The weights cannot be read.
+        DeviceError: The device is not there.
+        ScreeningError: Dask is needed and not installed.
+        DefiNetError: ``max_strain`` is not positive.
+    """
+    if workers == 1 and scheduler is None:
+        _relaxer(settings)  # the one that relaxes
+        return
+    check_dask()
+    if scheduler is None:
+        checked_device(settings["device"])
+
+
+def check_parquet() -> None:
+    """Make sure that a table can be written as Parquet: not to find out after the screen.
+
+    Raises:
+        ScreeningError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
+
+
+def check_dask() -> None:
+    """Make sure that several workers can be started.
+
+    Raises:
+        ScreeningError: Dask is not installed.
+    """
+    try:
+        import distributed  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
+
+
 def write_parquet(folder: Path) -> Path:
     """Write the table of some results as Parquet too, ``table.parquet`` beside ``table.csv``, block by block.
 
@@ -722,12 +806,11 @@ def write_parquet(folder: Path) -> Path:
     Raises:
         ScreeningError: pyarrow is not installed, or there is no table.
     """
-    try:
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.csv  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
+    check_parquet()
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.csv  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: PLC0415
+
     source, target = folder / TABLE, folder / PARQUET
     if not source.exists():
         raise ScreeningError(f"{source}: no such file; expected a folder that `ase-definet screen` wrote")
@@ -772,10 +855,9 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
     if workers == 1 and scheduler is None:
         yield lambda tasks: (relax_block(*task) for task in tasks)
         return
-    try:
-        from distributed import Client, LocalCluster  # noqa: PLC0415
-    except ImportError as error:
-        raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
+    check_dask()
+    from distributed import Client, LocalCluster  # noqa: PLC0415
+
     if scheduler is not None:
         with Client(scheduler) as client:
             yield lambda tasks: _on_cluster(client, tasks, None)

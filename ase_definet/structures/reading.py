@@ -67,6 +67,7 @@ _BY_SUFFIX = {
     ".traj": "traj",
     ".xsf": "xsf",
 }
+_DATABASES = frozenset({"db", "json"})
 _POSCAR_NAME = re.compile(r"(?i)poscar|contcar|centcar")
 _OF_VASP = {
     "INCAR": "settings",
@@ -378,15 +379,37 @@ def _read_with_ase(path: Path, fmt: str, index: slice) -> Iterator[Atoms]:
         if not form.acceptsfd or (not packed and (form.isbinary or encoding == "utf-8")):
             if packed:
                 raise StructureError(f"{path}: files of the format {fmt} can be read unpacked only: unpack it first")
+            if fmt in _DATABASES:
+                yield from _rows(str(path.absolute()), index, fmt)
+                return
             yield from iread(str(path.absolute()), index, format=fmt, do_not_split_by_at_sign=True)
         elif form.isbinary:
             yield from iread(stream, index, format=fmt)
         else:
             text = io.TextIOWrapper(stream, encoding=encoding, errors="replace")
             try:
-                yield from iread(text, index, format=fmt)
+                yield from _rows(text, index, fmt) if fmt in _DATABASES else iread(text, index, format=fmt)
             finally:
                 text.detach()
+
+
+def _rows(source: str | IO[str], index: slice, fmt: str) -> Iterator[Atoms]:
+    """Yield the structures of a database of ASE, with its key-value pairs as info: ASE's reader drops them.
+
+    Texts and numbers among a row's data count as well: ASE lets no text that looks like a number be a value.
+    """
+    from ase.db import connect  # noqa: PLC0415
+
+    with connect(source, type=fmt, serial=True, use_lock_file=False) as database:
+        start, stop, _ = index.indices(database.count())
+        if start >= stop:
+            return
+        for row in database.select(offset=start, limit=stop - start):
+            atoms: Atoms = row.toatoms()
+            data = row.data if isinstance(row.data, Mapping) else {}
+            plain = {key: value for key, value in data.items() if isinstance(value, str | int | float)}
+            atoms.info = plain | row.key_value_pairs | atoms.info
+            yield atoms
 
 
 def _read_poscar(path: Path) -> Atoms:

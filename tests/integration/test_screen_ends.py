@@ -2,13 +2,18 @@
 
 import io
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from ase.io import read, write
 from click.testing import CliRunner
 
 from ase_definet.cli import cli
-from tests.conftest import mos2_with_defects
+from tests.conftest import REPO, mos2_with_defects
 
 FRAMES = 5
 
@@ -114,3 +119,91 @@ def test_what_should_be_a_structure_and_is_broken_is_a_failure(tmp_path, name):
     done = screened(folder, tmp_path / "results")
     assert done.exit_code == 0, done.output
     assert "1 relaxed, 1 failed" in done.output
+
+
+def without(monkeypatch, package):
+    """Make a package one that is not installed."""
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "package", "code", "said"),
+    [
+        (["--parquet"], "pyarrow", 1, "Parquet needs pyarrow"),
+        (["--workers", "2"], "distributed", 1, "several workers need Dask"),
+        (["--scheduler", "tcp://127.0.0.1:9"], "distributed", 1, "several workers need Dask"),
+        (["--device", "cuda:77"], None, 2, "is not there"),
+        (["--device", "cuda:77", "--workers", "2"], None, 2, "is not there"),
+        (["--device", "nonsense"], None, 2, "unknown device"),
+        (["--model", "nonsense"], None, 1, "nonsense"),
+        (["--max-strain", "nan"], None, 1, "must be positive"),
+    ],
+)
+def test_what_cannot_start_leaves_no_folder(tmp_path, monkeypatch, options, package, code, said):
+    mos2_with_defects(4).write(tmp_path / "a.vasp")
+    if package is not None:
+        without(monkeypatch, package)
+    asked = ["screen", str(tmp_path / "a.vasp"), "--host", "MoS2", "-o", str(tmp_path / "new" / "results")]
+    done = CliRunner().invoke(cli, [*asked, *options])
+    assert done.exit_code == code, done.output
+    assert said in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["a.vasp"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a single process")
+def test_ctrl_c_says_how_far_it_is_and_the_same_command_goes_on(tmp_path):
+    frames = [mos2_with_defects(4) for _ in range(600)]
+    write(tmp_path / "a.extxyz", frames)
+    asked = ["screen", str(tmp_path / "a.extxyz"), "--host", "MoS2", "-o", str(tmp_path / "out"), "--device", "cpu"]
+    program = "from ase_definet.cli import main; main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *asked, "--block", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPO,
+    )
+    journal = tmp_path / "out" / "journal.json"
+    while child.poll() is None and not (journal.exists() and json.loads(journal.read_text())["done"]):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=120)[1]
+    assert child.returncode == 130, said
+    done = int(re.search(r"^stopped after (\d+) structures; the same command goes on$", said, re.MULTILINE)[1])
+    assert 0 < done < len(frames)
+    assert 0 <= json.loads(journal.read_text())["done"] - done <= 2
+    assert "Traceback" not in said
+    again = CliRunner().invoke(cli, asked)
+    assert again.exit_code == 0, again.output
+    assert f"{len(frames)} relaxed, 0 failed" in again.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a single process")
+def test_ctrl_c_elsewhere_ends_with_its_code_too(tmp_path):
+    asked = [
+        "enumerate",
+        "--host",
+        "MoS2",
+        "--supercell",
+        "12x12",
+        "--defects",
+        "v_S*4",
+        "-o",
+        str(tmp_path / "a.extxyz"),
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from ase_definet.cli import main; main()", *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPO,
+    )
+    while child.poll() is None and not any(tmp_path.iterdir()):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=120)[1]
+    assert child.returncode == 130, said
+    assert said.strip() == "Aborted!"
+    assert not (tmp_path / "a.extxyz").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.db import connect
 from ase.io import write
 from click.testing import CliRunner
 
@@ -18,7 +20,7 @@ from ase_definet.cli import cli
 from ase_definet.errors import StructureError
 from ase_definet.screening.screen import COLUMNS, FAILURE_COLUMNS, FAILURES, INPUTS, TABLE, read_rows, structures_of
 from ase_definet.structures.extxyz import frame_text
-from ase_definet.structures.reading import read_each
+from ase_definet.structures.reading import read_each, read_structure
 from tests.conftest import REPO, pristine
 from tests.integration.test_screen_faults import consistent, vacancy
 
@@ -256,3 +258,107 @@ def test_structures_come_as_they_are_written():
     next(source)
     assert asked[-1] <= 1
     assert len(list(source)) == 2
+
+
+@pytest.mark.parametrize("target", ["p.db", "p.extxyz"])
+def test_an_enumeration_keeps_its_names_and_multiplicities(tmp_path, target):
+    asked = ["enumerate", "--host", "MoS2", "--supercell", "4x4", "--defects", "v_S*2", "--limit", "3"]
+    assert CliRunner().invoke(cli, [*asked, "-o", str(tmp_path / target)]).exit_code == 0
+    found = list(read_each(tmp_path / target))
+    assert all(atoms.info["multiplicity"] > 1 and atoms.info["shortest_defect_distance"] > 2 for atoms in found)
+    for _ in range(2):
+        done = CliRunner().invoke(cli, command(tmp_path / target, out=tmp_path / "out"))
+        assert done.exit_code == 0, done.output
+    rows = read_rows(tmp_path / "out" / TABLE, COLUMNS)
+    assert [(row["name"], row["multiplicity"]) for row in rows] == [
+        (atoms.info["name"], atoms.info["multiplicity"]) for atoms in found
+    ]
+    assert all(row["name"].startswith("v_Sx2-") for row in rows)
+
+
+@pytest.mark.parametrize("target", ["p.db", "p.json", "q.json.gz"])
+def test_key_value_pairs_of_a_database_are_info(tmp_path, target):
+    plain = tmp_path / Path(target).name.removesuffix(".gz")
+    with connect(plain) as database:
+        database.write(vacancy(), name="first", multiplicity=3, data={"host": "123", "more": [1, 2]})
+        database.write(vacancy(5), multiplicity=4)
+    if target.endswith(".gz"):
+        (tmp_path / target).write_bytes(gzip.compress(plain.read_bytes()))
+    one, two = read_each(tmp_path / target)
+    assert one.info == {"name": "first", "multiplicity": 3, "host": "123"}
+    assert two.info == {"multiplicity": 4}
+    assert read_structure(tmp_path / target).info == {"multiplicity": 4}
+    assert [name for name, _ in structures_of([tmp_path / target])] == ["first", f"{target}#1"]
+
+
+OTHERS = {
+    "README.md": "# my cells\n",
+    "README": "Geometry optimised by hand\n  see below\n",
+    "in.in": "&control\n calculation='scf'\n/\n",
+    "in": "units metal\natom_style atomic\n",
+    "nothing": '0\nLattice="1 0 0 0 1 0 0 0 1" Properties=species:S:1:pos:R:3 pbc="T T T"\n',
+    "ids.json": '{"ids": 3}',
+    "one.json": '{"1": "first"}',
+    "geometry.txt": "Geometry = {\n}\n",
+}
+
+
+@pytest.mark.parametrize("option", ["--from-unrelaxed", None])
+def test_the_files_of_this_package_and_of_other_codes_are_no_failures(tmp_path, option):
+    atoms = vacancy()
+    mixed = atoms[[*range(1, len(atoms), 2), *range(0, len(atoms), 2)]]  # so that there is a site_order.json
+    write(tmp_path / "mixed.vasp", mixed)
+    asked = [
+        "relax",
+        str(tmp_path / "mixed.vasp"),
+        "--host",
+        "MoS2",
+        "--vasp",
+        str(tmp_path / "in"),
+        "--device",
+        "cpu",
+    ]
+    reported = ["--report", str(tmp_path / "report.json"), "-o", str(tmp_path / "relaxed.vasp")]
+    done = CliRunner().invoke(cli, [*asked, *reported, *([option] if option else [])])
+    assert done.exit_code == 0, done.output
+    folder = next(
+        path for path in tmp_path.iterdir() if path.is_dir() and (path.name != "in") == (option is not None)
+    )
+    shutil.copy(tmp_path / "report.json", folder)
+    assert {"README.txt", "site_order.json"} <= {path.name for path in folder.iterdir()}
+    for name, content in OTHERS.items():
+        (folder / name).write_text(content)
+    strays = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"POSCAR"})
+    done = CliRunner().invoke(cli, command(folder, out=tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert f"1 relaxed, 0 failed, {len(strays)} skipped" in done.stdout
+    assert all(f"skipped   {folder / name}: " in done.stderr for name in strays)
+
+
+@pytest.mark.parametrize("inputs", [["a", "b"], ["a/POSCAR", "b/POSCAR"], ["a", "b/POSCAR"], ["b", "a/POSCAR"]])
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch, inputs):
+    for name, site in (("a", 4), ("b", 5)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "POSCAR", vacancy(site), format="vasp")
+        write(tmp_path / name / f"only_{name}.vasp", vacancy(site))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, command(*inputs, out=tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    found = [row["name"] for row in read_rows(tmp_path / "out" / TABLE, COLUMNS)]
+    assert [name for name in found if "POSCAR" in name] == [f"{given[0]}/POSCAR" for given in inputs]
+    assert [name for name in found if "POSCAR" not in name] == [
+        f"only_{given}.vasp" for given in inputs if len(given) == 1
+    ]
+    monkeypatch.chdir(tmp_path / "a")  # the same inputs, called otherwise
+    again = CliRunner().invoke(cli, command(*(Path("..") / given for given in inputs), out=tmp_path / "out"))
+    assert again.exit_code == 0, again.output
+
+
+def test_several_structures_in_files_of_one_name(tmp_path):
+    for name in ("a", "a/b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "x.extxyz", [vacancy(), vacancy(5)])
+    found = [name for name, _ in structures_of([tmp_path / "a", tmp_path / "a" / "b"])]
+    assert found == ["x.extxyz#0", "x.extxyz#1", "b/x.extxyz#0", "b/x.extxyz#1"]
+    found = [name for name, _ in structures_of([tmp_path / "a"])]
+    assert found == ["x.extxyz#0", "x.extxyz#1"]
