@@ -15,6 +15,7 @@ import json
 import math
 import numbers
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -864,7 +865,14 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
         return
     options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
+        client.register_worker_callbacks(_leave_interrupts)
         yield lambda tasks: _on_cluster(client, tasks, workers)
+
+
+def _leave_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to workers too, to the process that started this one: it ends them."""
+    with suppress(ValueError):  # not in the main thread: then it gets none
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:

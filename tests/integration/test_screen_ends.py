@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -153,13 +154,15 @@ def test_what_cannot_start_leaves_no_folder(tmp_path, monkeypatch, options, pack
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a single process")
-def test_ctrl_c_says_how_far_it_is_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_says_how_far_it_is_and_the_same_command_goes_on(tmp_path, workers):
     frames = [mos2_with_defects(4) for _ in range(600)]
     write(tmp_path / "a.extxyz", frames)
     asked = ["screen", str(tmp_path / "a.extxyz"), "--host", "MoS2", "-o", str(tmp_path / "out"), "--device", "cpu"]
     program = "from ase_definet.cli import main; main()"
     child = subprocess.Popen(
-        [sys.executable, "-c", program, *asked, "--block", "2"],
+        [sys.executable, "-c", program, *asked, "--block", "2", "--workers", workers],
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -168,7 +171,7 @@ def test_ctrl_c_says_how_far_it_is_and_the_same_command_goes_on(tmp_path):
     journal = tmp_path / "out" / "journal.json"
     while child.poll() is None and not (journal.exists() and json.loads(journal.read_text())["done"]):
         time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers too
     said = child.communicate(timeout=120)[1]
     assert child.returncode == 130, said
     done = int(re.search(r"^stopped after (\d+) structures; the same command goes on$", said, re.MULTILINE)[1])
