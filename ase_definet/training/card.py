@@ -17,7 +17,7 @@ from ase_definet.training.error_estimate import FOLDS, fit_uncertainty
 from ase_definet.training.run import Run
 
 LABELLED = "labelled/"
-"""Start of the names of subsets that other networks have labelled, see docs/distill.py: they are no DFT data."""
+"""Start of the names of subsets that other networks have labelled, see research/distill.py: they are no DFT data."""
 
 LIMITS = (
     "Fixed cells, hosts and kinds of defects as in the training data. A symmetry of structure and host that DFT "

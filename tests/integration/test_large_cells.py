@@ -10,7 +10,7 @@ import pytest
 from ase_definet import DefiNetRelaxer
 from ase_definet.matching.site_map import match_sites
 from ase_definet.model.working_set import WorkingSet
-from benchmarks.cells import mos2
+from research.benchmarks.cells import mos2
 from tests.conftest import REPO
 
 MOST_MEGABYTES = 2000
@@ -21,7 +21,7 @@ SAME = 1e-6
 """In Å: the same numbers summed in another order."""
 SCRIPT = """
 import json, re, sys
-from benchmarks.cells import mos2
+from research.benchmarks.cells import mos2
 from ase_definet import DefiNetRelaxer
 result = DefiNetRelaxer(host="MoS2", device="cpu").predict(mos2(64))
 peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())  # ru_maxrss would be the parent's

@@ -1,6 +1,6 @@
 """On a CUDA device, where there is one (``pytest -k cuda``): the answers are the CPU's.
 
-What of this needs no device is in test_devices.py. ``python -m benchmarks.cuda`` prints the times.
+What of this needs no device is in test_devices.py. ``python -m research.benchmarks.cuda`` prints the times.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
 from ase_definet.training.config import TrainConfig
 from ase_definet.training.run import Run, train
-from benchmarks.cells import mos2
+from research.benchmarks.cells import mos2
 from tests.conftest import mos2_with_defects
 from tests.pairs import pack_of, radial_pairs
 from tests.unit.test_batches import DEFINET, SITE

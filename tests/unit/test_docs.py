@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import runpy
 
 from ase_definet import __version__
 from ase_definet.checkpoints.bundled import bundled_cards
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from research.pages import readme
 from tests.conftest import REPO
 
 
 def test_readme_table_is_the_cards():
-    table = runpy.run_path(str(REPO / "docs" / "make_tables.py"))["table"]()
-    assert table in (REPO / "README.md").read_text(encoding="utf-8")
+    assert readme.table() in (REPO / "README.md").read_text(encoding="utf-8")
 
 
 def test_cards_are_those_in_the_weights():

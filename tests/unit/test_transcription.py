@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-
 import torch
 
 from ase_definet.matching.site_map import match_sites
@@ -11,13 +9,13 @@ from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
 from ase_definet.relaxation.inputs import to_graph
-from tests.conftest import REPO, mos2_with_defects, pristine
+from research.benchmarks.transcription import Transcription
+from tests.conftest import mos2_with_defects, pristine
 
 FLOAT32 = 1e-5
 
 
 def test_blocks_chunks_and_the_plain_transcription_agree():
-    transcription = runpy.run_path(str(REPO / "benchmarks" / "transcription.py"))["Transcription"]
     config = DefiNetConfig(features=32, layers=3, radial=64)
     torch.manual_seed(1)
     net = DefiNet(config).eval()
@@ -27,7 +25,7 @@ def test_blocks_chunks_and_the_plain_transcription_agree():
     graph = batch_graphs([to_graph(m, config.cutoff, config.max_neighbors) for m in maps])
     with torch.no_grad():
         blocked = net(graph)
-        plain = transcription(net.state_dict(), config)(graph)
+        plain = Transcription(net.state_dict(), config)(graph)
     chunked = net(graph).detach()
     assert float(plain.abs().max()) > 0.01
     assert float((blocked - plain).abs().max()) < FLOAT32

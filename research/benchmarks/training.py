@@ -1,4 +1,4 @@
-"""Time and memory of one training step, in a process of its own: ``python -m benchmarks.training KIND BATCH``.
+"""Time and memory of one training step, in a process of its own: ``python -m research.benchmarks.training KIND BATCH``.
 
 Kinds: ``default`` as it is trained, its messages products on the lattice; ``default by edges``, the same network and the
 same numbers by a sum over edges; ``published`` at the published size, and ``transcription``, that as its equations stand.
@@ -21,8 +21,8 @@ from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.relaxation.inputs import build_lattice, to_graph
-from benchmarks.cells import mos2
-from benchmarks.transcription import Transcription
+from research.benchmarks.cells import mos2
+from research.benchmarks.transcription import Transcription
 
 KINDS = ("default", "default by edges", "published", "transcription")
 REPEATS = 5

@@ -1,17 +1,18 @@
-"""How one defect's field changes with the size of the cell around it: docs/results/scaling.json.
+"""How one defect's field changes with the size of the cell around it: research/results/cell_size.json.
 
-Run as ``python docs/scaling.py``.
+Run as ``python -m research.experiments.cell_size``.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 
 from ase_definet import DefiNetRelaxer
 from ase_definet.matching.library import get_host
+from research.paths import RESULTS
 
+OUT = RESULTS / "cell_size.json"
 NEAR, FAR = 3.0, 8.0
 SIZES = (4, 6, 8, 12, 16, 24, 32)
 CASES = {"v_S in MoS2": ("MoS2", 1), "v_Se in WSe2": ("WSe2", 1), "v_B in h-BN": ("BN", 0)}
@@ -53,9 +54,7 @@ def main() -> None:
                 }
             )
         out["cases"][name] = rows
-    path = Path(__file__).parent / "results" / "scaling.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(out, indent=1) + "\n")
+    OUT.write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":

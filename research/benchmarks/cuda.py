@@ -1,4 +1,4 @@
-"""Print the times of batches on a device: ``python -m benchmarks.cuda [--device cpu] [--batches 1 8] [--json OUT]``.
+"""Print the times of batches on a device: ``python -m research.benchmarks.cuda [--device cpu] [--batches 1 8] [--json OUT]``.
 
 Batches of 192 sites, and one structure of 12,288 sites, with the bundled weights and with the published network at its
 published size (untrained: times do not depend on weights). Medians after a warm-up, in milliseconds, matching included
@@ -18,8 +18,8 @@ from ase_definet import DefiNetRelaxer, RelaxResult
 from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
-from benchmarks.__main__ import MILLI, median_ms
-from benchmarks.cells import mos2
+from research.benchmarks.__main__ import MILLI, median_ms
+from research.benchmarks.cells import mos2
 
 BATCHES = (1, 8, 64, 512)
 LARGE = 64

@@ -1,6 +1,6 @@
 """Ask what further pairs would buy: one network from a quarter, from each half and, twice, from all pairs of a host.
 
-Run as ``python docs/pairs.py PACK SUBSET...`` (``high/P``, say); writes docs/results/pairs-HOST.json for each, some forty
+Run as ``python -m research.experiments.error_vs_pairs PACK SUBSET...`` (``high/P``, say); writes research/results/error_vs_pairs/HOST.json for each, some forty
 minutes on one core; finished ones are skipped. Every network has the same number of steps. Two things are read off:
 
 - How the error on validation pairs falls with the number of training pairs.
@@ -10,19 +10,19 @@ minutes on one core; finished ones are skipped. Every network has the same numbe
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
-from limits import Part, alike, predicted_parts, sizes
 
 from ase_definet.training.config import TrainConfig, make_config
 from ase_definet.training.run import Run
+from research.experiments.data_limits import Part, alike, predicted_parts, sizes
+from research.paths import RESULTS
 
 MODEL = {"features": 48, "layers": 5, "near_cutoff": 4.5, "dropout": 0.2, "vector_norm": True}
 STEPS = {"optimizer": "muon", "loss": "components", "rate": 2e-3, "muon": 10.0, "weight_decay": 0.1}
 BUDGET = {"steps": 1200, "warmup": 150, "decay": 0.75, "corrupt": 0.5, "noise": 0.15}
 SHARES = {"quarter": 0.25, "half": 0.5, "other half": 0.5, "all": 1.0, "all, other seed": 1.0}
-OUT = Path(__file__).parent / "results"
+OUT = RESULTS / "error_vs_pairs"
 
 
 def trained(config: TrainConfig, *, others: bool) -> tuple[int, list[Part]]:
@@ -45,7 +45,7 @@ def main() -> None:
     """Train and write."""
     source, *subsets = sys.argv[1:]
     for subset in subsets:
-        file = OUT / f"pairs-{subset.split('/')[1]}.json"
+        file = OUT / f"{subset.split('/')[1]}.json"
         if file.exists():
             continue
         options = BUDGET | STEPS | {"data": source, "model": MODEL, "shares": {subset: 1.0}}

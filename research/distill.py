@@ -1,6 +1,6 @@
 """Label new random structures with the mean of several trained networks, to train one network that is as good as all.
 
-Run as ``python docs/distill.py PACK OUT N [HOST=]WEIGHTS... [--again [HOST=]WEIGHTS...]``: for every high-density subset
+Run as ``python -m research.distill PACK OUT N [HOST=]WEIGHTS... [--again [HOST=]WEIGHTS...]``: for every high-density subset
 of PACK, N structures with the defects of a random training structure on random sites, and the mean of the predictions as
 their relaxed positions, are added to the groups of PACK as ``labelled/HOST`` and written to OUT. Only training pairs lend
 their compositions. Weights given as ``BN=FILE`` know one host only; hosts that nothing knows get no labels.

@@ -1,4 +1,4 @@
-"""Print how fast this is on this machine: ``python -m benchmarks [--quick] [--json OUT] [--compare]``.
+"""Print how fast this is on this machine: ``python -m research.benchmarks [--quick] [--json OUT] [--compare]``.
 
 Every ratio is of numbers measured in the same run. Times are medians after a warm-up, in milliseconds.
 """
@@ -23,15 +23,15 @@ from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import DefectGraph
 from ase_definet.relaxation.inputs import to_graph
-from benchmarks.cells import mos2
-from benchmarks.training import KINDS
-from benchmarks.transcription import Transcription
+from research.benchmarks.cells import mos2
+from research.benchmarks.training import KINDS
+from research.benchmarks.transcription import Transcription
 
 MILLI = 1e3
 BLOCK = 64
 ALONE = """
 import re, sys
-from benchmarks.cells import mos2
+from research.benchmarks.cells import mos2
 from ase_definet import DefiNetRelaxer
 relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
 result = relaxer.predict(mos2(int(sys.argv[1])))
@@ -131,7 +131,7 @@ def training(batch: int) -> list[dict]:
     """Take training steps, each kind in a process of its own: time and peak memory."""
     rows = []
     for kind in KINDS:
-        command = [sys.executable, "-m", "benchmarks.training", kind, str(batch)]
+        command = [sys.executable, "-m", "research.benchmarks.training", kind, str(batch)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"training, {kind}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -258,7 +258,7 @@ def show(result: dict) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m research.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats, cells up to 3,072 sites")
     parser.add_argument("--compare", action="store_true", help="CHGNet too (pip install 'ase-definet[compare]')")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")

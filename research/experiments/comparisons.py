@@ -1,6 +1,6 @@
 """Train and score everything docs/results.md compares, one JSON file each; finished ones are skipped.
 
-Run as ``python docs/experiments.py PACK [NAME...]``; killed, it goes on where it was. Every run of a table has the same
+Run as ``python -m research.experiments.comparisons PACK [NAME...]``; killed, it goes on where it was. Every run of a table has the same
 budget. Scores are on validation pairs.
 """
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.training.config import TrainConfig, make_config
 from ase_definet.training.run import Run, train
+from research.paths import RESULTS
 
-OUT = Path(__file__).parent / "results" / "experiments"
+OUT = RESULTS / "comparisons"
 RUNS = Path("runs/experiments")
 HIGH = ("high/MoS2", "high/WSe2", "high/BN", "high/GaSe", "high/InSe", "high/P")
 SMALL = {"features": 48, "layers": 4, "near_cutoff": 4.5, "dropout": 0.1}

@@ -1,6 +1,6 @@
 """Score bundled weights on training and on validation pairs: how much of the error is a lack of data.
 
-Run as ``python docs/gap.py PACK``; writes docs/results/gap.json.
+Run as ``python -m research.experiments.generalization_gap PACK``; writes research/results/generalization_gap.json.
 """
 
 import json
@@ -14,10 +14,11 @@ from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.data import Pack
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.run import summed_errors
+from research.paths import RESULTS
 
 PAIRS = 100
 BATCH = 20
-OUT = Path(__file__).parent / "results" / "gap.json"
+OUT = RESULTS / "generalization_gap.json"
 
 
 @torch.no_grad()

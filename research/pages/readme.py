@@ -1,16 +1,15 @@
 """Write what the README says of the weights and of the example from the bundled card and a real run.
 
-Run as ``python docs/make_tables.py`` after the weights changed; a test holds the README against the card.
+Run as ``python -m research.pages.readme`` after the weights changed; a test holds the README against the card.
 """
 
 import re
 import subprocess
 import tempfile
-from pathlib import Path
 
 from ase_definet.checkpoints.bundled import bundled_cards
+from research.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 NAMES = {"BN": "h-BN", "P": "black phosphorus"}
 
 

@@ -1,14 +1,12 @@
-"""Write docs/results.md from the JSON files, and the curves from the logs, in docs/results. Run as ``python docs/make_results.py``."""
+"""Write docs/results.md from the JSON files, and the curves from the logs, in docs/results. Run as ``python -m research.pages.results``."""
 
 import itertools
 import json
 import math
-from pathlib import Path
 
 from ase_definet.plotting.scores import draw_learning_curve
+from research.paths import DOCS, RESULTS, ROOT
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 HIGH = ("MoS2", "WSe2", "BN", "GaSe", "InSe", "P")
 BOUND = 0.030
 """Of the average over the high-density subsets, in Å."""
@@ -65,7 +63,7 @@ def gap_section(gap: dict) -> list[str]:
     return [
         "## What limits it now",
         "",
-        f"`python docs/gap.py 2dmd.pack`: {gap['pairs']} training and {gap['pairs']} validation pairs each, coordinate MAE (Å).",
+        f"`python -m research.experiments.generalization_gap 2dmd.pack`: {gap['pairs']} training and {gap['pairs']} validation pairs each, coordinate MAE (Å).",
         "",
         "| subset | training | validation | gap |",
         "| --- | --- | --- | --- |",
@@ -73,7 +71,7 @@ def gap_section(gap: dict) -> list[str]:
         "",
         "- At high density much of the pairs is learned by heart, least in black phosphorus, whose wide student saw them in a tenth of",
         "  its steps and labelled structures in the others. What keeps from it: corrupted starts and",
-        "  dropout 0.25 (black phosphorus alone, above), and labels for random structures from several networks (`docs/distill.py`).",
+        "  dropout 0.25 (black phosphorus alone, above), and labels for random structures from several networks (`research/distill.py`).",
         "- Depth and Muon (above) pay most since corrupted starts. GaSe and InSe alone from scratch, eight layers with 64 features:",
         "  0.0418 and 0.0313 after 1,000 steps on each, 36 minutes on one core; four layers with 128 features and AdamW have 0.0450 and",
         "  0.0338 after 1,650, the student of all networks before 0.0434 and 0.0324. h-BN, 840 steps and 560 on structures labelled",
@@ -109,7 +107,7 @@ def gap_section(gap: dict) -> list[str]:
         "  GaSe and InSe with 128 features: 0.0450 and 0.0338 after 3,300 steps, MoS2 and WSe2 0.0171 and 0.0250 after 2,300.",
         "- Asking again pays. A network trained from corrupted starts, its atoms begun half-way to a better answer with 0.1 Å of noise:",
         "  black phosphorus, wide, 0.0733 where it has 0.0794 from the sites; that answer, the mean of six, 0.0733. Labels from two such rounds",
-        "  (`docs/distill.py --again`), on validation structures: black phosphorus 0.0713, GaSe 0.0423, InSe 0.0317, h-BN 0.0266,",
+        "  (`research/distill.py --again`), on validation structures: black phosphorus 0.0713, GaSe 0.0423, InSe 0.0317, h-BN 0.0266,",
         "  MoS2 0.0148, WSe2 0.0215. Wide students of the first four have 0.0722, 0.0434, 0.0324 and 0.0274: they stay 0.006 to",
         "  0.010 Å away from their labels on structures they have not seen, 0.003 to 0.008 on those they have (1,500 to 4,200 a host).",
         "- Close messages with a nonlinear function of each pair, or with vectors sent besides scalars: GaSe and InSe alone, 500 steps of a",
@@ -127,7 +125,7 @@ def gap_section(gap: dict) -> list[str]:
         "  weights, 0.0411, 0.0309 and 0.0723, are no better than means without tensors.",
         "- Asking again is for networks that saw corrupted starts to their end. The bundled ones did not: black phosphorus 0.0722, asked again 0.0925,",
         "  GaSe 0.0413 and 0.0619, InSe 0.0313 and 0.0553; eight layers taught such labels in half of their steps stay at 0.0796.",
-        "  `docs/distill.py` refuses it now.",
+        "  `research/distill.py` refuses it now.",
         "- Nor do predictions want scaling (by 0.97: within 0.0001 Å of what they are, on every host), nor is the error in the longest waves (below) a matter",
         "  of sums over defects: regressed on the structure factors of all kinds of defects, other structures' coefficients explain none of it",
         "  (-9 to +2 %, each direction and host, validation pairs).",
@@ -149,7 +147,7 @@ def pairs_section(several: list[dict], result: dict) -> list[str]:
     lines = [
         "### What further pairs would buy",
         "",
-        f"`python docs/pairs.py 2dmd.pack SUBSET`: a host alone, {several[0]['steps']:,} steps each of a network of five layers from scratch. Coordinate",
+        f"`python -m research.experiments.error_vs_pairs 2dmd.pack SUBSET`: a host alone, {several[0]['steps']:,} steps each of a network of five layers from scratch. Coordinate",
         "MAE on validation pairs (Å) by number of training pairs; two halves that share none, and all of them with two seeds.",
         "Correlation: of the errors of the two halves' networks, and of the two seeds'. Power: of the number of pairs with which",
         f"the error falls from a quarter to all. Times as many: pairs that an error smaller by {1 - wanted:.0%} would take at that power, which is what lies".replace(
@@ -189,7 +187,7 @@ def limits_section(limits: dict) -> list[str]:
     lines = [
         "### What the data themselves allow",
         "",
-        f"`python docs/limits.py 2dmd.pack`. DFT breaks no symmetry here: {symmetric:,} of the {sum(row['pairs'] for row in symmetry):,} structures are mapped",
+        f"`python -m research.experiments.data_limits 2dmd.pack`. DFT breaks no symmetry here: {symmetric:,} of the {sum(row['pairs'] for row in symmetry):,} structures are mapped",
         f"onto themselves by some symmetry of the host, and every one of them keeps it (to {most:.0e} Å): what h-BN's mirror",
         "plane leaves open, which no equivariant network could choose, does not occur, and costs nothing.",
         "",
@@ -284,7 +282,7 @@ def dft_section() -> list[str]:
         "| calculator | weights | structure | cell scaled by | steps: sites | steps: predicted | saved | energy above the end: sites | predicted, eV | MAE to the end: sites | predicted, Å |",
         "| --- " * 11 + "|",
     ]
-    for path in sorted((RESULTS / "dft").glob("*.json")):
+    for path in sorted((RESULTS / "ionic_steps").glob("*.json")):
         content = json.loads(path.read_text())
         for row in content["structures"]:
             if "error" in row:
@@ -323,7 +321,7 @@ def _span(shares: list[float]) -> str:
 
 def experiments() -> dict[str, dict]:
     """Return every finished experiment by name."""
-    found = [json.loads(path.read_text()) for path in sorted((RESULTS / "experiments").glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted((RESULTS / "comparisons").glob("*.json"))]
     return {content["name"]: content for content in found}
 
 
@@ -446,16 +444,16 @@ def scaling_section(scaling: dict) -> list[str]:
 def page() -> str:
     """Return the whole page."""
     result = json.loads((RESULTS / "default-val.json").read_text())
-    card = json.loads((HERE.parent / "ase_definet" / "weights" / "default.json").read_text())["card"]
+    card = json.loads((ROOT / "ase_definet" / "weights" / "default.json").read_text())["card"]
     lines = [
         "# Results",
         "",
-        "Generated by `python docs/make_results.py` from the files in `docs/results`; lengths in Å. Tuning and every",
+        "Generated by `python -m research.pages.results` from the files in `research/results`; lengths in Å. Tuning and every",
         "number here used the validation split; the relaxed test structures are not ours to see.",
         "",
         f"## {result['model']}",
         "",
-        "`ase-definet evaluate --data 2dmd.pack --split val --json docs/results/default-val.json`: coordinate MAE, through",
+        "`ase-definet evaluate --data 2dmd.pack --split val --json research/results/default-val.json`: coordinate MAE, through",
         "the whole path (match, graph, network). A3 to A6: atoms within 3 to 6 Å of a defect site. Unrelaxed: the file as",
         "the prediction (low-density WSe2 carries another layer thickness there). Superposition: sum of single-defect",
         "fields fitted to the training pairs. The test columns are for those who hold the test structures.",
@@ -476,20 +474,20 @@ def page() -> str:
             "",
         ]
     plots = sorted((RESULTS / "plots").glob("*.png"))
-    lines += [line for path in plots for line in (f"![{path.stem}](results/plots/{path.name})", "")]
+    lines += [line for path in plots for line in (f"![{path.stem}](../research/results/plots/{path.name})", "")]
     done = experiments()
     if done:
         some = next(iter(done.values()))
         lines += [
             "## Comparisons at equal budget",
             "",
-            f"`python docs/experiments.py 2dmd.pack`: batches of {some['config']['batch']}, coordinate MAE of all atoms on validation",
+            f"`python -m research.experiments.comparisons 2dmd.pack`: batches of {some['config']['batch']}, coordinate MAE of all atoms on validation",
             "pairs. Short runs of a small network, one seed each: they rank ideas, they are not the product, and differences",
             "below some 2 % are noise.",
             "",
             *experiment_section(done),
         ]
-    if list((RESULTS / "dft").glob("*.json")):
+    if list((RESULTS / "ionic_steps").glob("*.json")):
         lines += [
             "## Ionic steps, counted",
             "",
@@ -500,19 +498,19 @@ def page() -> str:
             *dft_section(),
             "",
         ]
-    if (RESULTS / "gap.json").exists():
-        lines += gap_section(json.loads((RESULTS / "gap.json").read_text()))
-    several = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("pairs-*.json"))]
+    if (RESULTS / "generalization_gap.json").exists():
+        lines += gap_section(json.loads((RESULTS / "generalization_gap.json").read_text()))
+    several = [json.loads(path.read_text()) for path in sorted((RESULTS / "error_vs_pairs").glob("*.json"))]
     if several:
         lines += pairs_section(several, result)
-    if (RESULTS / "limits.json").exists():
-        lines += limits_section(json.loads((RESULTS / "limits.json").read_text()))
-    if (RESULTS / "scaling.json").exists():
-        scaling = json.loads((RESULTS / "scaling.json").read_text())
+    if (RESULTS / "data_limits.json").exists():
+        lines += limits_section(json.loads((RESULTS / "data_limits.json").read_text()))
+    if (RESULTS / "cell_size.json").exists():
+        scaling = json.loads((RESULTS / "cell_size.json").read_text())
         lines += [
             "## One vacancy in ever larger cells",
             "",
-            f"`python docs/scaling.py`, {scaling['model']}: displacements in Å. There is no DFT for these sizes; what can be",
+            f"`python -m research.experiments.cell_size`, {scaling['model']}: displacements in Å. There is no DFT for these sizes; what can be",
             "checked is that the field near the defect settles and that far away nothing moves.",
             "",
             *scaling_section(scaling),
@@ -524,4 +522,4 @@ def page() -> str:
 if __name__ == "__main__":
     logs = {log.stem: log for log in sorted((RESULTS / "logs").glob("*.csv"))}
     draw_learning_curve(logs, RESULTS / "plots" / "learning_curve_deep.png")
-    (HERE / "results.md").write_text(page(), encoding="utf-8")
+    (DOCS / "results.md").write_text(page(), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Ask the data what a prediction can know: does DFT break symmetries, and do equal defects relax alike, how far does an error reach?
 
-Run as ``python docs/limits.py PACK``; writes docs/results/limits.json. Four measurements on every subset:
+Run as ``python -m research.experiments.data_limits PACK``; writes research/results/data_limits.json. Four measurements on every subset:
 
 - Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from having it too.
 - Defects without another one within ``ALONE``: how far the nearest atoms move out, its spread over the structures, and
@@ -29,6 +29,7 @@ from ase_definet.matching.naming import defect_name
 from ase_definet.structures.metrics import minimum_image
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.run import mean_over_sites
+from research.paths import RESULTS
 
 ALONE = 4.5
 LOPSIDED = 0.1
@@ -36,7 +37,7 @@ BATCH = 32
 DENSITIES = (0.04, 0.07, 0.1, 1.0)
 FEWEST = 10
 ZERO = 1e-6
-OUT = Path(__file__).parent / "results" / "limits.json"
+OUT = RESULTS / "data_limits.json"
 
 
 def operations(group: Group) -> tuple[np.ndarray, np.ndarray]:

@@ -1,1 +1,0 @@
-"""Speed of this package on this machine: ``python -m benchmarks``."""

@@ -1,0 +1,1 @@
+"""Speed of this package on this machine: ``python -m research.benchmarks``."""

@@ -1,0 +1,1 @@
+"""Write the generated pages and tables of the documentation from the files under research/results."""
