@@ -16,7 +16,8 @@ from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host, library
-from ase_definet.matching.site_map import SiteKind
+from ase_definet.matching.site_map import SiteKind, SiteMap
+from ase_definet.relaxation.inputs import displaced
 from ase_definet.relaxation.relaxer import SEEN_OFFSET, DefiNetRelaxer, RelaxFailure, RelaxResult, known_host
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.metrics import minimum_image, near_sites, rank_correlation, reliability_bins
@@ -36,8 +37,8 @@ class Score:
     Attributes:
         id: Its name.
         subset: What it belongs to.
-        maes: Coordinate MAE by method (``model``; ``dummy``, the unrelaxed structure; ``host_sites``;
-            ``superposition``) and region (``coordinate_mae``, ``a3`` to ``a6``), in Å.
+        maes: Coordinate MAE by method (``model``; ``ideal_sites``, see :func:`ideal_sites`; ``unrelaxed``, the
+            structure as given; ``superposition``) and region (``coordinate_mae``, ``a3`` to ``a6``), in Å.
         error: Length of the error of every atom, shape ``(n_atoms,)``, in Å.
         distance: Of every atom from the nearest defect site, shape ``(n_atoms,)``, in Å.
         predicted: Displacement of every atom from its host site, mean removed, shape ``(n_atoms, 3)``, in Å.
@@ -117,11 +118,28 @@ def _score_group(
             reason = result.error if isinstance(result, RelaxFailure) else "no relaxed structure"
             left_out.append(f"{group.subset} {group.ids[index]}: {reason}")
             continue
-        others = {"dummy": unrelaxed.positions}
+        others = {"ideal_sites": ideal_sites(unrelaxed, result.site_map), "unrelaxed": unrelaxed.positions}
         if fitted is not None:
             numbers = group.numbers[[index]]
             others["superposition"] = (group.sites + fitted.predict(numbers)[0])[numbers[0] > 0]
         yield _score(group, int(index), unrelaxed, relaxed, result, others)
+
+
+def ideal_sites(unrelaxed: Atoms, site_map: SiteMap) -> Array:
+    """Return the prediction that moves nothing: every atom on its ideal host site.
+
+    It is placed as a network's prediction of zero displacement would be, at the mean position of the atoms given, and
+    is scored by the same formula. It differs from the unrelaxed structure where that is not on the host's sites: the
+    unrelaxed low-density WSe2 cells of 2DMD have the layer thickness of MoS2.
+
+    Args:
+        unrelaxed: The structure that was matched.
+        site_map: Its match.
+
+    Returns:
+        Positions in the order of the atoms, shape ``(n_atoms, 3)``, in Å.
+    """
+    return np.asarray(displaced(unrelaxed, site_map, np.zeros_like(site_map.positions)).positions)
 
 
 def _host_of(group: Group) -> Host:
@@ -144,7 +162,6 @@ def _score(
     real = site_map.atom_index >= 0
     sites[site_map.atom_index[real]] = site_map.positions[real]
     true = minimum_image(relaxed.positions - sites, cell)
-    others = others | {"host_sites": relaxed.positions - (true - true.mean(axis=0))}
     maes = {}
     for method, positions in {"model": result.atoms.positions, **others}.items():
         error = np.abs(minimum_image(positions - relaxed.positions, cell))
@@ -179,8 +196,8 @@ def summarise(scores: list[Score]) -> dict[str, Any]:
 
     Returns:
         ``subsets.NAME`` and ``overall`` (their mean; ``n`` is the sum), with ``n``, ``coordinate_mae``, ``a3`` to
-        ``a6``, the same under ``dummy`` and, where it could be fitted for all, ``superposition``,
-        ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure`` and, where the weights
+        ``a6``, the same under ``ideal_sites``, ``unrelaxed`` and, where it could be fitted for all,
+        ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure`` and, where the weights
         estimate it, ``uncertainty``; lengths in Å.
     """
     names = sorted({score.subset for score in scores})

@@ -180,12 +180,12 @@ def _parity(subsets: dict[str, list[Score]]) -> Figure:
         panel.set_ylim(*ends)
         _plain_numbers(panel.xaxis)
         _plain_numbers(panel.yaxis)
-        maes = [np.mean([s.maes[key]["coordinate_mae"] for s in subsets[name]]) for key in ("model", "dummy")]
+        maes = [np.mean([s.maes[key]["coordinate_mae"] for s in subsets[name]]) for key in ("model", "ideal_sites")]
         _title(panel, name)
         panel.text(
             0.04,
             0.96,
-            f"MAE {maes[0]:.4f} Å\nunrelaxed {maes[1]:.4f} Å",
+            f"MAE {maes[0]:.4f} Å\nideal sites {maes[1]:.4f} Å",
             transform=panel.transAxes,
             va="top",
             fontsize=_SMALL,

@@ -30,7 +30,7 @@ def table() -> str:
             "CPU cores. "
             f"Elements: {', '.join(card['training']['elements'])}.\n"
         )
-        parts.append("| subset | defect sites | unrelaxed | **relaxed** | near, unrelaxed | **near, relaxed** |")
+        parts.append("| subset | defect sites | ideal sites | **relaxed** | ideal sites, near | **relaxed, near** |")
         parts.append("| --- | --- | --- | --- | --- | --- |")
         for subset, row in card["validation"].items():
             density, host = subset.replace("-", "/").split("/")

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from ase_definet import __version__
 from ase_definet.checkpoints.bundled import bundled_cards
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from research.pages import readme
+from research.paths import RESULTS
 from tests.conftest import REPO
 
 
-def test_readme_table_is_the_cards():
+def test_readme_table_is_that_of_card_and_scores():
     assert readme.table() in (REPO / "README.md").read_text(encoding="utf-8")
+
+
+def test_cards_and_results_mean_the_same_by_ideal_sites():
+    """The card takes the mean displacement off the DFT positions, the evaluation off the prediction only."""
+    results = json.loads((RESULTS / "default-val.json").read_text(encoding="utf-8"))["subsets"]
+    card = bundled_cards()["default"]["validation"]
+    assert set(card) == set(results)
+    for name, row in card.items():
+        found = {"mae": results[name], "dummy": results[name]["ideal_sites"]}
+        for key, own in found.items():
+            assert row[key] == pytest.approx(own["coordinate_mae"], abs=2e-5)
+            assert row["a3" if key == "mae" else "dummy_a3"] == pytest.approx(own["a3"], abs=2e-5)
 
 
 def test_cards_are_those_in_the_weights():

@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import mx2
 from click.testing import CliRunner
 
+from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.data import Reference, pack_pairs
 from ase_definet.errors import StructureError
@@ -22,6 +24,8 @@ from ase_definet.evaluation import scores as evaluate_module
 from ase_definet.evaluation.scores import N_WORST, RADII, reliability, score_pairs, summarise
 from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.library import get_host
+from ase_definet.model.config import SiteNetworkConfig
+from ase_definet.model.site_network import SiteNetwork
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from tests.conftest import pristine
 
@@ -104,7 +108,7 @@ def test_errors_are_those_of_the_structures_that_went_in(scored, truth, relaxer)
         distance = from_defects(unrelaxed, defects, n)
         regions = {"coordinate_mae": distance < np.inf} | {f"a{r}": distance <= r for r in RADII}
         predicted = relaxer.predict(unrelaxed, "MoS2").atoms.positions
-        for method, positions in {"model": predicted, "dummy": unrelaxed.positions}.items():
+        for method, positions in {"model": predicted, "unrelaxed": unrelaxed.positions}.items():
             error = np.abs(positions - relaxed.positions)
             expected = {name: error[mask].mean() for name, mask in regions.items()}
             assert score.maes[method] == pytest.approx(expected, abs=PACKED)
@@ -134,7 +138,7 @@ def test_superposition_is_that_of_the_training_pairs(scored, pack, truth):
     fit = LinearSuperposition(group, group.indices("train"))
     for score in scored[0]:
         if score.subset != "high/MoS2":
-            assert set(score.maes) == {"model", "dummy", "host_sites"}  # nothing to fit
+            assert set(score.maes) == {"model", "ideal_sites", "unrelaxed"}  # nothing to fit
             continue
         index = group.ids.index(score.id)
         there = group.numbers[index] > 0
@@ -179,8 +183,8 @@ def test_overall_is_the_mean_over_subsets(scored):
     overall = table["overall"]
     assert overall["n"] == N_VAL + 2
     assert overall["a3"] == pytest.approx((high["a3"] + low["a3"]) / 2)
-    assert overall["dummy"]["coordinate_mae"] == pytest.approx(
-        (high["dummy"]["coordinate_mae"] + low["dummy"]["coordinate_mae"]) / 2
+    assert overall["unrelaxed"]["coordinate_mae"] == pytest.approx(
+        (high["unrelaxed"]["coordinate_mae"] + low["unrelaxed"]["coordinate_mae"]) / 2
     )
     assert overall["error_quantiles"]["0.9"] == pytest.approx(
         (high["error_quantiles"]["0.9"] + low["error_quantiles"]["0.9"]) / 2
@@ -247,14 +251,38 @@ def test_a_host_that_shares_its_name_with_another_crystal_is_itself(tmp_path, re
     (score,), left_out = score_pairs(relaxer, made, "val", superposition=False)
     assert left_out == []
     assert any("host MoS2 was not in the training data" in text for text in score.warnings)
-    assert score.maes["dummy"]["coordinate_mae"] == pytest.approx(0.1 / (3 * len(unrelaxed)), abs=1e-5)
+    assert score.maes["unrelaxed"]["coordinate_mae"] == pytest.approx(0.1 / (3 * len(unrelaxed)), abs=1e-5)
+
+
+@pytest.mark.parametrize("thicker", [-0.1, 0.0, 0.1])
+@pytest.mark.parametrize("shift", [(0.0, 0.0, 0.0), (0.02, -0.05, 0.01)])
+def test_ideal_sites_are_the_prediction_of_a_network_that_moves_nothing(tmp_path, thicker, shift):
+    """Whatever the layer thickness of the unrelaxed file, and whether or not DFT moved the atoms as a whole."""
+    net = SiteNetwork(SiteNetworkConfig(features=8, layers=1))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    still = DefiNetRelaxer(save_checkpoint(tmp_path / "still.safetensors", net, {}), device="cpu")
+    unrelaxed, relaxed = pair(SMALL, {4: VACANCY, 9: TUNGSTEN}, 3)
+    relaxed.positions += shift
+    middle = pristine("MoS2", SMALL).positions[:, 2].mean()
+    unrelaxed.positions[:, 2] += thicker * np.sign((unrelaxed.positions[:, 2] - middle).round(3))
+    made, problems = pack_pairs([reference("one", "mine", "val", unrelaxed, relaxed)], tmp_path / "pack", workers=1)
+    assert problems == []
+    (score,), _ = score_pairs(still, made, "val")
+    assert score.maes["ideal_sites"] == pytest.approx(score.maes["model"], abs=1e-9)
+    sites = pair(SMALL, {4: VACANCY, 9: TUNGSTEN}, 3)[0].positions
+    error = np.abs(sites - sites.mean(axis=0) + unrelaxed.positions.mean(axis=0) - relaxed.positions).mean()
+    assert score.maes["ideal_sites"]["coordinate_mae"] == pytest.approx(error, abs=PACKED)
+    if thicker:
+        assert abs(score.maes["unrelaxed"]["coordinate_mae"] - error) > 0.01
 
 
 def test_a_pristine_pair_has_no_region_near_a_defect(tmp_path, relaxer):
     made, _ = pack_pairs([reference("none", "mine", "val", *pair(SMALL, {}, 0))], tmp_path / "pack", workers=1)
     (score,), _ = score_pairs(relaxer, made, "val")
     assert np.isinf(score.distance).all()
-    assert set(score.maes["dummy"]) == {"coordinate_mae"}
+    assert set(score.maes["unrelaxed"]) == {"coordinate_mae"}
     assert "a3" not in summarise([score])["overall"]
 
 
@@ -316,12 +344,12 @@ def test_command_writes_json_and_pictures(pack, scored, tmp_path):
     assert result["left_out"] == ["high/MoS2 hidden: no relaxed structure"]
     assert "left out  high/MoS2 hidden" in done.output
     expected = summarise(scored[0])["subsets"]
-    keys = {"n", "coordinate_mae", "a3", "a4", "a5", "a6", "dummy", "seconds_per_structure"}
+    keys = {"n", "coordinate_mae", "a3", "a4", "a5", "a6", "unrelaxed", "seconds_per_structure"}
     for name, extra in (("high/MoS2", {"superposition"}), ("low/MoS2", set())):
         row = result["subsets"][name]
         assert keys | extra <= set(row)
         assert row["a3"] == pytest.approx(expected[name]["a3"])
-        assert set(row["dummy"]) == {"coordinate_mae", "a3", "a4", "a5", "a6"}
+        assert set(row["unrelaxed"]) == {"coordinate_mae", "a3", "a4", "a5", "a6"}
         assert f"{row['coordinate_mae']:.4f}" in done.output
     assert {"error_by_distance.png", "parity.png"} <= {path.name for path in plots.iterdir()}
 
