@@ -1,14 +1,15 @@
-"""Write what the README says of the weights and of the example from the bundled card and a real run.
+"""Write what the README says of the weights and of the example: from the card, the scores and a real run.
 
-Run as ``python -m research.pages.readme`` after the weights changed; a test holds the README against the card.
+Run as ``python -m research.pages.readme`` after the weights changed; a test compares the README with this.
 """
 
+import json
 import re
 import subprocess
 import tempfile
 
 from ase_definet.checkpoints.bundled import bundled_cards
-from research.paths import ROOT
+from research.paths import RESULTS, ROOT
 
 NAMES = {"BN": "h-BN", "P": "black phosphorus"}
 
@@ -32,13 +33,14 @@ def table() -> str:
         )
         parts.append("| subset | defect sites | ideal sites | **relaxed** | ideal sites, near | **relaxed, near** |")
         parts.append("| --- | --- | --- | --- | --- | --- |")
-        for subset, row in card["validation"].items():
+        scores = json.loads((RESULTS / f"{name}-val.json").read_text(encoding="utf-8"))["subsets"]
+        for subset, row in scores.items():
+            ideal = row["ideal_sites"]
             density, host = subset.replace("-", "/").split("/")
             sites = "2.5-12.5 %" if density == "high" else "1-3 per 8x8 cell"
             parts.append(
-                f"| {NAMES.get(host, host)}, {density} density | {sites} | {row['dummy']:.4f} | "
-                f"**{row['mae']:.4f}** | "
-                f"{row['dummy_a3']:.4f} | **{row['a3']:.4f}** |"
+                f"| {NAMES.get(host, host)}, {density} density | {sites} | {ideal['coordinate_mae']:.4f} | "
+                f"**{row['coordinate_mae']:.4f}** | {ideal['a3']:.4f} | **{row['a3']:.4f}** |"
             )
     return "\n".join(parts)
 
