@@ -197,8 +197,8 @@ def summarise(scores: list[Score]) -> dict[str, Any]:
     Returns:
         ``subsets.NAME`` and ``overall`` (their mean; ``n`` is the sum), with ``n``, ``coordinate_mae``, ``a3`` to
         ``a6``, the same under ``ideal_sites``, ``unrelaxed`` and, where it could be fitted for all,
-        ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure`` and, where
-        the weights estimate it, ``uncertainty``; lengths in Å.
+        ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure`` and,
+        where the weights estimate it, ``uncertainty``; lengths in Å.
     """
     names = sorted({score.subset for score in scores})
     subsets = {name: _table([score for score in scores if score.subset == name]) for name in names}
