@@ -16,20 +16,20 @@ from ase_definet.training.run import Run, train
 from research.paths import RESULTS
 
 OUT = RESULTS / "comparisons"
-RUNS = Path("runs/experiments")
+RUNS = Path("runs/comparisons")
 HIGH = ("high/MoS2", "high/WSe2", "high/BN", "high/GaSe", "high/InSe", "high/P")
 SMALL = {"features": 48, "layers": 4, "near_cutoff": 4.5, "dropout": 0.1}
 BUDGET = {"steps": 500, "rate": 2e-3, "warmup": 100, "decay": 0.6, "check": 250, "save": 100}
 
 ABLATIONS = {
     "all": {},
-    "no close messages": {"near_cutoff": 0.0},
-    "close messages on ideal sites (no coordinate updates)": {"near_moves": False},
-    "no gates by what is on a site (no defect-aware messages)": {"site_gates": False},
+    "no short-range messages": {"near_cutoff": 0.0},
+    "short-range messages at ideal sites (no coordinate updates)": {"near_moves": False},
+    "no site-kind gates (no defect-aware messages)": {"site_gates": False},
     "no mean over the structure (no global node)": {"pooling": False},
-    "vectors do not act on each other": {"vector_products": False},
-    "host's element not known": {"host_elements": False},
-    "mean displacement not taken off": {"zero_mean": False},
+    "no products of vectors": {"vector_products": False},
+    "host element unknown": {"host_elements": False},
+    "mean displacement not removed": {"zero_mean": False},
     "no dropout": {"dropout": 0.0},
     "messages to 5 Å instead of 7": {"cutoff": 5.0},
     "two layers instead of four": {"layers": 2},
@@ -37,23 +37,23 @@ ABLATIONS = {
 
 NOISY = {"corrupt": 0.5, "noise": 0.15}
 STRONG = {"model": SMALL | {"dropout": 0.25}}
-BY_HEART = {
+MEMORISATION = {
     "dropout 0.1": {},
-    "dropout 0.1, half of the structures start on their way": NOISY,
+    "dropout 0.1, noisy starts in half of the structures": NOISY,
     "dropout 0.25": STRONG,
-    "dropout 0.25, half of the structures start on their way": STRONG | NOISY,
+    "dropout 0.25, noisy starts in half of the structures": STRONG | NOISY,
 }
 
 
 DEEP = {"layers": 8, "vector_norm": True}
 MUON = {"optimizer": "muon", "rate": 2e-3, "weight_decay": 0.1}
-STEPS = {
+OPTIMIZERS = {
     "AdamW": {},
-    "AdamW, loss by components": {"loss": "components"},
+    "AdamW, component loss": {"loss": "components"},
     "Muon": MUON,
-    "Muon, long vectors scaled": MUON | {"model": {"vector_norm": True}},
-    "Muon, long vectors scaled, eight layers": MUON | {"model": DEEP},
-    "AdamW, long vectors scaled, eight layers": {"model": DEEP},
+    "Muon, vector normalisation": MUON | {"model": {"vector_norm": True}},
+    "Muon, vector normalisation, eight layers": MUON | {"model": DEEP},
+    "AdamW, vector normalisation, eight layers": {"model": DEEP},
 }
 
 
@@ -67,7 +67,7 @@ def experiments() -> dict[str, dict]:
         0.1,
         0.3,
         1.0,
-    ):  # at the budget of the ablations, the network has not had time to learn 10 % by heart
+    ):  # at the budget of the ablations the network has no time to memorise 10 %
         out[f"data: {share:.0%}"] = {"shares": even, "model": SMALL, "fraction": share, "steps": 2500}
     out["transfer: high to low"] = {
         "shares": {"high/MoS2": 1.0, "high/WSe2": 1.0},
@@ -86,11 +86,11 @@ def experiments() -> dict[str, dict]:
         out[f"fine-tuned: {pairs} pairs of InSe"] = few | {"init": "held out: all but InSe", "rate": 5e-4}
     for name in HIGH:
         out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": 200, "warmup": 40}
-    for name, changes in STEPS.items():
+    for name, changes in OPTIMIZERS.items():
         model = SMALL | {"dropout": 0.2} | changes.get("model", {})
-        out[f"steps: {name}"] = {"shares": {"high/P": 1.0}, "steps": 400} | NOISY | changes | {"model": model}
-    for name, changes in BY_HEART.items():  # long enough for 405 pairs of one host to be learned by heart
-        out[f"by heart: {name}"] = {"shares": {"high/P": 1.0}, "steps": 1500, "model": SMALL} | changes
+        out[f"optimizer: {name}"] = {"shares": {"high/P": 1.0}, "steps": 400} | NOISY | changes | {"model": model}
+    for name, changes in MEMORISATION.items():  # long enough for 405 pairs of one host to be memorised
+        out[f"memorisation: {name}"] = {"shares": {"high/P": 1.0}, "steps": 1500, "model": SMALL} | changes
     return out
 
 

@@ -18,10 +18,10 @@ run low
 # when it labelled for `p-end` it was at their end
 run gase-inse
 run p-bn
-run p        # a second one was that of research/experiments/comparisons.py, "dropout 0.25, half of the structures start on their way"
+run p        # a second one was that of research/experiments/comparisons.py, "dropout 0.25, noisy starts in half of the structures"
 run bn       # three times, with seeds 21, 22 and 23
-python -m research.experiments.comparisons .data/2dmd.pack "by heart: dropout 0.25, half"
-small=runs/experiments/by-heart-dropout-0-25-half-of-the-structures-start-on-their-way/weights.safetensors
+python -m research.experiments.comparisons .data/2dmd.pack "memorisation: dropout 0.25, noisy"
+small=runs/comparisons/memorisation-dropout-0-25-noisy-starts-in-half-of-the-structures/weights.safetensors
 python -m research.distill .data/2dmd.pack .data/labelled-own.pack 1500 \
   {GaSe,InSe}=runs/gase-inse.safetensors {GaSe,InSe,P,P}=runs/end.safetensors \
   {P,BN,BN}=runs/p-bn.safetensors P=runs/p.safetensors P=$small {BN,BN}=runs/bn.safetensors
