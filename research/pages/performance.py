@@ -1,156 +1,211 @@
-"""Write docs/performance.md from what ``python -m research.benchmarks --compare --json research/results/performance.json`` measured."""
+"""Write docs/performance.md from what ``python -m research.benchmarks --compare`` measured.
 
-import json
-
-from research.paths import DOCS, RESULTS
-
-MILLI = 1e3
-
-WORDS = """
-## What bounds it
-
-**The default network.** On ideal host sites no edge list is needed: messages are convolutions on the lattice, done as products
-in reciprocal space. For supercells of up to 300 primitive cells the transform is a matrix product and the kernels are made
-once and kept; beyond, it is a fast Fourier transform, and the kernels are made a few waves at a time and used in the layout
-they come in. One structure is bound by many small operations, a batch by memory traffic on the sites, so batches on a CPU
-are cut to what stays in cache (2,000 sites). Time and memory are linear in the sites beyond 3,000. The first call for a new
-supercell makes its kernels (0.1 to 1 s).
-
-**The published network.** It runs a block of sites at a time, small enough for the cache, with the gates of the markers in
-tables, without the radial functions that no distance reaches, and without vector messages where no vector points anywhere
-yet (the first layer). Most of its time is matrix products. In training the blocks keep nothing and are worked out once more
-on the way back.
-
-**Matching.** Supercells of the host's own lattice constant are tried first; an atom with one site in reach that no other atom
-reaches is assigned without a search, which in a large cell is nearly all of them.
-
-**Screening.** Reading, matching, the network and writing one after the other in each process; `--workers` runs several.
-
-**Busy cores.** Where other jobs keep all cores busy, threads that wait for each other by spinning lose their time slices: two
-threads then took 4.2 s for a structure of 192 sites in place of 0.02 s. The command line therefore sets `GOMP_SPINCOUNT=1000`
-unless that or `OMP_WAIT_POLICY` is set (0.11 s then; idle 0.03 s, batches as before). In scripts on a shared node
-set it yourself before torch is imported, or `OMP_NUM_THREADS=1` (0.06 s).
-
-No GPU was at hand: nothing is claimed for CUDA. `python -m research.benchmarks.cuda` prints the times of batches of 1, 8, 64 and 512
-structures and of 12,288 sites on one, and `pytest -k cuda` checks that its answers are the CPU's.
+Run as ``python -m research.pages.performance`` after research/results/performance.json changed; a test compares the page
+with it.
 """
 
+from typing import Any
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return a table in Markdown."""
-    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+import torch
+
+from ase_definet.model.config import DefiNetConfig
+from ase_definet.model.lattice_convolution import MOST_DENSE
+from ase_definet.model.working_set import WorkingSet
+from research.benchmarks.__main__ import CHGNET_FMAX, CHGNET_STEPS
+from research.benchmarks.cuda import BATCHES, LARGE
+from research.pages.markdown import listed, percent, reflowed, table
+from research.pages.stored import result
+from research.paths import DOCS
+
+PAGE = DOCS / "performance.md"
+MILLI = 1e3
+CPU_SITES = WorkingSet.of(torch.device("cpu")).sites
 
 
-def page(result: dict) -> str:
+def page() -> str:
     """Return the whole page."""
-    own, paper = result["machine"], result["paper_size"]
-    floor = paper["gflop"] / own["gflops"] * MILLI
-    lines = [
+    found, unlogged = result("performance"), result("unlogged")
+    sites = found["paper_size"]["sites"]
+    return reflowed(
+        [
+            *head(found["machine"]),
+            *published(found),
+            f"## The default weights, {sites} sites",
+            "",
+            *default(found["default"]),
+            "## Large cells",
+            "",
+            "One structure, second call, in a process of its own.",
+            "",
+            *growth(found["growth"]),
+            "## Training",
+            "",
+            f"One step (forward, backward, AdamW) on cells of {sites} sites, in a process of its own.",
+            "",
+            *training(found["training"]),
+            "## Screening",
+            "",
+            *screening(found["screening"], sites),
+            *(universal_potential(found["chgnet"], sites) if "chgnet" in found else []),
+            *limits(unlogged),
+        ]
+    )
+
+
+def head(machine: dict[str, Any]) -> list[str]:
+    """Return how and on what was measured."""
+    return [
         "# Performance",
         "",
         "Measured with `python -m research.benchmarks --compare`, which prints the same for your machine (`--quick` in two minutes), and",
-        f"written by `research/pages/performance.py`. This machine: two cores of an AMD EPYC (Zen 4), {own['threads']} threads, torch",
-        f"{own['torch']}, {own['gflops']:.0f} GFLOP/s in a matrix product, {own['gbytes_per_s']:.0f} GB/s in a copy, nothing else running.",
-        "Medians after a warm-up; every ratio is of numbers from the same run.",
+        f"written by `python -m research.pages.performance`. The machine was {machine['description']}, {machine['threads']} threads,",
+        f"torch {machine['torch']}, {machine['gflops']:.0f} GFLOP/s in a matrix product and {machine['gbytes_per_s']:.0f} GB/s in a copy, with nothing else running.",
+        "Times are medians after a warm-up; every ratio is of numbers from one run.",
         "",
+    ]
+
+
+def published(found: dict[str, Any]) -> list[str]:
+    """Return the times of the published network."""
+    row, config = found["paper_size"], DefiNetConfig()
+    floor = row["gflop"] / found["machine"]["gflops"] * MILLI
+    return [
         "## The published network at its size",
         "",
-        f"512 features, 4 layers, random weights, {paper['sites']} sites, {paper['edges']:,} edges.",
+        f"{config.features} features, {config.layers} layers, random weights, {row['sites']} sites, {row['edges']:,} edges.",
         "",
         *table(
             ["", "ms"],
             [
                 [
                     "plain PyTorch transcription of the equations (`research/benchmarks/transcription.py`)",
-                    f"{paper['transcription_ms']:.0f}",
+                    f"{row['transcription_ms']:.0f}",
                 ],
                 [
-                    f"ase-definet, equal to it within {paper['largest_difference']:.0e} Å",
-                    f"{paper['ours_ms']:.0f} (**{paper['times_quicker']:.1f} times quicker**)",
+                    f"ase-definet, equal to it within {row['largest_difference']:.0e} Å",
+                    f"{row['ours_ms']:.0f} (**{row['times_quicker']:.1f} times faster**)",
                 ],
                 [
-                    f"ideal: its matrix products alone, {paper['gflop']:.1f} GFLOP, at this machine's rate",
+                    f"ideal: its matrix products alone, {row['gflop']:.1f} GFLOP, at this machine's rate",
                     f"{floor:.0f}",
                 ],
             ],
         ),
-        "## The default weights, 192 sites",
-        "",
-        *table(
-            ["", "matching, ms", "network, ms", "all, ms a structure", "structures/s"],
+    ]
+
+
+def default(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the times of the bundled weights by batch."""
+    return table(
+        ["", "matching, ms", "network, ms", "total, ms per structure", "structures/s"],
+        [
             [
-                [
-                    "one by one" if row["batch"] == 1 else f"batches of {row['batch']}",
-                    *(f"{row[key]:.1f}" for key in ("match", "forward", "ms")),
-                    f"{row['structures_per_s']:.0f}",
-                ]
-                for row in result["default"]
-            ],
-        ),
-        "## Large cells",
-        "",
-        "One structure, second call, in a process of its own.",
-        "",
-        *table(
-            ["sites", "matching, s", "network, s", "ms a site", "peak memory, MB"],
+                "one by one" if row["batch"] == 1 else f"batches of {row['batch']}",
+                *(f"{row[key]:.1f}" for key in ("match", "forward", "ms")),
+                f"{row['structures_per_s']:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def growth(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the times of ever larger cells."""
+    return table(
+        ["sites", "matching, s", "network, s", "ms per site", "peak memory, MB"],
+        [
             [
-                [
-                    f"{row['sites']:,}",
-                    f"{row['match_s']:.2f}",
-                    f"{row['forward_s']:.2f}",
-                    f"{MILLI * row['forward_s'] / row['sites']:.2f}",
-                    f"{row['peak_MB']:.0f}",
-                ]
-                for row in result["growth"]
-            ],
-        ),
-        "## Training",
-        "",
-        "One step (forward, backward, AdamW) on 192-site cells, in a process of its own.",
-        "",
+                f"{row['sites']:,}",
+                f"{row['match_s']:.2f}",
+                f"{row['forward_s']:.2f}",
+                f"{MILLI * row['forward_s'] / row['sites']:.2f}",
+                f"{row['peak_MB']:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def training(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the times of training steps."""
+    return [
         *table(
             ["network", "structures", "ms", "peak memory, MB"],
-            [
-                [row["kind"], str(row["batch"]), f"{row['ms']:.0f}", f"{row['peak_MB']:.0f}"]
-                for row in result["training"]
-            ],
+            [[row["kind"], str(row["batch"]), f"{row['ms']:.0f}", f"{row['peak_MB']:.0f}"] for row in rows],
         ),
-        "`default by edges` is the default network as a sum over edges, `transcription` the published one as its equations",
-        "stand: what the two others were before.",
-        "",
-        "## Screening",
+        "`default by edges` is the default network as a sum over edges, and `transcription` the published one as its equations stand: what",
+        "the two others were before.",
         "",
     ]
-    row = result["screening"]
-    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in row["shares"].items())
-    lines += [
-        f"{row['structures']:,} cells of 192 sites from an extended XYZ file, start-up included: {row['seconds']:.0f} s,",
+
+
+def screening(row: dict[str, Any], sites: int) -> list[str]:
+    """Return the time of a screen and the shares of its stages."""
+    shares = ", ".join(f"{stage} {percent(share)}" for stage, share in row["shares"].items())
+    return [
+        f"{row['structures']:,} cells of {sites} sites from an extended XYZ file took {row['seconds']:.0f} s, start-up included:",
         f"{row['structures_per_s']:.0f} structures/s. Shares of the stages: {shares}.",
         "",
     ]
-    if "chgnet" in result:
-        lines += [
-            "## Beside a universal potential",
-            "",
-            "CHGNet relaxations of the same 192-site cells at fixed cell to 0.05 eV/Å, at most 200 steps, on the same cores.",
-            "",
-            *table(
-                ["cell", "optimizer", "steps", "s", "times slower than one pass"],
+
+
+def universal_potential(rows: list[dict[str, Any]], sites: int) -> list[str]:
+    """Return the times of relaxations with CHGNet."""
+    return [
+        "## Beside a universal potential",
+        "",
+        f"CHGNet relaxations of the same cells of {sites} sites at fixed cell to {CHGNET_FMAX} eV/Å, at most {CHGNET_STEPS} steps, on the same cores.",
+        "",
+        *table(
+            ["cell", "optimizer", "steps", "s", "times slower than one pass"],
+            [
                 [
-                    [
-                        str(r["seed"]),
-                        r["optimizer"],
-                        f"{r['steps']}{'' if r['converged'] else ' (not converged)'}",
-                        f"{r['seconds']:.0f}",
-                        f"{r['times_slower']:.0f}",
-                    ]
-                    for r in result["chgnet"]
-                ],
-            ),
-        ]
-    return "\n".join(lines).rstrip() + "\n" + WORDS
+                    str(row["seed"]),
+                    row["optimizer"],
+                    f"{row['steps']}{'' if row['converged'] else ' (not converged)'}",
+                    f"{row['seconds']:.0f}",
+                    f"{row['times_slower']:.0f}",
+                ]
+                for row in rows
+            ],
+        ),
+    ]
+
+
+def limits(unlogged: dict[str, Any]) -> list[str]:
+    """Return what bounds the speed."""
+    first, busy = unlogged["first_call"], unlogged["busy_cores"]
+    batches = listed([str(batch) for batch in BATCHES])
+    return [
+        "## What limits it",
+        "",
+        "**The default network.** On ideal host sites no edge list is needed: messages are convolutions on the lattice, computed as products",
+        f"in reciprocal space. For supercells of up to {MOST_DENSE} primitive cells the transform is a matrix product, and the kernels are made",
+        "once and kept. Beyond that it is a fast Fourier transform, and the kernels are made for a few waves at a time and used in the",
+        "layout they come in. One structure is limited by many small operations and a batch by memory traffic on the sites, so batches",
+        f"on a CPU are cut to what stays in cache ({CPU_SITES:,} sites). Time and memory are linear in the number of sites beyond",
+        f"{first['linear_from_sites']:,}. The first call for a new supercell makes its kernels ({first['least_s']:g} to {first['most_s']:g} s).",
+        "",
+        "**The published network.** It runs one block of sites at a time, small enough for the cache, with the gates of the site kinds in",
+        "tables, without the radial functions that no distance reaches, and without vector messages in the first layer, where all vectors",
+        "are still zero. Most of its time goes into matrix products. In training the blocks keep nothing and are computed again in the",
+        "backward pass.",
+        "",
+        "**Matching.** Supercells of the host's own lattice constant are tried first. An atom with one site in reach, which no other atom",
+        "reaches, is assigned without a search; in a large cell that is nearly all of them.",
+        "",
+        "**Screening.** Each process reads, matches, runs the network and writes, one after the other; `--workers` runs several.",
+        "",
+        "**Busy cores.** Where other jobs keep all cores busy, threads that wait for each other by spinning lose their time slices:",
+        f"{busy['threads']} threads then took {busy['spinning_s']} s for a structure of {busy['sites']} sites instead of {busy['idle_before_s']} s. The command line therefore sets",
+        f"`GOMP_SPINCOUNT={busy['gomp_spincount']}` unless that or `OMP_WAIT_POLICY` is set ({busy['gomp_spincount_busy_s']} s then; {busy['gomp_spincount_idle_s']} s on idle cores, batches as before).",
+        "In scripts on a shared node, set it yourself before torch is imported, or set",
+        f"`OMP_NUM_THREADS=1` ({busy['one_thread_busy_s']} s).",
+        "",
+        "No GPU was at hand, and nothing is claimed for CUDA. `python -m research.benchmarks.cuda` prints the times of batches of",
+        f"{batches} structures and of {3 * LARGE**2:,} sites on one, and `pytest -k cuda` compares its results with the CPU's.",
+    ]
 
 
 if __name__ == "__main__":
-    (DOCS / "performance.md").write_text(page(json.loads((RESULTS / "performance.json").read_text())), "utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

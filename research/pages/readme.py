@@ -3,20 +3,32 @@
 Run as ``python -m research.pages.readme`` after the weights changed; a test compares the README with this.
 """
 
-import json
 import re
 import subprocess
 import tempfile
+from typing import Any
 
 from ase_definet.checkpoints.bundled import bundled_cards
-from research.paths import RESULTS, ROOT
+from research.pages.stored import result
+from research.paths import ROOT
 
+PERCENT = 100
 NAMES = {"BN": "h-BN", "P": "black phosphorus"}
+
+
+def defect_sites(density: str, row: dict[str, Any]) -> str:
+    """Return how many sites of a cell are defective: their share where there are many, else their number."""
+    if density == "high":
+        low, high = (f"{PERCENT * share:.1f}" for share in row["defect_share"])
+        return f"{low}-{high} %"
+    low, high = row["defects"]
+    return f"{low}-{high} per {row['cells'][0]} cell"
 
 
 def table() -> str:
     """Return the README's part on the weights, in Markdown."""
     parts = []
+    summary = result("data_summary")["subsets"]
     for name, card in bundled_cards().items():
         pairs = sum(host["training_pairs"] for host in card["training"]["hosts"].values())
         experts = card.get("experts", [])
@@ -33,11 +45,11 @@ def table() -> str:
         )
         parts.append("| subset | defect sites | ideal sites | **relaxed** | ideal sites, near | **relaxed, near** |")
         parts.append("| --- | --- | --- | --- | --- | --- |")
-        scores = json.loads((RESULTS / f"{name}-val.json").read_text(encoding="utf-8"))["subsets"]
+        scores = result(f"{name}-val")["subsets"]
         for subset, row in scores.items():
             ideal = row["ideal_sites"]
             density, host = subset.replace("-", "/").split("/")
-            sites = "2.5-12.5 %" if density == "high" else "1-3 per 8x8 cell"
+            sites = defect_sites(density, summary[subset])
             parts.append(
                 f"| {NAMES.get(host, host)}, {density} density | {sites} | {ideal['coordinate_mae']:.4f} | "
                 f"**{row['coordinate_mae']:.4f}** | {ideal['a3']:.4f} | **{row['a3']:.4f}** |"
