@@ -3,6 +3,7 @@
 Run as ``python -m research.pages.readme`` after the weights changed; a test compares the README with this.
 """
 
+import json
 import re
 import subprocess
 import tempfile
@@ -57,15 +58,18 @@ def table() -> str:
     return "\n".join(parts)
 
 
-def steps(cards: list[dict]) -> int:
-    """Return the steps of some runs and of those they began with, each counted once."""
+def steps(cards: list[dict[str, Any]]) -> int:
+    """Return the steps of some runs and of those they began with, each counted once.
+
+    A run is known by its settings: networks that were combined into new weights got a new version and are named as their
+    own beginning on the card.
+    """
     found = {}
     for card in cards:
-        name, run = (card["name"], card["version"]), card["training"]
+        run = card["training"]
         while run:
-            found[name] = run.get("steps") or 0
+            found[json.dumps(run["config"], sort_keys=True)] = run["steps"]
             run = run.get("init")
-            name = (run["name"], run["version"]) if run else name
     return sum(found.values())
 
 

@@ -30,6 +30,15 @@ def test_cards_and_results_mean_the_same_by_ideal_sites():
             assert row["a3" if key == "mae" else "dummy_a3"] == pytest.approx(own["a3"], abs=2e-5)
 
 
+def test_every_run_is_counted_once():
+    """However often it is named: as its own beginning, or as that of several networks."""
+    first = {"steps": 10, "config": {"seed": 1}}
+    second = {"steps": 200, "config": {"seed": 2}, "init": first}
+    again = second | {"init": second}
+    other = {"steps": 3000, "config": {"seed": 3}, "init": first}
+    assert readme.steps([{"training": run} for run in (second, again, other)]) == 3210
+
+
 def test_cards_are_those_in_the_weights():
     for name, card in bundled_cards().items():
         loaded = load_checkpoint(resolve_model(name))
