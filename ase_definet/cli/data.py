@@ -41,6 +41,11 @@ _fractions = click.option(
     help="Shares where SOURCE does not say which pair is for what.",
 )
 _seed = click.option("--seed", type=int, default=0, show_default=True, help="Of that shuffle.")
+_relaxed_only = click.option(
+    "--relaxed-only",
+    is_flag=True,
+    help="Every structure of SOURCE is a relaxed one; each starts on the sites of its host.",
+)
 _workers = click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
 
 
@@ -59,6 +64,7 @@ def data_group() -> None:
 @_host
 @_fractions
 @_seed
+@_relaxed_only
 @_workers
 @overwrite_option
 def pack_command(
@@ -67,13 +73,15 @@ def pack_command(
     host: str | None,
     fractions: tuple[float, float, float],
     seed: int,
+    relaxed_only: bool,  # noqa: FBT001
     workers: int | None,
     overwrite: bool,  # noqa: FBT001
 ) -> None:
     """Check every pair of SOURCE and write the good ones to OUT, one compact file for training and evaluation."""
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
-    pack, problems = packed(references(source, host, fractions, seed), out, workers)
+    found = references(source, host, fractions, seed, relaxed_only=relaxed_only)
+    pack, problems = packed(found, out, workers)
     show_problems(problems)
     n = sum(len(group) for group in pack.groups)
     click.echo(f"wrote {out}: {n} pairs, {out.stat().st_size / 1e6:.1f} MB, sha256 {pack.sha256[:12]}")
@@ -84,13 +92,15 @@ def pack_command(
 @data_group.command("check")
 @_source
 @_host
+@_relaxed_only
 @_workers
-def check_command(source: Path, host: str | None, workers: int | None) -> None:
+def check_command(source: Path, host: str | None, relaxed_only: bool, workers: int | None) -> None:  # noqa: FBT001
     """Report every pair of SOURCE that does not belong together; exit code 1 if there is one."""
     import tempfile  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
-        _, problems = packed(references(source, host), Path(folder) / "pack", workers)
+        found = references(source, host, relaxed_only=relaxed_only)
+        _, problems = packed(found, Path(folder) / "pack", workers)
     show_problems(problems, shown=None)
     if problems:
         raise click.ClickException(f"{source}: {len(problems)} pairs do not belong together")
@@ -113,7 +123,12 @@ def info_command(pack: Path) -> None:
 
 
 def references(
-    source: Path, host: str | None, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
+    source: Path,
+    host: str | None,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    *,
+    relaxed_only: bool = False,
 ) -> list[Reference]:
     """Find the pairs of a source."""
     from ase_definet.data import find_pairs  # noqa: PLC0415
@@ -124,7 +139,7 @@ def references(
         raise BadUsage(f"--split needs shares of train, val and test that add up to 1, found {fractions}")
     known = None if host is None else checked_host(host)
     try:
-        return list(find_pairs(source, known, fractions, seed))
+        return list(find_pairs(source, known, fractions, seed, relaxed_only=relaxed_only))
     except HostError as error:
         raise BadUsage(f"{error_text(error)}: --host") from error
 

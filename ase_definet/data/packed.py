@@ -2,7 +2,8 @@
 
 The file is in safetensors format. Pairs on the same sites form a group; its arrays are ``numbers`` (uint8),
 ``offset`` and ``move`` (int16 in units of a scale per pair, which keeps 1e-5 of its largest component), ``split``
-and the lines of ``ids``. What the sites are stands in the metadata, and so does a digest of all of this.
+and the lines of ``ids``, and
+``state`` (uint8, the four codes of :mod:`ase_definet.structures.state`). What the sites are stands in the metadata, and so does a digest of all of this.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from ase_definet.structures.files import replacing
 Array: TypeAlias = NDArray[Any]
 
 KIND = "ase-definet pairs"
-FORMAT = f"{KIND} 2"
-"""What this package writes and reads. Version 1 had a digest of the arrays only, not of cells, hosts and ids."""
+FORMAT = f"{KIND} 3"
+"""What this package writes and reads. Version 1 had a digest of the arrays only, not of cells, hosts and ids, and
+version 2 no states."""
 SAME_SITES = 2e-3
 """Pairs whose unit cells and basis agree this well are on the same sites, in Å."""
 _STEPS = 32767
@@ -62,6 +64,7 @@ class Group:
         offset_scale: What one of them is worth, shape ``(n,)``, in Å.
         move: Relaxed minus unrelaxed position, shape ``(n, n_sites, 3)``, integers.
         move_scale: What one of them is worth, shape ``(n,)``, in Å; not a number where there is no relaxed structure.
+        state: Codes of each pair's state (:mod:`ase_definet.structures.state`), shape ``(n, 4)``.
     """
 
     subset: str
@@ -78,6 +81,7 @@ class Group:
     offset_scale: Array
     move: Array
     move_scale: Array
+    state: Array
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -129,7 +133,7 @@ class Group:
 
     def in_memory(self) -> Group:
         """Return the group with its arrays read, no longer bound to its file."""
-        names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale")
+        names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state")
         arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
         return replace(self, **arrays)
 
@@ -321,6 +325,7 @@ def _group_of(rows: list[Row]) -> Group:
         offset_scale=offset_scale,
         move=move,
         move_scale=move_scale,
+        state=np.array([row.state.codes for row in rows], dtype=np.uint8),
     )
 
 
@@ -346,7 +351,7 @@ def save_groups(groups: Iterable[Group], out: Path) -> Pack:
             }
         )
         arrays[f"{number}.ids"] = np.frombuffer("\n".join(group.ids).encode(), dtype=np.uint8)
-        for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale"):
+        for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state"):
             arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(group, name))
     metadata = {"format": FORMAT, "groups": json.dumps(heads)}
     content = save(arrays, metadata | {"sha256": _digest(metadata, arrays)})

@@ -49,7 +49,10 @@ def predict(
             graph.n_structures,
             working_set=working_set,
         )
-        moved, error = network.estimate(geometry, graph.numbers[:, None], graph.host_numbers, graph.kinds[:, None])
+        state = None if graph.state is None else graph.state[:, None]
+        moved, error = network.estimate(
+            geometry, graph.numbers[:, None], graph.host_numbers, graph.kinds[:, None], state
+        )
         return moved[:, 0], None if error is None else error[:, 0]
     displacement: Tensor = network(graph, working_set)
     return displacement, None

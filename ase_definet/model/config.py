@@ -31,6 +31,7 @@ class SiteNetworkConfig:
         zero_mean: Whether the mean displacement over real atoms is taken off.
         error_hidden: Width of the estimate of each atom's error, fitted after training; 0 for none.
         starts: Whether atoms may start elsewhere than on the host's sites, as training with ``corrupt`` wants it.
+        states: Whether sites know the state of their structure: charge, spin multiplicity, functional, excitation.
     """
 
     cutoff: float = 7.0
@@ -53,6 +54,7 @@ class SiteNetworkConfig:
     zero_mean: bool = True
     error_hidden: int = 0
     starts: bool = False
+    states: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

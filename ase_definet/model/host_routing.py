@@ -49,12 +49,14 @@ class Experts(nn.Module):
                 return k
         return 0
 
-    def forward(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> Tensor:
+    def forward(
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
+    ) -> Tensor:
         """Predict the displacement of every site; see :meth:`SiteNetwork.forward`."""
-        return self.estimate(geometry, numbers, host_numbers, kinds)[0]
+        return self.estimate(geometry, numbers, host_numbers, kinds, state)[0]
 
     def estimate(
-        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the displacements and how far off they may be; see :meth:`SiteNetwork.estimate`.
 
@@ -65,7 +67,7 @@ class Experts(nn.Module):
         present = geometry.total(has)[:, 0] > 0
         places = [self._place(elements[row].tolist()) for row in present]
         networks = self.networks
-        found = {k: networks[k].estimate(geometry, numbers, host_numbers, kinds) for k in sorted(set(places))}
+        found = {k: networks[k].estimate(geometry, numbers, host_numbers, kinds, state) for k in sorted(set(places))}
         if len(found) == 1:
             return next(iter(found.values()))
         place = torch.tensor(places, device=host_numbers.device)

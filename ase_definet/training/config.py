@@ -54,6 +54,8 @@ class TrainConfig:
             relaxed places, with noise, instead of on the sites (Godwin et al., ICLR 2022, "Noisy Nodes"); makes the
             network one with ``starts``.
         noise: Mean standard deviation of that noise, drawn evenly between zero and twice this, in Å.
+        state_dropout: Share of the training structures whose charge is withheld, and likewise their spin
+            multiplicity and excitation, so that a network with ``states`` also answers where they are unknown.
         seed: Of initial weights, data order and dropout.
         check: Steps between validations.
         save: Steps between checkpoints.
@@ -91,6 +93,7 @@ class TrainConfig:
     auxiliary: float = 0.0
     corrupt: float = 0.0
     noise: float = 0.15
+    state_dropout: float = 0.1
     seed: int = 0
     check: int = 500
     save: int = 250
@@ -297,7 +300,7 @@ _MOST: Mapping[str, int] = MappingProxyType(
 )
 """Largest values of what is at least 1."""
 _LARGEST: Mapping[str, float] = MappingProxyType(
-    dict.fromkeys(("decay", "ema", "corrupt"), 1.0)
+    dict.fromkeys(("decay", "ema", "corrupt", "state_dropout"), 1.0)
     | dict.fromkeys(
         ("rate", "muon", "clip", "factor", "weight_decay", "auxiliary", "noise", "warmup", "patience"), math.inf
     )

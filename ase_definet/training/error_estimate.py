@@ -92,7 +92,7 @@ def _atoms(network: SiteNetwork, batches: list[SiteBatches]) -> _Atoms:
         chosen = np.random.default_rng(0).permutation(own.group.indices("val"))[:_LARGEST]
         for start in range(0, len(chosen), 25):
             numbers, kinds, target, real = own.batch(chosen[start : start + 25])
-            found, error = own.with_features(network, numbers, kinds, target)
+            found, error = own.with_features(network, numbers, kinds, target, own.states(chosen[start : start + 25]))
             present = real > 0
             index = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers) + count
             features.append(found[present])

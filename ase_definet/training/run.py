@@ -37,6 +37,7 @@ from ase_definet.model.host_routing import Experts
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.structures.files import replacing
 from ase_definet.structures.run_folder import RunFolder
+from ase_definet.structures.state import FUNCTIONAL
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import CONFIG, ModelConfig, TrainConfig, make_config, with_model
 
@@ -134,6 +135,18 @@ def corrupted(target: Tensor, real: Tensor, config: TrainConfig) -> Tensor:
     return start
 
 
+def withheld(state: Tensor, share: float) -> Tensor:
+    """Return the codes of states with some of them unknown, drawn for each structure and property.
+
+    Args:
+        state: Codes, shape ``(1, batch, 4)``.
+        share: Of the structures; the functional, which every data set knows, stays.
+    """
+    hidden = torch.rand(state.shape, device=state.device) < share
+    hidden[..., FUNCTIONAL] = False
+    return state.masked_fill(hidden, 0)
+
+
 class _Stages(nn.Module):
     """What Fabric wraps: a network fed by batches."""
 
@@ -141,8 +154,10 @@ class _Stages(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batches: SiteBatches, numbers: Tensor, kinds: Tensor, start: Tensor | None) -> list[Tensor]:
-        return batches.predict(self.network, numbers, kinds, start)
+    def forward(
+        self, batches: SiteBatches, numbers: Tensor, kinds: Tensor, start: Tensor | None, state: Tensor | None
+    ) -> list[Tensor]:
+        return batches.predict(self.network, numbers, kinds, start, state)
 
 
 class Run:
@@ -229,7 +244,9 @@ class Run:
         self.network.train()
         numbers, kinds, target, real = batches.batch(chosen)
         start = corrupted(target, real, self.config) if self.config.corrupt else None
-        *guesses, predicted = self.stages(batches, numbers, kinds, start)
+        knows_states = isinstance(self.config.model, SiteNetworkConfig) and self.config.model.states
+        state = withheld(batches.states(chosen), self.config.state_dropout) if knows_states else None
+        *guesses, predicted = self.stages(batches, numbers, kinds, start, state)
         kind = self.config.loss
         loss = total = loss_of(predicted, target, real, kind)
         if guesses and self.config.auxiliary:
@@ -568,7 +585,7 @@ def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Te
         Six sums, shape ``(6,)``, the first four in Å.
     """
     numbers, kinds, target, real = batches.batch(chosen)
-    predicted = batches.predict(network, numbers, kinds)[-1]
+    predicted = batches.predict(network, numbers, kinds, state=batches.states(chosen))[-1]
     close = batches.near(kinds, 3.0) * real
     has_close = (close.sum(0) > 0).float()
     columns = []
@@ -625,8 +642,9 @@ def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:
         if isinstance(wanted, SiteNetworkConfig) and wanted.dropout:
             raise CheckpointError("dropout is not known to the published network; set it to 0")
         return given  # type: ignore[no-any-return]
-    dropout = wanted.dropout if isinstance(wanted, SiteNetworkConfig) else 0.0
-    return replace(given, dropout=dropout, error_hidden=0)
+    if not isinstance(wanted, SiteNetworkConfig):
+        return replace(given, dropout=0.0, error_hidden=0)
+    return replace(given, dropout=wanted.dropout, error_hidden=0, states=given.states or wanted.states)
 
 
 def _with_starts(model: ModelConfig) -> ModelConfig:
