@@ -17,13 +17,13 @@ from ase_definet.training.run import Run, train
 OUT = Path(__file__).parent / "results" / "experiments"
 RUNS = Path("runs/experiments")
 HIGH = ("high/MoS2", "high/WSe2", "high/BN", "high/GaSe", "high/InSe", "high/P")
-SMALL = {"features": 48, "layers": 4, "near_cutoff": 4.5, "dropout": 0.1}
+SMALL = {"features": 48, "layers": 4, "short_range_cutoff": 4.5, "dropout": 0.1}
 BUDGET = {"steps": 500, "rate": 2e-3, "warmup": 100, "decay": 0.6, "check": 250, "save": 100}
 
 ABLATIONS = {
     "all": {},
-    "no close messages": {"near_cutoff": 0.0},
-    "close messages on ideal sites (no coordinate updates)": {"near_moves": False},
+    "no close messages": {"short_range_cutoff": 0.0},
+    "close messages on ideal sites (no coordinate updates)": {"short_range_displaced": False},
     "no gates by what is on a site (no defect-aware messages)": {"site_gates": False},
     "no mean over the structure (no global node)": {"pooling": False},
     "vectors do not act on each other": {"vector_products": False},
@@ -97,7 +97,7 @@ def score(run: Run, subsets: list[str]) -> dict:
     """Validate a finished run, on further subsets too."""
     table = run.validate()
     if subsets:
-        other = Run(replace(run.config, shares=dict.fromkeys(subsets, 1.0), out=f"{run.config.out}/other"))
+        other = Run(replace(run.config, sampling_weights=dict.fromkeys(subsets, 1.0), out=f"{run.config.out}/other"))
         other.average.load_state_dict(run.average.state_dict())
         table |= other.validate()
     return table

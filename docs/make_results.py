@@ -48,7 +48,7 @@ def reliability_table(card: dict) -> list[str]:
     """Return the cross-fitted reliability on the card."""
     lines = ["| subset | rank correlation, atoms | structures | estimated, found (Å) in ten bins of atoms |"]
     lines.append("| --- | --- | --- | --- |")
-    for name, row in card["uncertainty"].items():
+    for name, row in card["expected_error"].items():
         bins = ", ".join(f"{a:.3f} {b:.3f}" for a, b in row["reliability"])
         lines.append(
             f"| {name} | {row['rank_correlation']:.2f} | {row['rank_correlation_of_structures']:.2f} | {bins} |"
@@ -400,7 +400,7 @@ def experiment_section(done: dict[str, dict]) -> list[str]:
             "### Fine-tuning on a new host",
             "",
             "InSe, validation error by number of its pairs: from scratch, and from a network trained on the five other hosts",
-            f"({some['config']['steps']} steps each; ideal sites: {first['dummy']:.4f}).",
+            f"({some['config']['steps']} steps each; ideal sites: {first['ideal_sites']:.4f}).",
             "",
             "| pairs | from scratch | fine-tuned |",
             "| --- | --- | --- |",

@@ -18,7 +18,7 @@ from limits import Part, alike, predicted_parts, sizes
 from ase_definet.training.config import TrainConfig, make_config
 from ase_definet.training.run import Run
 
-MODEL = {"features": 48, "layers": 5, "near_cutoff": 4.5, "dropout": 0.2, "vector_norm": True}
+MODEL = {"features": 48, "layers": 5, "short_range_cutoff": 4.5, "dropout": 0.2, "vector_norm": True}
 STEPS = {"optimizer": "muon", "loss": "components", "rate": 2e-3, "muon": 10.0, "weight_decay": 0.1}
 BUDGET = {"steps": 1200, "warmup": 150, "decay": 0.75, "corrupt": 0.5, "noise": 0.15}
 SHARES = {"quarter": 0.25, "half": 0.5, "other half": 0.5, "all": 1.0, "all, other seed": 1.0}

@@ -23,7 +23,7 @@ from ase_definet.cli.common import (
 from ase_definet.errors import HostError, StructureError
 
 if TYPE_CHECKING:
-    from ase_definet.data import Group, Pack, Problem, Reference
+    from ase_definet.data import PackedDataset, PairGroup, PairSource, Problem
 
 SHOWN = 20
 
@@ -111,9 +111,9 @@ def check_command(source: Path, host: str | None, relaxed_only: bool, workers: i
 @click.argument("pack", type=FILE)
 def info_command(pack: Path) -> None:
     """Say what a packed data set holds: subsets, counts, hosts, defects, displacements."""
-    from ase_definet.data import Pack  # noqa: PLC0415
+    from ase_definet.data import PackedDataset  # noqa: PLC0415
 
-    opened = Pack.open(pack)
+    opened = PackedDataset.open(pack)
     click.echo(f"{pack}: {sum(len(g) for g in opened.groups)} pairs, sha256 {opened.sha256}")
     for name, groups in sorted(opened.subsets.items()):
         click.echo(name)
@@ -129,7 +129,7 @@ def references(
     seed: int = 0,
     *,
     relaxed_only: bool = False,
-) -> list[Reference]:
+) -> list[PairSource]:
     """Find the pairs of a source."""
     from ase_definet.data import find_pairs  # noqa: PLC0415
 
@@ -144,8 +144,8 @@ def references(
         raise BadUsage(f"{error_text(error)}: --host") from error
 
 
-def packed(pairs: Iterable[Reference], out: Path, workers: int | None = None) -> tuple[Pack, list[Problem]]:
-    """Pack pairs with a progress bar."""
+def packed(pairs: Iterable[PairSource], out: Path, workers: int | None = None) -> tuple[PackedDataset, list[Problem]]:
+    """PackedDataset pairs with a progress bar."""
     from ase_definet.data import pack_pairs  # noqa: PLC0415
 
     pairs = list(pairs)
@@ -161,7 +161,7 @@ def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
         click.echo(f"left out  {len(problems) - shown} more; see `ase-definet data check`", err=True)
 
 
-def _describe(group: Group) -> Iterable[str]:
+def _describe(group: PairGroup) -> Iterable[str]:
     import numpy as np  # noqa: PLC0415
 
     from ase_definet.data import SPLITS  # noqa: PLC0415
@@ -189,7 +189,7 @@ def _describe(group: Group) -> Iterable[str]:
         yield f"displacement of the atoms, Å: mean {length.mean():.4f}, {quantiles}, largest {length.max():.3f}"
 
 
-def open_or_pack(source: Path, host: str | None) -> Pack:
+def open_or_pack(source: Path, host: str | None) -> PackedDataset:
     """Open a packed data set, or pack a source into the cache; the same source is packed once.
 
     Args:
@@ -199,10 +199,10 @@ def open_or_pack(source: Path, host: str | None) -> Pack:
     import hashlib  # noqa: PLC0415
     import os  # noqa: PLC0415
 
-    from ase_definet.data import FORMAT, Pack, is_pack  # noqa: PLC0415
+    from ase_definet.data import FORMAT, PackedDataset, is_pack  # noqa: PLC0415
 
     if source.is_file() and is_pack(source):
-        return Pack.open(source)
+        return PackedDataset.open(source)
     pairs = references(source, host)
     digest = hashlib.sha256(repr((FORMAT, str(source.resolve()), host)).encode())
     for pair in pairs:
@@ -216,7 +216,7 @@ def open_or_pack(source: Path, host: str | None) -> Pack:
     path = cache / f"{digest.hexdigest()[:24]}.pack"
     if path.exists():
         with suppress(StructureError):  # damaged: nobody but this command needs it, so it is made anew
-            return Pack.open(path)
+            return PackedDataset.open(path)
     click.echo(f"packing {len(pairs)} pairs of {source} into {path}, once", err=True)
     pack, problems = packed(pairs, path)
     show_problems(problems)

@@ -9,7 +9,7 @@ import numpy as np
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from ase_definet.data.pairs import SPLITS, Reference
+from ase_definet.data.pairs import SPLITS, PairSource
 from ase_definet.errors import DefiNetError, StructureError
 from ase_definet.matching.site_map import SiteMap, match_sites
 from ase_definet.structures.cell import completed_cell
@@ -35,7 +35,7 @@ SAME_CELL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class MatchedPair:
     """A good pair, on the sites and in the frame of its host.
 
     Attributes:
@@ -88,7 +88,7 @@ class Problem:
     reason: str
 
 
-def examine(reference: Reference) -> Row | Problem:
+def examine(reference: PairSource) -> MatchedPair | Problem:
     """Read, check and match one pair.
 
     Args:
@@ -103,7 +103,7 @@ def examine(reference: Reference) -> Row | Problem:
         return Problem(reference.id, reference.subset, reference.split, str(error))
 
 
-def _examine(reference: Reference) -> Row:
+def _examine(reference: PairSource) -> MatchedPair:
     if reference.split not in SPLITS:
         raise StructureError(f"split must be one of {', '.join(SPLITS)}, found {reference.split}")
     unrelaxed, relaxed = reference.load()
@@ -130,7 +130,7 @@ def _examine(reference: Reference) -> Row:
     return _row(reference, site_map, offset, move, state_of(unrelaxed))
 
 
-def _from_sites(reference: Reference, relaxed: Atoms) -> Row:
+def _from_sites(reference: PairSource, relaxed: Atoms) -> MatchedPair:
     """Match a relaxed structure; what it moved by is how far it is from the sites."""
     site_map = match_sites(relaxed, reference.host)
     cell = completed_cell(relaxed.cell.array, relaxed.positions, relaxed.pbc)
@@ -139,9 +139,9 @@ def _from_sites(reference: Reference, relaxed: Atoms) -> Row:
     return _row(reference, site_map, np.zeros_like(move), move, state_of(relaxed))
 
 
-def _row(reference: Reference, site_map: SiteMap, offset: Array, move: Array | None, state: State) -> Row:
+def _row(reference: PairSource, site_map: SiteMap, offset: Array, move: Array | None, state: State) -> MatchedPair:
     unit_cell, unit_positions = site_map.unit
-    return Row(
+    return MatchedPair(
         id=reference.id,
         subset=reference.subset,
         split=reference.split,

@@ -44,7 +44,7 @@ _DENSITIES = {"high_density_defects": "high", "low_density_defects": "low"}
 
 
 @dataclass(frozen=True)
-class Reference:
+class PairSource:
     """Where one pair is.
 
     Attributes:
@@ -84,7 +84,7 @@ def find_pairs(
     seed: int = 0,
     *,
     relaxed_only: bool = False,
-) -> Iterator[Reference]:
+) -> Iterator[PairSource]:
     """Find all pairs of a source, in a fixed order.
 
     Args:
@@ -110,7 +110,7 @@ def find_pairs(
     yield from _split(found, fractions, seed)
 
 
-def _from_folder(source: Path, host: Any) -> Iterator[Reference]:
+def _from_folder(source: Path, host: Any) -> Iterator[PairSource]:
     subsets = sorted({p.parent for kind in _FILES_OF_2DMD for p in source.glob(f"**/{kind}") if p.is_dir()})
     if not subsets and source.name in _FILES_OF_2DMD:
         subsets = [source.parent]
@@ -135,12 +135,12 @@ def _from_folder(source: Path, host: Any) -> Iterator[Reference]:
     for folder in runs:
         name = folder.relative_to(source).as_posix()
         done = next((p for f in _RESULTS_OF_VASP if (p := folder / f).exists() and p.stat().st_size), None)
-        yield Reference(
+        yield PairSource(
             folder.name if name == "." else name, source.name, "", _required(host, source), folder / "POSCAR", done
         )
 
 
-def _from_2dmd(folder: Path, host: Any) -> Iterator[Reference]:
+def _from_2dmd(folder: Path, host: Any) -> Iterator[PairSource]:
     files = next(p for kind in _FILES_OF_2DMD if (p := folder / kind).is_dir())
     name = _SUFFIX.sub("", folder.name)
     own = host if host is not None else _host_beside(folder, name)
@@ -151,7 +151,7 @@ def _from_2dmd(folder: Path, host: Any) -> Iterator[Reference]:
         listed = [(p.name.removesuffix("_unrelaxed.cif"), "") for p in sorted(files.glob("*_unrelaxed.cif"))]
     for key, split in listed:
         relaxed = files / f"{key}_relaxed.cif"
-        yield Reference(
+        yield PairSource(
             key,
             f"{density}/{label}",
             split,
@@ -188,14 +188,14 @@ def _listed(folder: Path) -> Iterator[tuple[str, str]]:
                 yield row["atoms_id"], split
 
 
-def _named_pair(path: Path, source: Path, host: Any, splits: dict[str, str]) -> Reference:
+def _named_pair(path: Path, source: Path, host: Any, splits: dict[str, str]) -> PairSource:
     stem, _, suffix = path.name.rpartition("_unrelaxed")
     relaxed = path.with_name(f"{stem}_relaxed{suffix}")
     if not relaxed.exists():
         relaxed = next(iter(sorted(path.parent.glob(f"{stem}_relaxed.*"))), relaxed)
     folder = path.parent.relative_to(source).as_posix()
     key = stem if folder == "." else f"{folder}/{stem}"
-    return Reference(
+    return PairSource(
         key, source.name, splits.get(stem, ""), _required(host, source), path, relaxed if relaxed.exists() else None
     )
 
@@ -206,9 +206,9 @@ def _required(host: Any, source: Path) -> Any:
     return host
 
 
-def _from_file(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[Reference]:
+def _from_file(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairSource]:
     if source.suffix == ".traj":
-        yield Reference(source.stem, source.stem, "", _required(host, source), _read(source, 0), _read(source, -1))
+        yield PairSource(source.stem, source.stem, "", _required(host, source), _read(source, 0), _read(source, -1))
         return
     good, bad = 0, []
     for reference in _from_frames(source, host, relaxed_only=relaxed_only):
@@ -222,7 +222,7 @@ def _from_file(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[Refer
     yield from bad
 
 
-def _from_frames(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[Reference]:
+def _from_frames(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairSource]:
     """Yield the pairs of the frames of a file, and the frames that are of none."""
     waiting: dict[tuple[str, str], Atoms] = {}
     number = 0
@@ -260,7 +260,7 @@ def _from_frames(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[Ref
 
 def _frame_pair(
     source: Path, key: str, unrelaxed: Atoms | None, relaxed: Atoms | None, host: Any, problem: str = ""
-) -> Reference:
+) -> PairSource:
     info = (unrelaxed or relaxed or Atoms()).info
     own = host if host is not None else info.get("host")
     if host is None and info.get("host_file"):
@@ -270,7 +270,7 @@ def _frame_pair(
         _required(own, source)
     except HostError as error:
         wrong = wrong or error
-    return Reference(
+    return PairSource(
         key, str(info.get("subset", source.stem)), str(info.get("split", "")), own, unrelaxed, relaxed, wrong
     )
 
@@ -308,9 +308,9 @@ def _frames_of_database(source: Path) -> Iterator[Atoms]:
             yield atoms
 
 
-def _split(found: Iterable[Reference], fractions: tuple[float, float, float], seed: int) -> Iterator[Reference]:
+def _split(found: Iterable[PairSource], fractions: tuple[float, float, float], seed: int) -> Iterator[PairSource]:
     """Assign splits where the source gives none: a fixed shuffle in each subset, exact shares."""
-    open_: dict[str, list[Reference]] = {}
+    open_: dict[str, list[PairSource]] = {}
     for reference in found:
         if reference.split:
             yield reference

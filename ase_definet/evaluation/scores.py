@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from ase_definet.data import Group, Pack
+from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.host import Host
@@ -61,7 +61,7 @@ class Score:
 
 def score_pairs(
     relaxer: DefiNetRelaxer,
-    pack: Pack,
+    pack: PackedDataset,
     split: str = "val",
     *,
     superposition: bool = True,
@@ -107,7 +107,7 @@ def score_pairs(
 
 
 def _score_group(
-    relaxer: DefiNetRelaxer, group: Group, chosen: Array, fitted: LinearSuperposition | None, left_out: list[str]
+    relaxer: DefiNetRelaxer, group: PairGroup, chosen: Array, fitted: LinearSuperposition | None, left_out: list[str]
 ) -> Iterator[Score]:
     pairs = [group.atoms(int(i)) for i in chosen]
     host = _host_of(group)
@@ -124,7 +124,7 @@ def _score_group(
         yield _score(group, int(index), unrelaxed, relaxed, result, others)
 
 
-def _host_of(group: Group) -> Host:
+def _host_of(group: PairGroup) -> Host:
     """Return the library's host where the group's is the same crystal, whatever its name, else the group's own."""
     pbc = [True, True, bool(group.pbc[2])]
     own = get_host(Atoms(group.unit_numbers, group.unit_positions, cell=group.unit_cell, pbc=pbc), group.host)
@@ -133,7 +133,7 @@ def _host_of(group: Group) -> Host:
 
 
 def _score(
-    group: Group, index: int, unrelaxed: Atoms, relaxed: Atoms, result: RelaxResult, others: dict[str, Array]
+    group: PairGroup, index: int, unrelaxed: Atoms, relaxed: Atoms, result: RelaxResult, others: dict[str, Array]
 ) -> Score:
     cell = completed_cell(unrelaxed.cell.array, unrelaxed.positions, unrelaxed.pbc)
     site_map = result.site_map

@@ -65,7 +65,7 @@ class State:
         """
         if self.charge is not None and abs(self.charge) > MAX_CHARGE:
             raise StructureError(
-                f"a charge of {self.charge:+d} e is beyond {MAX_CHARGE} in magnitude, more than a defect cell has here"
+                f"a charge of {self.charge:+d} e is larger than {MAX_CHARGE} e, which no data set here has"
             )
         multiplicity = self.spin_multiplicity
         if multiplicity is not None and not 1 <= multiplicity <= MAX_MULTIPLICITY:

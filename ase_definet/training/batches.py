@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ase_definet.data import Group
+from ase_definet.data import PairGroup
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.graph import DefectGraph, build_graph
@@ -31,7 +31,7 @@ class SiteBatches:
         device: Where batches go.
     """
 
-    def __init__(self, group: Group, model: ModelConfig, device: torch.device) -> None:
+    def __init__(self, group: PairGroup, model: ModelConfig, device: torch.device) -> None:
         self.group = group
         self.device = device
         self.host_numbers = torch.as_tensor(group.host_numbers, device=device)

@@ -43,7 +43,7 @@ class _Atoms:
     subset: Array
 
 
-def fit_uncertainty(
+def fit_error_estimate(
     network: SiteNetwork, batches: list[SiteBatches], seed: int = 0
 ) -> tuple[SiteNetwork, dict[str, Any]]:
     """Return the network with an estimate of its error, and how reliable that is where it was not fitted.
@@ -68,7 +68,7 @@ def fit_uncertainty(
     device = atoms.features.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # not of devices that are another's
         torch.manual_seed(seed)
-        out = SiteNetwork(replace(network.config, error_hidden=HIDDEN)).to(device)
+        out = SiteNetwork(replace(network.config, error_head_features=HIDDEN)).to(device)
         out.load_state_dict(network.state_dict(), strict=False)
         fold = torch.as_tensor(np.random.default_rng(seed).permutation(structures) % FOLDS, device=device)
         of_atom = fold[atoms.structure]
