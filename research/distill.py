@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
-from ase_definet.data import Group, Pack, Row, pack_rows, save_groups
+from ase_definet.data import MatchedPair, PackedDataset, PairGroup, pack_rows, save_groups
 from ase_definet.relaxation.inputs import build_lattice
 from ase_definet.training.card import LABELLED
 
@@ -31,7 +31,7 @@ DRAWS = 1
 """Answers of each network a round, each with its own noise."""
 
 
-def shuffled(group: Group, n: int, rng: np.random.Generator) -> np.ndarray:
+def shuffled(group: PairGroup, n: int, rng: np.random.Generator) -> np.ndarray:
     """Return occupations with the defects of training pairs on random sites, shape ``(n, n_sites)``."""
     host = group.host_numbers
     out = np.tile(host, (n, 1))
@@ -46,9 +46,9 @@ def shuffled(group: Group, n: int, rng: np.random.Generator) -> np.ndarray:
 class Teacher:
     """One network on the sites of one group."""
 
-    def __init__(self, group: Group, path: str) -> None:
+    def __init__(self, group: PairGroup, path: str) -> None:
         loaded = load_checkpoint(resolve_model(path))
-        self.card = next((own for own in loaded.card.get("experts", []) if group.host in own["hosts"]), loaded.card)
+        self.card = next((own for own in loaded.card.get("routed", []) if group.host in own["hosts"]), loaded.card)
         self.host = torch.as_tensor(group.host_numbers)
         model: Any = loaded.model
         self.network = model.network_for(self.host)
@@ -71,13 +71,13 @@ class Teacher:
 
 
 def labels(
-    group: Group, numbers: np.ndarray, paths: list[str], again: list[str], rng: np.random.Generator
+    group: PairGroup, numbers: np.ndarray, paths: list[str], again: list[str], rng: np.random.Generator
 ) -> np.ndarray:
     """Return what networks predict together, shape ``(n, n_sites, 3)``, in Å; see above."""
     teachers = {path: Teacher(group, path) for path in {*paths, *again}}
     rounds = [np.mean([teachers[path](numbers) for path in paths], axis=0)]
     for path in again:
-        if not teachers[path].card["training"]["config"]["corrupt"]:
+        if not teachers[path].card["training"]["config"]["noisy_start_fraction"]:
             raise SystemExit(
                 f"{path}: last trained without `corrupt`, its answers for {group.host} get worse if asked again"
             )
@@ -89,12 +89,14 @@ def labels(
     return np.asarray(np.mean(rounds, axis=0))
 
 
-def labelled(group: Group, n: int, paths: list[str], again: list[str], rng: np.random.Generator) -> Iterator[Row]:
+def labelled(
+    group: PairGroup, n: int, paths: list[str], again: list[str], rng: np.random.Generator
+) -> Iterator[MatchedPair]:
     """Yield labelled structures."""
     numbers = shuffled(group, n, rng)
     moves = labels(group, numbers, paths, again, rng)
     for k in range(n):
-        yield Row(
+        yield MatchedPair(
             id=f"labelled-{k}",
             subset=LABELLED + group.host,
             split="train",
@@ -115,7 +117,7 @@ def main() -> None:
     """Write the pack."""
     source, out, n, *rest = sys.argv[1:]
     split = rest.index("--again") if "--again" in rest else len(rest)
-    pack = Pack.open(source)
+    pack = PackedDataset.open(source)
     rng = np.random.default_rng(0)
     groups = list(pack.groups)
     for group in pack.groups:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from ase_definet.data import Pack, Reference, pack_pairs
+from ase_definet.data import PackedDataset, PairSource, pack_pairs
 from tests.conftest import pristine
 
 
@@ -33,18 +33,18 @@ def radial_pairs(
     seed: int = 0,
     host: Atoms | None = None,
     name: Any = "MoS2",
-) -> Iterator[Reference]:
+) -> Iterator[PairSource]:
     """Yield pairs on the same sites, 4 x 4 cells of MoS2 unless another host is given."""
     rng = np.random.default_rng(seed)
     host = pristine("MoS2", 4) if host is None else host
     for k in range(train + val):
         unrelaxed, relaxed = radial_pair(rng, host)
         split = "train" if k < train else "val"
-        yield Reference(f"{subset}-{seed}-{k}", subset, split, name, unrelaxed, relaxed)
+        yield PairSource(f"{subset}-{seed}-{k}", subset, split, name, unrelaxed, relaxed)
 
 
-def pack_of(path: Path, *references: Iterator[Reference]) -> Pack:
-    """Pack pairs that are all good."""
+def pack_of(path: Path, *references: Iterator[PairSource]) -> PackedDataset:
+    """PackedDataset pairs that are all good."""
     pack, problems = pack_pairs((one for some in references for one in some), path, workers=1)
     assert problems == []
     return pack

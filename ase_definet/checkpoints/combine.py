@@ -23,18 +23,18 @@ from ase_definet.checkpoints.format import (
 from ase_definet.errors import CheckpointError
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host
-from ase_definet.model.host_routing import Experts
+from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.structures.files import keep_existing
 
-_OF_SUBSETS = ("validation", "uncertainty")
+_OF_SUBSETS = ("validation", "expected_error")
 """Entries of a card that hold one entry for each subset."""
 
 
 def combine_weights(
     out: str | os.PathLike[str],
     general: str | os.PathLike[str],
-    experts: Mapping[tuple[str, ...], str | os.PathLike[str]],
+    routed: Mapping[tuple[str, ...], str | os.PathLike[str]],
     *,
     name: str,
     version: str,
@@ -48,7 +48,7 @@ def combine_weights(
         out: File to write, ``*.safetensors``; its card goes beside it as ``*.json``.
         general: Weights for all hosts that have no others: a bundled name or a file. Combined ones bring their other
             networks along.
-        experts: Weights by the hosts they are for, names or files, as in ``{("GaSe", "InSe"): "gase.safetensors"}``.
+        routed: Weights by the hosts they are for, names or files, as in ``{("GaSe", "InSe"): "gase.safetensors"}``.
         name: Name of the new weights.
         version: Version of the new weights.
         overwrite: Replace files that are in the way.
@@ -63,7 +63,7 @@ def combine_weights(
     """
     keep_existing(Path(out), Path(out).with_suffix(".json"), overwrite=overwrite)
     first = load_checkpoint(resolve_model(general))
-    others = {hosts: load_checkpoint(resolve_model(path)) for hosts, path in experts.items()}
+    others = {hosts: load_checkpoint(resolve_model(path)) for hosts, path in routed.items()}
     served = {hosts: [get_host(host) for host in hosts] for hosts in others}
     networks = {}
     for hosts, loaded in others.items():
@@ -72,14 +72,14 @@ def combine_weights(
             raise CheckpointError(
                 f"two weights for {', '.join(hosts)}: hosts are told apart by their elements; give one"
             )
-        networks[elements] = _one_of(loaded, served[hosts], experts[hosts])
-    if first.architecture not in {"site", "experts"}:
+        networks[elements] = _one_of(loaded, served[hosts], routed[hosts])
+    if first.architecture not in {"site", "host_routed"}:
         raise CheckpointError(f"{general}: expected weights of site networks, found {first.architecture}")
     try:
         network = combine(first.model, networks)
     except ValueError as error:
         raise CheckpointError(
-            f"cannot combine {general} with {', '.join(map(str, experts.values()))}: {error}"
+            f"cannot combine {general} with {', '.join(map(str, routed.values()))}: {error}"
         ) from error
     card = dict(first.card) | {
         "name": name,
@@ -95,8 +95,8 @@ def combine_weights(
         kept = {key: loaded.card.get(key) for key in ("name", "version", "parameters", "training")}
         new.append({"hosts": names} | kept)
     taken = {host for one in new for host in one["hosts"]}
-    old = [one | {"hosts": [host for host in one["hosts"] if host not in taken]} for one in card.get("experts", [])]
-    card["experts"] = new + [one for one in old if one["hosts"]]
+    old = [one | {"hosts": [host for host in one["hosts"] if host not in taken]} for one in card.get("routed", [])]
+    card["routed"] = new + [one for one in old if one["hosts"]]
     done = save_checkpoint(out, network, card, overwrite=overwrite)
     write_card(done, overwrite=overwrite)
     return done
@@ -104,7 +104,7 @@ def combine_weights(
 
 def _one_of(loaded: LoadedModel, hosts: list[Host], path: str | os.PathLike[str]) -> nn.Module:
     """Return the network of some weights that serves these hosts."""
-    if not isinstance(loaded.model, SiteNetwork | Experts):
+    if not isinstance(loaded.model, SiteNetwork | HostRoutedModel):
         raise CheckpointError(f"{path}: expected weights of a site network, found {loaded.architecture}")
     found = [loaded.model.network_for(torch.as_tensor(host.numbers)) for host in hosts]
     if any(one is not found[0] for one in found):

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 
 from ase_definet.checkpoints.bundled import WEIGHTS as _WEIGHTS
 from ase_definet.errors import CheckpointError
-from ase_definet.matching.naming import VACANCY_PREFIX
-from ase_definet.model.config import DefiNetConfig, ExpertConfig, ExpertsConfig, SiteNetworkConfig
+from ase_definet.model.config import DefiNetConfig, HostRoutedConfig, RoutedConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
-from ase_definet.model.host_routing import Experts
+from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.structures.files import keep_existing, replacing
 
@@ -42,14 +41,14 @@ digest of its content."""
 
 SUFFIX = ".safetensors"
 
-Config = SiteNetworkConfig | DefiNetConfig | ExpertsConfig
+Config = SiteNetworkConfig | DefiNetConfig | HostRoutedConfig
 _Single = typing.TypeVar("_Single", SiteNetworkConfig, DefiNetConfig)
 
 ARCHITECTURES: Mapping[str, tuple[type[Config], type[nn.Module]]] = MappingProxyType(
     {
         "site": (SiteNetworkConfig, SiteNetwork),
         "definet": (DefiNetConfig, DefiNet),
-        "experts": (ExpertsConfig, Experts),
+        "host_routed": (HostRoutedConfig, HostRoutedModel),
     }
 )
 """Config and network of each architecture, by the name written into checkpoints."""
@@ -58,7 +57,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict")
 _ANCHOR = "atom_emb.embeddings.weight"
 _NAMED = 5
 _NO_SIZES = ("layers", "max_neighbors")
-_MAY_BE_ZERO = ("near_cutoff", "dropout", "error_hidden")
+_MAY_BE_ZERO = ("short_range_cutoff", "dropout", "error_head_features")
 _HARMLESS = 1024
 
 
@@ -117,67 +116,8 @@ def save_checkpoint(
         "card": card_json,
     }
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    _write_checkpoint(path, metadata, tensors, overwrite=overwrite)
+    write_tensors(path, metadata, tensors, overwrite=overwrite)
     return path
-
-
-def upgrade_checkpoint(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False
-) -> Path:
-    """Write weights of format version 1 anew in the present version; the numbers stay the same to the bit.
-
-    Vacancies in the card, which version 1 called ``V_X``, become ``v_X``.
-
-    Args:
-        source: A checkpoint of version 1.
-        target: File to write.
-        overwrite: Replace a file that is in the way.
-
-    Returns:
-        The file written.
-
-    Raises:
-        CheckpointError: It is not of version 1, or its networks were trained on vanadium, whose defects version 1
-            did not tell from vacancies.
-        OutputExistsError: The file exists and ``overwrite`` is False.
-    """
-    source, target = Path(source), Path(target)
-    metadata, tensors = _read(source)
-    version = metadata.get("format_version")
-    if metadata.get("format") != FORMAT or version != "1":
-        raise CheckpointError(f"{source} has format version {version!r}, expected 1: nothing to upgrade")
-    card = _parsed(source, metadata, "card")
-    if "V" in _training_elements(card):
-        raise CheckpointError(
-            f"{source} was trained on vanadium, and its card does not tell V_X, vanadium on X, from a vacancy; "
-            "export the weights anew from their training run"
-        )
-    renamed = metadata | {"format_version": str(FORMAT_VERSION), "card": json.dumps(_vacancies_renamed(card))}
-    _write_checkpoint(target, renamed, tensors, overwrite=overwrite)
-    return target
-
-
-def _training_elements(card: Any) -> set[str]:
-    """Return the elements of all records of training in a card, at any depth."""
-    if isinstance(card, Mapping):
-        own = card.get("elements")
-        found = {e for e in own if isinstance(e, str)} if isinstance(own, list) else set()
-        return found.union(*(_training_elements(value) for value in card.values()))
-    if isinstance(card, list):
-        return set().union(*(_training_elements(value) for value in card))
-    return set()
-
-
-def _vacancies_renamed(card: Any) -> Any:
-    """Return a card with ``v_X`` for ``V_X`` in its lists of defects, at any depth."""
-    if isinstance(card, Mapping):
-        return {
-            key: [re.sub(r"^V_", f"{VACANCY_PREFIX}_", name) for name in value]
-            if key == "defects" and isinstance(value, list)
-            else _vacancies_renamed(value)
-            for key, value in card.items()
-        }
-    return [_vacancies_renamed(value) for value in card] if isinstance(card, list) else card
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
@@ -193,7 +133,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
         CheckpointError: The file is missing, damaged, not ours, too new, or does not fit its architecture.
     """
     path = Path(path)
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file of another program, expected one saved by ase-definet")
     version = metadata.get("format_version", "")
@@ -212,13 +152,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
             f"{path} holds the unknown architecture {architecture!r}, expected one of"
             f" {', '.join(ARCHITECTURES)}; a newer ase-definet may know it"
         )
-    values = _parsed(path, metadata, "config")
-    if architecture == "experts":
-        model: nn.Module = _experts(path, values, tensors)
+    values = parsed(path, metadata, "config")
+    if architecture == "host_routed":
+        model: nn.Module = _host_routed(path, values, tensors)
     else:
         kind: Any = ARCHITECTURES[architecture][0]
         model = _model(path, architecture, _config(path, kind, values), tensors)
-    card = _parsed(path, metadata, "card")
+    card = parsed(path, metadata, "card")
     # last: the checks before it say better what is wrong
     if metadata.get("content_sha256") != _content_sha256(metadata, tensors):
         raise CheckpointError(
@@ -366,7 +306,7 @@ def _write(path: Path, content: bytes, *, overwrite: bool) -> None:
         fresh.write_bytes(content)
 
 
-def _write_checkpoint(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], *, overwrite: bool) -> None:
+def write_tensors(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], *, overwrite: bool) -> None:
     """Write tensors and metadata with the digest of both."""
     digest = {"content_sha256": _content_sha256(metadata, tensors)}
     _write(path, save(tensors, metadata | digest), overwrite=overwrite)
@@ -384,7 +324,7 @@ def _content_sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) 
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return metadata and tensors of any safetensors file."""
     try:
         with safe_open(_existing(path), framework="pt") as file:
@@ -396,7 +336,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from error
 
 
-def _parsed(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+def parsed(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     """Return one JSON object of the metadata."""
     try:
         value = json.loads(metadata.get(name, ""))
@@ -466,22 +406,22 @@ def _model(
     return model.eval()
 
 
-def _experts(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Experts:
+def _host_routed(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> HostRoutedModel:
     """Build several networks around the tensors of each."""
     try:
-        hosts = [tuple(tuple(int(z) for z in host) for host in one["hosts"]) for one in values["experts"]]
-        sizes = {"general": values["general"]} | {f"experts.{k}": x["model"] for k, x in enumerate(values["experts"])}
-        unknown = sorted(set(values) - {"general", "experts"})
+        hosts = [tuple(tuple(int(z) for z in host) for host in one["hosts"]) for one in values["routed"]]
+        sizes = {"general": values["general"]} | {f"routed.{k}": x["model"] for k, x in enumerate(values["routed"])}
+        unknown = sorted(set(values) - {"general", "routed"})
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: its config does not name general and experts") from error
+        raise CheckpointError(f"{path} is damaged: its config does not name general and routed") from error
     if unknown or not all(isinstance(one, dict) for one in sizes.values()):
-        raise CheckpointError(f"{path} is damaged: its config must hold settings under general and experts only")
+        raise CheckpointError(f"{path} is damaged: its config must hold settings under general and routed only")
     models = {}
     for name, size in sizes.items():
         own = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
         models[name] = _model(path, "site", _config(path, SiteNetworkConfig, size), own)
     if extra := [key for key in tensors if not key.startswith(tuple(f"{name}." for name in sizes))]:
-        raise CheckpointError(f"{path} does not fit experts: unexpected {_some(extra)}")
+        raise CheckpointError(f"{path} does not fit host_routed: unexpected {_some(extra)}")
     general, *others = models.values()
     try:
         return combine(general, dict(zip(hosts, others, strict=True)))
@@ -489,12 +429,12 @@ def _experts(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def combine(general: nn.Module, experts: Mapping[tuple[tuple[int, ...], ...], nn.Module]) -> Experts:
+def combine(general: nn.Module, routed: Mapping[tuple[tuple[int, ...], ...], nn.Module]) -> HostRoutedModel:
     """Make one network of several site networks.
 
     Args:
-        general: The one for all other hosts. If that is combined itself, it brings its experts along.
-        experts: The others, by the elements of the hosts they are for: ``{((31, 34), (34, 49)): network}``. They take
+        general: The one for all other hosts. If that is combined itself, it brings its other networks along.
+        routed: The others, by the elements of the hosts they are for: ``{((31, 34), (34, 49)): network}``. They take
             the place of any that ``general`` has for these hosts.
 
     Returns:
@@ -503,20 +443,20 @@ def combine(general: nn.Module, experts: Mapping[tuple[tuple[int, ...], ...], nn
     Raises:
         ValueError: They have different cutoffs, only some estimate their errors, or two are for one host.
     """
-    own = {hosts: typing.cast("SiteNetwork", network) for hosts, network in experts.items()}
+    own = {hosts: typing.cast("SiteNetwork", network) for hosts, network in routed.items()}
     first = typing.cast("SiteNetwork", general)
-    if isinstance(general, Experts):
+    if isinstance(general, HostRoutedModel):
         first = general.general
         taken = {host for hosts in own for host in hosts}
-        for expert, network in zip(general.config.experts, general.networks[1:], strict=True):
-            if left := tuple(host for host in expert.hosts if host not in taken):
+        for entry, network in zip(general.config.routed, general.networks[1:], strict=True):
+            if left := tuple(host for host in entry.hosts if host not in taken):
                 own[left] = network
-    config = ExpertsConfig(
+    config = HostRoutedConfig(
         general=first.config,
-        experts=tuple(ExpertConfig(hosts=hosts, model=network.config) for hosts, network in own.items()),
+        routed=tuple(RoutedConfig(hosts=hosts, model=network.config) for hosts, network in own.items()),
     )
     with torch.random.fork_rng(devices=[]):
-        out = Experts(config)
+        out = HostRoutedModel(config)
     for into, network in zip(out.networks, (first, *own.values()), strict=True):
         into.to(next(network.parameters()).dtype).load_state_dict(network.state_dict())
     return out.eval()
@@ -559,7 +499,7 @@ def _authors_config(
         cutoff=cutoff,
         features=features,
         layers=len(layers),
-        radial=tensors[edge].shape[1],
+        n_radial=tensors[edge].shape[1],
         max_neighbors=max_neighbors,
         radial_range=radial_range,
         n_elements=n_elements,

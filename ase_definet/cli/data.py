@@ -23,7 +23,7 @@ from ase_definet.cli.common import (
 from ase_definet.errors import HostError, StructureError
 
 if TYPE_CHECKING:
-    from ase_definet.data import Group, Pack, Problem, Reference
+    from ase_definet.data import PackedDataset, PairGroup, PairSource, Problem
 
 SHOWN = 20
 
@@ -41,6 +41,11 @@ _fractions = click.option(
     help="Shares where SOURCE does not say which pair is for what.",
 )
 _seed = click.option("--seed", type=int, default=0, show_default=True, help="Of that shuffle.")
+_relaxed_only = click.option(
+    "--relaxed-only",
+    is_flag=True,
+    help="Every structure of SOURCE is a relaxed one; each starts on the sites of its host.",
+)
 _workers = click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
 
 
@@ -59,6 +64,7 @@ def data_group() -> None:
 @_host
 @_fractions
 @_seed
+@_relaxed_only
 @_workers
 @overwrite_option
 def pack_command(
@@ -67,13 +73,15 @@ def pack_command(
     host: str | None,
     fractions: tuple[float, float, float],
     seed: int,
+    relaxed_only: bool,  # noqa: FBT001
     workers: int | None,
     overwrite: bool,  # noqa: FBT001
 ) -> None:
     """Check every pair of SOURCE and write the good ones to OUT, one compact file for training and evaluation."""
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
-    pack, problems = packed(references(source, host, fractions, seed), out, workers)
+    found = references(source, host, fractions, seed, relaxed_only=relaxed_only)
+    pack, problems = packed(found, out, workers)
     show_problems(problems)
     n = sum(len(group) for group in pack.groups)
     click.echo(f"wrote {out}: {n} pairs, {out.stat().st_size / 1e6:.1f} MB, sha256 {pack.sha256[:12]}")
@@ -84,13 +92,15 @@ def pack_command(
 @data_group.command("check")
 @_source
 @_host
+@_relaxed_only
 @_workers
-def check_command(source: Path, host: str | None, workers: int | None) -> None:
+def check_command(source: Path, host: str | None, relaxed_only: bool, workers: int | None) -> None:  # noqa: FBT001
     """Report every pair of SOURCE that does not belong together; exit code 1 if there is one."""
     import tempfile  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
-        _, problems = packed(references(source, host), Path(folder) / "pack", workers)
+        found = references(source, host, relaxed_only=relaxed_only)
+        _, problems = packed(found, Path(folder) / "pack", workers)
     show_problems(problems, shown=None)
     if problems:
         raise click.ClickException(f"{source}: {len(problems)} pairs do not belong together")
@@ -101,9 +111,9 @@ def check_command(source: Path, host: str | None, workers: int | None) -> None:
 @click.argument("pack", type=FILE)
 def info_command(pack: Path) -> None:
     """Say what a packed data set holds: subsets, counts, hosts, defects, displacements."""
-    from ase_definet.data import Pack  # noqa: PLC0415
+    from ase_definet.data import PackedDataset  # noqa: PLC0415
 
-    opened = Pack.open(pack)
+    opened = PackedDataset.open(pack)
     click.echo(f"{pack}: {sum(len(g) for g in opened.groups)} pairs, sha256 {opened.sha256}")
     for name, groups in sorted(opened.subsets.items()):
         click.echo(name)
@@ -113,8 +123,13 @@ def info_command(pack: Path) -> None:
 
 
 def references(
-    source: Path, host: str | None, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> list[Reference]:
+    source: Path,
+    host: str | None,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    *,
+    relaxed_only: bool = False,
+) -> list[PairSource]:
     """Find the pairs of a source."""
     from ase_definet.data import find_pairs  # noqa: PLC0415
 
@@ -124,13 +139,13 @@ def references(
         raise BadUsage(f"--split needs shares of train, val and test that add up to 1, found {fractions}")
     known = None if host is None else checked_host(host)
     try:
-        return list(find_pairs(source, known, fractions, seed))
+        return list(find_pairs(source, known, fractions, seed, relaxed_only=relaxed_only))
     except HostError as error:
         raise BadUsage(f"{error_text(error)}: --host") from error
 
 
-def packed(pairs: Iterable[Reference], out: Path, workers: int | None = None) -> tuple[Pack, list[Problem]]:
-    """Pack pairs with a progress bar."""
+def packed(pairs: Iterable[PairSource], out: Path, workers: int | None = None) -> tuple[PackedDataset, list[Problem]]:
+    """PackedDataset pairs with a progress bar."""
     from ase_definet.data import pack_pairs  # noqa: PLC0415
 
     pairs = list(pairs)
@@ -146,7 +161,7 @@ def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
         click.echo(f"left out  {len(problems) - shown} more; see `ase-definet data check`", err=True)
 
 
-def _describe(group: Group) -> Iterable[str]:
+def _describe(group: PairGroup) -> Iterable[str]:
     import numpy as np  # noqa: PLC0415
 
     from ase_definet.data import SPLITS  # noqa: PLC0415
@@ -174,7 +189,7 @@ def _describe(group: Group) -> Iterable[str]:
         yield f"displacement of the atoms, Å: mean {length.mean():.4f}, {quantiles}, largest {length.max():.3f}"
 
 
-def open_or_pack(source: Path, host: str | None) -> Pack:
+def open_or_pack(source: Path, host: str | None) -> PackedDataset:
     """Open a packed data set, or pack a source into the cache; the same source is packed once.
 
     Args:
@@ -184,10 +199,10 @@ def open_or_pack(source: Path, host: str | None) -> Pack:
     import hashlib  # noqa: PLC0415
     import os  # noqa: PLC0415
 
-    from ase_definet.data import FORMAT, Pack, is_pack  # noqa: PLC0415
+    from ase_definet.data import FORMAT, PackedDataset, is_pack  # noqa: PLC0415
 
     if source.is_file() and is_pack(source):
-        return Pack.open(source)
+        return PackedDataset.open(source)
     pairs = references(source, host)
     digest = hashlib.sha256(repr((FORMAT, str(source.resolve()), host)).encode())
     for pair in pairs:
@@ -201,7 +216,7 @@ def open_or_pack(source: Path, host: str | None) -> Pack:
     path = cache / f"{digest.hexdigest()[:24]}.pack"
     if path.exists():
         with suppress(StructureError):  # damaged: nobody but this command needs it, so it is made anew
-            return Pack.open(path)
+            return PackedDataset.open(path)
     click.echo(f"packing {len(pairs)} pairs of {source} into {path}, once", err=True)
     pack, problems = packed(pairs, path)
     show_problems(problems)

@@ -15,7 +15,7 @@ from ase_definet.cli.data import open_or_pack
 from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
-    from ase_definet.data import Pack
+    from ase_definet.data import PackedDataset
 
 _COLUMNS = ("coordinate_mae", "a3", "a4", "a5", "a6")
 _LEFT_OUT_SHOWN = 10
@@ -97,7 +97,7 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
         target.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _only(pack: Pack, subset: tuple[str, ...]) -> Pack:
+def _only(pack: PackedDataset, subset: tuple[str, ...]) -> PackedDataset:
     unknown = sorted(set(subset) - set(pack.subsets))
     if unknown:
         raise BadUsage(f"{pack.path} has no subset {', '.join(unknown)}; it has {', '.join(sorted(pack.subsets))}")

@@ -34,14 +34,15 @@ def models_command() -> None:
             f"{name} {card['version']}: {card['architecture']}, {card['parameters']:,} parameters, {card['date']}"
         )
         click.echo(f"  hosts     {hosts}")
-        if experts := card.get("experts"):
-            served = "; ".join(", ".join(one["hosts"]) for one in experts)
+        if routed := card.get("routed"):
+            served = "; ".join(", ".join(one["hosts"]) for one in routed)
             click.echo(f"  networks  one each for {served}; one for all others")
         click.echo(f"  elements  {', '.join(card['training']['elements'])}")
         click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect; unrelaxed: the same):")
         for subset, row in card["validation"].items():
             click.echo(
-                f"    {subset:12s} {row['mae']:.4f}  {row['a3']:.4f};  {row['dummy']:.4f}  {row['dummy_a3']:.4f}"
+                f"    {subset:12s} {row['mae']:.4f}  {row['a3']:.4f};  {row['ideal_sites']:.4f}"
+                f"  {row['ideal_sites_a3']:.4f}"
             )
         click.echo(f"  sha256    {card['sha256']}")
         click.echo(f"  {card['attribution']}")

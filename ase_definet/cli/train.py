@@ -30,10 +30,12 @@ PRESET_NAMES = ("small", "base", "deep", "paper")
 @click.option("--data", type=FILE, help="Packed data set, from `ase-definet data pack`.")
 @click.option("--preset", type=click.Choice(PRESET_NAMES), help="Recipe to start from, without a CONFIG.")
 @click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; a run in it is resumed.")
-@click.option("--init", metavar="WEIGHTS", help="Bundled weights or a .safetensors file to start from (fine-tuning).")
+@click.option(
+    "--initial-weights", metavar="WEIGHTS", help="Bundled weights or a .safetensors file to start from (fine-tuning)."
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the run.")
-@click.option("--check", type=click.IntRange(min=1), help="Steps between validations.")
-@click.option("--save", type=click.IntRange(min=1), help="Steps between checkpoints.")
+@click.option("--validate-every", type=click.IntRange(min=1), help="Steps between validations.")
+@click.option("--checkpoint-every", type=click.IntRange(min=1), help="Steps between checkpoints.")
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
 @click.option("--devices", type=click.IntRange(min=1), help="Devices a node.")
 def train_command(config: Path | None, preset: str | None, **given: Any) -> None:
@@ -59,7 +61,8 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
     except KeyboardInterrupt:
         bar.close()
         raise click.ClickException(
-            f"stopped; the last checkpoint is in {plan.out} (one every {plan.save} steps), the same command goes on"
+            f"stopped; the last checkpoint is in {plan.out} (one every {plan.checkpoint_every} steps), "
+            "the same command goes on"
         ) from None
     finally:
         bar.close()
@@ -103,8 +106,12 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
     if not (run / CONFIG).exists():
         raise BadUsage(f"{run}: holds no training run (no {CONFIG})")
     config = replace(config_of_run(run), accelerator="cpu", devices=1, nodes=1)
-    if config.init and config.init not in bundled_models() and not Path(config.init).exists():
-        config = replace(config, init="")  # the run holds all that is needed
+    if (
+        config.initial_weights
+        and config.initial_weights not in bundled_models()
+        and not Path(config.initial_weights).exists()
+    ):
+        config = replace(config, initial_weights="")  # the run holds all that is needed
     finished = Run(config)
     if not finished.resume():
         raise BadUsage(f"{run}: holds no checkpoint yet")
@@ -161,7 +168,7 @@ class _Bar:
                 self.progress = _progress()
                 self.task = self.progress.add_task(text, total=self.plan.steps, completed=run.step)
             self.progress.update(self.task, completed=run.step, description=text)
-        elif run.step % self.plan.check == 0 or time.monotonic() - self.said > _SILENCE:
+        elif run.step % self.plan.validate_every == 0 or time.monotonic() - self.said > _SILENCE:
             self.said = time.monotonic()
             click.echo(f"step {run.step} of {self.plan.steps}, {run.seconds:.0f} s, {text}", err=True)
 
@@ -203,6 +210,7 @@ def _table(run: Run) -> list[str]:
     lines = [f"{'subset':{width}s}  all atoms  within 3 Å  (ideal sites: the same), coordinate MAE on validation, Å"]
     for name, row in run.table.items():
         lines.append(
-            f"{name:{width}s}  {row['mae']:9.4f}  {row['a3']:10.4f}  ({row['dummy']:.4f}, {row['dummy_a3']:.4f})"
+            f"{name:{width}s}  {row['mae']:9.4f}  {row['a3']:10.4f}  "
+            f"({row['ideal_sites']:.4f}, {row['ideal_sites_a3']:.4f})"
         )
     return lines

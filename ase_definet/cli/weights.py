@@ -33,7 +33,8 @@ def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:
 @overwrite_option
 def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
     """Convert SOURCE, weights of format version 1, to OUT in the present format, and write its card beside it."""
-    from ase_definet.checkpoints.format import upgrade_checkpoint, write_card  # noqa: PLC0415
+    from ase_definet.checkpoints.format import write_card  # noqa: PLC0415
+    from ase_definet.checkpoints.upgrade import upgrade_checkpoint  # noqa: PLC0415
 
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     check_folder(out.parent)
@@ -47,8 +48,8 @@ def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  
 @click.argument("general", type=str)
 @click.argument("out", type=FILE)
 @click.option(
-    "--expert",
-    "experts",
+    "--host-model",
+    "routed",
     type=(str, str),
     multiple=True,
     required=True,
@@ -61,7 +62,7 @@ def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  
 def combine_command(
     general: str,
     out: Path,
-    experts: tuple[tuple[str, str], ...],
+    routed: tuple[tuple[str, str], ...],
     name: str,
     version: str,
     overwrite: bool,  # noqa: FBT001
@@ -73,9 +74,9 @@ def combine_command(
         raise BadUsage(f"{out}: weights end in .safetensors")
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     check_folder(out.parent)
-    others = {tuple(filter(None, hosts.split(","))): weights for hosts, weights in experts}
-    if len(others) < len(experts):
-        raise BadUsage("--expert names the same hosts twice; give one weights file for each")
+    others = {tuple(filter(None, hosts.split(","))): weights for hosts, weights in routed}
+    if len(others) < len(routed):
+        raise BadUsage("--host-model names the same hosts twice; give one weights file for each")
     out.parent.mkdir(parents=True, exist_ok=True)
     combine_weights(out, general, others, name=name or out.stem, version=version, overwrite=overwrite)
     served = "; ".join(f"{', '.join(hosts)} by {weights}" for hosts, weights in others.items())

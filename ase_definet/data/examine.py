@@ -9,12 +9,13 @@ import numpy as np
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from ase_definet.data.pairs import SPLITS, Reference
+from ase_definet.data.pairs import SPLITS, PairSource
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.matching.site_map import match_sites
+from ase_definet.matching.site_map import SiteMap, match_sites
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.metrics import minimum_image
 from ase_definet.structures.neighbors import pairs_within
+from ase_definet.structures.state import State, state_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -34,7 +35,7 @@ SAME_CELL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class MatchedPair:
     """A good pair, on the sites and in the frame of its host.
 
     Attributes:
@@ -50,6 +51,7 @@ class Row:
         numbers: Atomic number on every site, 0 where empty, shape ``(n_sites,)``.
         offset: Unrelaxed position minus site, zero where empty, shape ``(n_sites, 3)``, in Å.
         move: Relaxed minus unrelaxed position, shape ``(n_sites, 3)``, in Å; None without a relaxed structure.
+        state: Of both structures.
         warnings: What the matching warned about.
     """
 
@@ -65,6 +67,7 @@ class Row:
     numbers: Array
     offset: Array
     move: Array | None
+    state: State
     warnings: tuple[str, ...]
 
 
@@ -85,7 +88,7 @@ class Problem:
     reason: str
 
 
-def examine(reference: Reference) -> Row | Problem:
+def examine(reference: PairSource) -> MatchedPair | Problem:
     """Read, check and match one pair.
 
     Args:
@@ -100,10 +103,14 @@ def examine(reference: Reference) -> Row | Problem:
         return Problem(reference.id, reference.subset, reference.split, str(error))
 
 
-def _examine(reference: Reference) -> Row:
+def _examine(reference: PairSource) -> MatchedPair:
     if reference.split not in SPLITS:
         raise StructureError(f"split must be one of {', '.join(SPLITS)}, found {reference.split}")
     unrelaxed, relaxed = reference.load()
+    if unrelaxed is None:
+        if relaxed is None:
+            raise StructureError("there is neither an unrelaxed nor a relaxed structure")
+        return _from_sites(reference, relaxed)
     site_map = match_sites(unrelaxed, reference.host)
     distance = np.linalg.norm(site_map.offsets, axis=1)
     if distance.max() > OFF_SITE:
@@ -120,8 +127,21 @@ def _examine(reference: Reference) -> Row:
     if relaxed is not None:
         move = np.zeros((len(order), 3))
         move[real] = (_displacement(unrelaxed, relaxed, distance.max()) @ turn)[order[real]]
+    return _row(reference, site_map, offset, move, state_of(unrelaxed))
+
+
+def _from_sites(reference: PairSource, relaxed: Atoms) -> MatchedPair:
+    """Match a relaxed structure; what it moved by is how far it is from the sites."""
+    site_map = match_sites(relaxed, reference.host)
+    cell = completed_cell(relaxed.cell.array, relaxed.positions, relaxed.pbc)
+    _refuse_overlap(relaxed, cell)
+    move = site_map.offsets @ site_map.rotation
+    return _row(reference, site_map, np.zeros_like(move), move, state_of(relaxed))
+
+
+def _row(reference: PairSource, site_map: SiteMap, offset: Array, move: Array | None, state: State) -> MatchedPair:
     unit_cell, unit_positions = site_map.unit
-    return Row(
+    return MatchedPair(
         id=reference.id,
         subset=reference.subset,
         split=reference.split,
@@ -134,6 +154,7 @@ def _examine(reference: Reference) -> Row:
         numbers=site_map.numbers,
         offset=offset,
         move=move,
+        state=state,
         warnings=site_map.warnings,
     )
 
@@ -163,10 +184,14 @@ def _displacement(unrelaxed: Atoms, relaxed: Atoms, off_site: float) -> Array:
     if length.max() > JUMP:
         i = int(length.argmax())
         raise StructureError(f"atom {i} ({unrelaxed.symbols[i]}) jumps by {length[i]:.2f} Å, more than {JUMP} Å")
+    _refuse_overlap(relaxed, cell)
+    return move
+
+
+def _refuse_overlap(relaxed: Atoms, cell: Array) -> None:
     close = pairs_within(relaxed.positions, cell, (True, True, True), OVERLAP)[0]
     if len(close):
         raise StructureError(f"relaxed atom {int(close[0])} lies within {OVERLAP} Å of another")
-    return move
 
 
 def _refuse_exchange(unrelaxed: Atoms, relaxed: Atoms, cell: Array, far: Array, off_site: float) -> None:

@@ -1,8 +1,9 @@
 """One compact file for a whole data set: memory-mapped, hash-checked, grouped by host supercell.
 
 The file is in safetensors format. Pairs on the same sites form a group; its arrays are ``numbers`` (uint8),
-``offset`` and ``move`` (int16 in units of a scale per pair, which keeps 1e-5 of its largest component), ``split``
-and the lines of ``ids``. What the sites are stands in the metadata, and so does a digest of all of this.
+``offset`` and ``move`` (int16 in units of a scale per pair, which keeps 1e-5 of its largest component), ``split``,
+``state`` (uint8, the four codes of :mod:`ase_definet.structures.state`) and the lines of ``ids``. What the sites are
+stands in the metadata, and so does a digest of all of this.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ase_definet.data.examine import Problem, Row, examine
-from ase_definet.data.pairs import SPLITS, Reference
+from ase_definet.data.examine import MatchedPair, Problem, examine
+from ase_definet.data.pairs import SPLITS, PairSource
 from ase_definet.errors import StructureError
 from ase_definet.matching.supercell import cells_of, waves_of
 from ase_definet.structures.files import replacing
@@ -33,8 +34,9 @@ from ase_definet.structures.files import replacing
 Array: TypeAlias = NDArray[Any]
 
 KIND = "ase-definet pairs"
-FORMAT = f"{KIND} 2"
-"""What this package writes and reads. Version 1 had a digest of the arrays only, not of cells, hosts and ids."""
+FORMAT = f"{KIND} 3"
+"""What this package writes and reads. Version 1 had a digest of the arrays only, not of cells, hosts and ids, and
+version 2 no states."""
 SAME_SITES = 2e-3
 """Pairs whose unit cells and basis agree this well are on the same sites, in Å."""
 _STEPS = 32767
@@ -44,7 +46,7 @@ _HEADER = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class PairGroup:
     """Pairs on the same sites.
 
     Attributes:
@@ -62,6 +64,7 @@ class Group:
         offset_scale: What one of them is worth, shape ``(n,)``, in Å.
         move: Relaxed minus unrelaxed position, shape ``(n, n_sites, 3)``, integers.
         move_scale: What one of them is worth, shape ``(n,)``, in Å; not a number where there is no relaxed structure.
+        state: Codes of each pair's state (:mod:`ase_definet.structures.state`), shape ``(n, 4)``.
     """
 
     subset: str
@@ -78,6 +81,7 @@ class Group:
     offset_scale: Array
     move: Array
     move_scale: Array
+    state: Array
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -127,9 +131,9 @@ class Group:
         """Return relaxed minus unrelaxed positions of some pairs, shape ``(n_chosen, n_sites, 3)``, in Å."""
         return np.asarray(self.move[chosen] * self.move_scale[chosen, None, None])
 
-    def in_memory(self) -> Group:
+    def in_memory(self) -> PairGroup:
         """Return the group with its arrays read, no longer bound to its file."""
-        names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale")
+        names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state")
         arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
         return replace(self, **arrays)
 
@@ -147,7 +151,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Pack:
+class PackedDataset:
     """A packed data set.
 
     Attributes:
@@ -158,18 +162,18 @@ class Pack:
 
     path: Path
     sha256: str
-    groups: tuple[Group, ...]
+    groups: tuple[PairGroup, ...]
 
     @property
-    def subsets(self) -> dict[str, list[Group]]:
+    def subsets(self) -> dict[str, list[PairGroup]]:
         """Groups by subset."""
-        out: dict[str, list[Group]] = {}
+        out: dict[str, list[PairGroup]] = {}
         for group in self.groups:
             out.setdefault(group.subset, []).append(group)
         return out
 
     @classmethod
-    def open(cls, path: Path | str) -> Pack:
+    def open(cls, path: Path | str) -> PackedDataset:
         """Open a packed data set; arrays are read from the file as they are used.
 
         Raises:
@@ -213,15 +217,15 @@ def is_pack(path: Path) -> bool:
 
 
 def pack_pairs(
-    references: Iterable[Reference], out: Path, *, workers: int | None = None, progress: Any = None
-) -> tuple[Pack, list[Problem]]:
+    references: Iterable[PairSource], out: Path, *, workers: int | None = None, progress: Any = None
+) -> tuple[PackedDataset, list[Problem]]:
     """Check, match and pack pairs, on all cores.
 
     Args:
         references: The pairs.
         out: File to write; it appears only when it is complete.
         workers: Processes, by default one per core.
-        progress: Called with every :class:`Row` or :class:`Problem` as it comes.
+        progress: Called with every :class:`MatchedPair` or :class:`Problem` as it comes.
 
     Returns:
         The packed data set, and the pairs that were left out and why.
@@ -232,8 +236,10 @@ def pack_pairs(
     return pack_rows(_examined(references, workers), out, progress=progress)
 
 
-def pack_rows(results: Iterable[Row | Problem], out: Path, *, progress: Any = None) -> tuple[Pack, list[Problem]]:
-    """Pack pairs that are on their sites already.
+def pack_rows(
+    results: Iterable[MatchedPair | Problem], out: Path, *, progress: Any = None
+) -> tuple[PackedDataset, list[Problem]]:
+    """PackedDataset pairs that are on their sites already.
 
     Args:
         results: The pairs, and what is wrong with those that are not.
@@ -247,7 +253,7 @@ def pack_rows(results: Iterable[Row | Problem], out: Path, *, progress: Any = No
         StructureError: No pair is good.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    building: list[tuple[Row, list[Row]]] = []
+    building: list[tuple[MatchedPair, list[MatchedPair]]] = []
     problems: list[Problem] = []
     seen: set[tuple[str, str]] = set()
     for result in results:
@@ -270,7 +276,7 @@ def pack_rows(results: Iterable[Row | Problem], out: Path, *, progress: Any = No
     return save_groups([_group_of(rows) for _, rows in building], out), problems
 
 
-def _examined(references: Iterable[Reference], workers: int | None) -> Iterator[Row | Problem]:
+def _examined(references: Iterable[PairSource], workers: int | None) -> Iterator[MatchedPair | Problem]:
     if workers == 1:
         yield from map(examine, references)
         return
@@ -290,7 +296,7 @@ def _watch(sentinel: int) -> None:
     os._exit(1)  # the thread that works may be anywhere, also in C
 
 
-def _same_sites(one: Row, other: Row) -> bool:
+def _same_sites(one: MatchedPair, other: MatchedPair) -> bool:
     return (
         one.subset == other.subset
         and one.host == other.host
@@ -302,11 +308,11 @@ def _same_sites(one: Row, other: Row) -> bool:
     )
 
 
-def _group_of(rows: list[Row]) -> Group:
+def _group_of(rows: list[MatchedPair]) -> PairGroup:
     first = rows[0]
     offset, offset_scale = _quantise([row.offset for row in rows])
     move, move_scale = _quantise([row.move for row in rows])
-    return Group(
+    return PairGroup(
         subset=first.subset,
         host=first.host,
         unit_numbers=first.unit_numbers,
@@ -321,10 +327,11 @@ def _group_of(rows: list[Row]) -> Group:
         offset_scale=offset_scale,
         move=move,
         move_scale=move_scale,
+        state=np.array([row.state.codes for row in rows], dtype=np.uint8),
     )
 
 
-def save_groups(groups: Iterable[Group], out: Path) -> Pack:
+def save_groups(groups: Iterable[PairGroup], out: Path) -> PackedDataset:
     """Write groups, of one data set or of several, to one file.
 
     Args:
@@ -346,22 +353,22 @@ def save_groups(groups: Iterable[Group], out: Path) -> Pack:
             }
         )
         arrays[f"{number}.ids"] = np.frombuffer("\n".join(group.ids).encode(), dtype=np.uint8)
-        for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale"):
+        for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state"):
             arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(group, name))
     metadata = {"format": FORMAT, "groups": json.dumps(heads)}
     content = save(arrays, metadata | {"sha256": _digest(metadata, arrays)})
     with replacing(out) as fresh:
         fresh.write_bytes(content)  # its own writer hides why a file system refuses
-    return Pack.open(out)
+    return PackedDataset.open(out)
 
 
-def _groups(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> tuple[Group, ...]:
+def _groups(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> tuple[PairGroup, ...]:
     """Put the groups of a file together."""
     groups = []
     for number, head in enumerate(json.loads(metadata["groups"])):
         own = {key.split(".")[1]: array for key, array in arrays.items() if key.split(".")[0] == str(number)}
         groups.append(
-            Group(
+            PairGroup(
                 subset=head["subset"],
                 host=head["host"],
                 unit_numbers=np.array(head["unit_numbers"]),

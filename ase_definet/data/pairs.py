@@ -6,7 +6,9 @@ Understood are
 - a folder of ``ID_unrelaxed.*`` and ``ID_relaxed.*`` in any format ASE reads;
 - extended XYZ or an ASE database, one structure after the other: either every frame is unrelaxed and carries the
   array ``relaxed_positions``, or frames come in twos that share ``id`` and say ``stage=unrelaxed`` or
-  ``stage=relaxed``; ``split``, ``subset`` and ``host`` are used where given;
+  ``stage=relaxed``; ``split``, ``subset`` and ``host`` (or ``host_file``, a file beside it) are used where given, and
+  so is the state: ``charge``, ``spin_multiplicity``, ``functional``, ``excited``;
+- the same formats with relaxed structures only, which then start on the sites of their host;
 - an ASE trajectory of one relaxation: its first and last image;
 - VASP runs: folders with a POSCAR, and a vasprun.xml or a CONTCAR.
 """
@@ -18,6 +20,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ _DENSITIES = {"high_density_defects": "high", "low_density_defects": "low"}
 
 
 @dataclass(frozen=True)
-class Reference:
+class PairSource:
     """Where one pair is.
 
     Attributes:
@@ -49,7 +52,7 @@ class Reference:
         subset: What it belongs to: ``high/MoS2``.
         split: ``train``, ``val`` or ``test``.
         host: Its host: a name, a file or a :class:`~ase_definet.matching.host.Host`.
-        unrelaxed: The structure, or its file.
+        unrelaxed: The structure, or its file; None where it starts on the sites of its host.
         relaxed: The structure, or its file; None where it is not there.
         problem: What keeps a frame of a file from being one of a pair, if anything.
     """
@@ -58,11 +61,11 @@ class Reference:
     subset: str
     split: str
     host: Any
-    unrelaxed: Atoms | Path
+    unrelaxed: Atoms | Path | None
     relaxed: Atoms | Path | None
     problem: DefiNetError | None = None
 
-    def load(self) -> tuple[Atoms, Atoms | None]:
+    def load(self) -> tuple[Atoms | None, Atoms | None]:
         """Read both structures.
 
         Raises:
@@ -71,12 +74,17 @@ class Reference:
         """
         if self.problem is not None:
             raise self.problem
-        return _load(self.unrelaxed), None if self.relaxed is None else _load(self.relaxed)
+        return tuple(None if what is None else _load(what) for what in (self.unrelaxed, self.relaxed))  # type: ignore[return-value]
 
 
 def find_pairs(
-    source: Path, host: Any = None, fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0
-) -> Iterator[Reference]:
+    source: Path,
+    host: Any = None,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    seed: int = 0,
+    *,
+    relaxed_only: bool = False,
+) -> Iterator[PairSource]:
     """Find all pairs of a source, in a fixed order.
 
     Args:
@@ -84,6 +92,7 @@ def find_pairs(
         host: Host of all pairs; needed where the source does not name one.
         fractions: Shares of train, val and test where the source does not say which is which.
         seed: Of that shuffle.
+        relaxed_only: Whether every structure of the file is a relaxed one, whose start are the sites of its host.
 
     Raises:
         StructureError: Nothing there is a pair of structures.
@@ -95,11 +104,13 @@ def find_pairs(
         source = source.resolve()
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004 - rounding
         raise DefiNetError(f"the shares of train, val and test must add up to 1, found {fractions}")
-    found = _from_folder(source, host) if source.is_dir() else _from_file(source, host)
+    if relaxed_only and (source.is_dir() or source.suffix == ".traj"):
+        raise StructureError(f"{source}: relaxed structures alone are read from an extended XYZ file or a database")
+    found = _from_folder(source, host) if source.is_dir() else _from_file(source, host, relaxed_only=relaxed_only)
     yield from _split(found, fractions, seed)
 
 
-def _from_folder(source: Path, host: Any) -> Iterator[Reference]:
+def _from_folder(source: Path, host: Any) -> Iterator[PairSource]:
     subsets = sorted({p.parent for kind in _FILES_OF_2DMD for p in source.glob(f"**/{kind}") if p.is_dir()})
     if not subsets and source.name in _FILES_OF_2DMD:
         subsets = [source.parent]
@@ -124,12 +135,12 @@ def _from_folder(source: Path, host: Any) -> Iterator[Reference]:
     for folder in runs:
         name = folder.relative_to(source).as_posix()
         done = next((p for f in _RESULTS_OF_VASP if (p := folder / f).exists() and p.stat().st_size), None)
-        yield Reference(
+        yield PairSource(
             folder.name if name == "." else name, source.name, "", _required(host, source), folder / "POSCAR", done
         )
 
 
-def _from_2dmd(folder: Path, host: Any) -> Iterator[Reference]:
+def _from_2dmd(folder: Path, host: Any) -> Iterator[PairSource]:
     files = next(p for kind in _FILES_OF_2DMD if (p := folder / kind).is_dir())
     name = _SUFFIX.sub("", folder.name)
     own = host if host is not None else _host_beside(folder, name)
@@ -140,7 +151,7 @@ def _from_2dmd(folder: Path, host: Any) -> Iterator[Reference]:
         listed = [(p.name.removesuffix("_unrelaxed.cif"), "") for p in sorted(files.glob("*_unrelaxed.cif"))]
     for key, split in listed:
         relaxed = files / f"{key}_relaxed.cif"
-        yield Reference(
+        yield PairSource(
             key,
             f"{density}/{label}",
             split,
@@ -177,14 +188,14 @@ def _listed(folder: Path) -> Iterator[tuple[str, str]]:
                 yield row["atoms_id"], split
 
 
-def _named_pair(path: Path, source: Path, host: Any, splits: dict[str, str]) -> Reference:
+def _named_pair(path: Path, source: Path, host: Any, splits: dict[str, str]) -> PairSource:
     stem, _, suffix = path.name.rpartition("_unrelaxed")
     relaxed = path.with_name(f"{stem}_relaxed{suffix}")
     if not relaxed.exists():
         relaxed = next(iter(sorted(path.parent.glob(f"{stem}_relaxed.*"))), relaxed)
     folder = path.parent.relative_to(source).as_posix()
     key = stem if folder == "." else f"{folder}/{stem}"
-    return Reference(
+    return PairSource(
         key, source.name, splits.get(stem, ""), _required(host, source), path, relaxed if relaxed.exists() else None
     )
 
@@ -195,12 +206,12 @@ def _required(host: Any, source: Path) -> Any:
     return host
 
 
-def _from_file(source: Path, host: Any) -> Iterator[Reference]:
+def _from_file(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairSource]:
     if source.suffix == ".traj":
-        yield Reference(source.stem, source.stem, "", _required(host, source), _read(source, 0), _read(source, -1))
+        yield PairSource(source.stem, source.stem, "", _required(host, source), _read(source, 0), _read(source, -1))
         return
     good, bad = 0, []
-    for reference in _from_frames(source, host):
+    for reference in _from_frames(source, host, relaxed_only=relaxed_only):
         if reference.problem is None:
             good += 1
             yield reference
@@ -211,7 +222,7 @@ def _from_file(source: Path, host: Any) -> Iterator[Reference]:
     yield from bad
 
 
-def _from_frames(source: Path, host: Any) -> Iterator[Reference]:
+def _from_frames(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairSource]:
     """Yield the pairs of the frames of a file, and the frames that are of none."""
     waiting: dict[tuple[str, str], Atoms] = {}
     number = 0
@@ -219,7 +230,9 @@ def _from_frames(source: Path, host: Any) -> Iterator[Reference]:
         info = atoms.info
         key = str(info.get("id", number))
         pair_key = (str(info.get("subset", "")), key)
-        if "relaxed_positions" in atoms.arrays:
+        if relaxed_only:
+            yield _frame_pair(source, key, None, atoms, host)
+        elif "relaxed_positions" in atoms.arrays:
             relaxed = atoms.copy()
             relaxed.positions = atoms.arrays["relaxed_positions"]
             yield _frame_pair(source, key, atoms, relaxed, host)
@@ -246,18 +259,29 @@ def _from_frames(source: Path, host: Any) -> Iterator[Reference]:
 
 
 def _frame_pair(
-    source: Path, key: str, unrelaxed: Atoms, relaxed: Atoms | None, host: Any, problem: str = ""
-) -> Reference:
-    info = unrelaxed.info
+    source: Path, key: str, unrelaxed: Atoms | None, relaxed: Atoms | None, host: Any, problem: str = ""
+) -> PairSource:
+    info = (unrelaxed or relaxed or Atoms()).info
     own = host if host is not None else info.get("host")
+    if host is None and info.get("host_file"):
+        own = _host_in(source.parent / str(info["host_file"]))
     wrong: DefiNetError | None = StructureError(problem) if problem else None
     try:
         _required(own, source)
     except HostError as error:
         wrong = wrong or error
-    return Reference(
+    return PairSource(
         key, str(info.get("subset", source.stem)), str(info.get("split", "")), own, unrelaxed, relaxed, wrong
     )
+
+
+@lru_cache(maxsize=32)
+def _host_in(path: Path) -> Host | Path:
+    """Return the host in a file; a file that is none stays a name, whose pairs then say what is wrong with it."""
+    try:
+        return get_host(path)
+    except (DefiNetError, OSError):
+        return path
 
 
 def _frames(source: Path) -> Iterator[Atoms]:
@@ -284,9 +308,9 @@ def _frames_of_database(source: Path) -> Iterator[Atoms]:
             yield atoms
 
 
-def _split(found: Iterable[Reference], fractions: tuple[float, float, float], seed: int) -> Iterator[Reference]:
+def _split(found: Iterable[PairSource], fractions: tuple[float, float, float], seed: int) -> Iterator[PairSource]:
     """Assign splits where the source gives none: a fixed shuffle in each subset, exact shares."""
-    open_: dict[str, list[Reference]] = {}
+    open_: dict[str, list[PairSource]] = {}
     for reference in found:
         if reference.split:
             yield reference

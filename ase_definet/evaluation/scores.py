@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from ase_definet.data import Group, Pack
+from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.host import Host
@@ -62,7 +62,7 @@ class Score:
 
 def score_pairs(
     relaxer: DefiNetRelaxer,
-    pack: Pack,
+    pack: PackedDataset,
     split: str = "val",
     *,
     superposition: bool = True,
@@ -108,7 +108,7 @@ def score_pairs(
 
 
 def _score_group(
-    relaxer: DefiNetRelaxer, group: Group, chosen: Array, fitted: LinearSuperposition | None, left_out: list[str]
+    relaxer: DefiNetRelaxer, group: PairGroup, chosen: Array, fitted: LinearSuperposition | None, left_out: list[str]
 ) -> Iterator[Score]:
     pairs = [group.atoms(int(i)) for i in chosen]
     host = _host_of(group)
@@ -142,7 +142,7 @@ def ideal_sites(unrelaxed: Atoms, site_map: SiteMap) -> Array:
     return np.asarray(displaced(unrelaxed, site_map, np.zeros_like(site_map.positions)).positions)
 
 
-def _host_of(group: Group) -> Host:
+def _host_of(group: PairGroup) -> Host:
     """Return the library's host where the group's is the same crystal, whatever its name, else the group's own."""
     pbc = [True, True, bool(group.pbc[2])]
     own = get_host(Atoms(group.unit_numbers, group.unit_positions, cell=group.unit_cell, pbc=pbc), group.host)
@@ -151,7 +151,7 @@ def _host_of(group: Group) -> Host:
 
 
 def _score(
-    group: Group, index: int, unrelaxed: Atoms, relaxed: Atoms, result: RelaxResult, others: dict[str, Array]
+    group: PairGroup, index: int, unrelaxed: Atoms, relaxed: Atoms, result: RelaxResult, others: dict[str, Array]
 ) -> Score:
     cell = completed_cell(unrelaxed.cell.array, unrelaxed.positions, unrelaxed.pbc)
     site_map = result.site_map

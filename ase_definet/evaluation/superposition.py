@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_definet.data import Group
+from ase_definet.data import PairGroup
 from ase_definet.errors import StructureError
 
 Array: TypeAlias = NDArray[Any]
@@ -38,7 +38,7 @@ class LinearSuperposition:
         StructureError: There are no training pairs, or one has no relaxed structure.
     """
 
-    def __init__(self, group: Group, chosen: Array, ridge: float | None = None) -> None:
+    def __init__(self, group: PairGroup, chosen: Array, ridge: float | None = None) -> None:
         chosen = np.asarray(chosen)
         if not len(chosen) or not group.has_relaxed[chosen].all():
             raise StructureError(f"{group.subset}: no pairs with a relaxed structure to fit a superposition to")
@@ -84,7 +84,7 @@ class LinearSuperposition:
         """Transform ``(n, n_cells, k)`` to ``(n_waves, n, k)``."""
         return np.asarray(np.tensordot(self._transform, by_cell.swapaxes(0, 1), 1))
 
-    def _solve(self, group: Group, chosen: Array, ridge: float, rounds: int) -> None:
+    def _solve(self, group: PairGroup, chosen: Array, ridge: float, rounds: int) -> None:
         numbers = group.numbers[chosen]
         target = (group.offsets(chosen) + group.moves(chosen)).astype(np.float32)
         empty = numbers == 0
@@ -101,7 +101,7 @@ class LinearSuperposition:
             self._fields = (left @ (adjoint @ self._to_waves(by_cell.astype(np.complex64)))).astype(np.complex64)
             target[empty] = self._synthesise(spectrum)[empty]
 
-    def _best_ridge(self, group: Group, chosen: Array) -> float:
+    def _best_ridge(self, group: PairGroup, chosen: Array) -> float:
         chosen = chosen[:: max(1, len(chosen) // _MOST_TO_CHOOSE)]
         held_out = chosen[::_HELD_OUT]
         rest = np.setdiff1d(chosen, held_out)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ase_definet.errors import StructureError
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.graph import VACANCY, DefectGraph
-from ase_definet.model.short_range import NearTable
+from ase_definet.model.short_range import PaddedNeighbors
 from ase_definet.model.working_set import WorkingSet
 
 ENVELOPE_EXPONENT = 5
@@ -48,9 +48,9 @@ class DefiNet(nn.Module):
         self.vn_emb = nn.Embedding(1, width)
         self.virtual_scalar_layers = nn.ModuleList(_GlobalScalars(width) for _ in layers)
         self.virtual_vector_layers = nn.ModuleList(_GlobalVectors(width) for _ in layers)
-        self.message_passing_layers = nn.ModuleList(_MessagePassing(width, config.radial) for _ in layers)
+        self.message_passing_layers = nn.ModuleList(_MessagePassing(width, config.n_radial) for _ in layers)
         self.message_update_layers = nn.ModuleList(_SelfUpdate(width) for _ in layers)
-        self.coord_update_layers = nn.ModuleList(_CoordinateUpdate(width, config.radial) for _ in layers)
+        self.coord_update_layers = nn.ModuleList(_CoordinateUpdate(width, config.n_radial) for _ in layers)
 
     def forward(self, graph: DefectGraph, working_set: WorkingSet | None = None) -> Tensor:
         """Predict the displacement of every site.
@@ -156,8 +156,8 @@ class _Edges:
         self.source, self.target = graph.edge_index
         self.span = graph.edge_vectors().to(dtype)
         self.range = config.radial_range
-        self.centres = torch.linspace(0, 1, config.radial, dtype=dtype, device=self.span.device)
-        table = NearTable.of(self.source, self.target, self.span, len(graph.kinds), math.inf)
+        self.centres = torch.linspace(0, 1, config.n_radial, dtype=dtype, device=self.span.device)
+        table = PaddedNeighbors.of(self.source, self.target, self.span, len(graph.kinds), math.inf)
         present = table.weight > 0
         self.padded = torch.where(present, table.source, len(graph.kinds)), table.vector, present
 

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ase_definet.model.short_range import NearTable
+from ase_definet.model.short_range import PaddedNeighbors
 from ase_definet.model.working_set import WorkingSet
 
 N_PATHS = 5
@@ -50,7 +50,7 @@ class Geometry(Protocol):
         """Sum the messages into every site."""
         ...
 
-    def near(self, cutoff: float) -> NearTable:
+    def near(self, cutoff: float) -> PaddedNeighbors:
         """Return the neighbours of every site within a cutoff, in Å."""
         ...
 
@@ -94,7 +94,7 @@ class EdgeGeometry:
         self.direction = edge_vector / distance.clamp_min(1e-12)[:, None]
         self.structure = structure
         self.n_structures = n_structures
-        self._near: dict[float, NearTable] = {}
+        self._near: dict[float, PaddedNeighbors] = {}
         pair = host_numbers[self.target] * 256 + host_numbers[self.source]
         self.edge_class, self.class_distance, class_pair = classify(pair, distance, tolerance)
         self.class_numbers = torch.stack([class_pair // 256, class_pair % 256], dim=1)
@@ -130,10 +130,12 @@ class EdgeGeometry:
             out.index_add_(0, self.target[part], message)
         return out
 
-    def near(self, cutoff: float) -> NearTable:
+    def near(self, cutoff: float) -> PaddedNeighbors:
         """Return the neighbours of every site within a cutoff, in Å."""
         if cutoff not in self._near:
-            self._near[cutoff] = NearTable.of(self.source, self.target, self.vector, len(self.structure), cutoff)
+            self._near[cutoff] = PaddedNeighbors.of(
+                self.source, self.target, self.vector, len(self.structure), cutoff
+            )
         return self._near[cutoff]
 
     def total(self, values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ase_definet.errors import StructureError
 from ase_definet.structures.neighbors import neighbor_list
+from ase_definet.structures.state import N_CODES
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -30,7 +31,7 @@ SHORTEST_EDGE = 0.1
 """Sites closer than this are taken for a mistake, in Å."""
 
 _NAMES = ("numbers", "host_numbers", "kinds", "pos", "cell", "edge_index", "cell_shift")
-_INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift")
+_INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift", "state")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +50,8 @@ class DefectGraph:
         edge_index: Source and target of each edge, shape ``(2, n_edges)``.
         cell_shift: Image of the source, in cell vectors, integers of shape ``(n_edges, 3)``.
         batch: Structure of each site where there are several, shape ``(n_sites,)``, else None.
+        state: Codes of each structure's state (:mod:`ase_definet.structures.state`), shape ``(n_structures, 4)``;
+            None where nothing is known of it.
     """
 
     numbers: Tensor
@@ -59,6 +62,7 @@ class DefectGraph:
     edge_index: Tensor
     cell_shift: Tensor
     batch: Tensor | None = None
+    state: Tensor | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -106,7 +110,7 @@ class DefectGraph:
         missing = [name for name in _NAMES if name not in data]
         if missing:
             raise StructureError(f"a DefectGraph needs the tensors {', '.join(missing)}; see build_graph")
-        graph = cls(**{name: data[name] for name in _NAMES}, batch=data.batch)
+        graph = cls(**{name: data[name] for name in _NAMES}, batch=data.batch, state=data.get("state"))
         graph.validate()
         return graph
 
@@ -141,6 +145,8 @@ class DefectGraph:
             "edge_index": (2, n_edges),
             "cell_shift": (n_edges, 3),
         }
+        if self.state is not None:
+            shapes["state"] = (n_structures, len(N_CODES))
         for name, shape in shapes.items():
             value: Tensor = getattr(self, name)
             if tuple(value.shape) != shape:
@@ -197,6 +203,7 @@ def build_graph(
     kinds: npt.ArrayLike,
     cutoff: float,
     max_neighbors: int | None = None,
+    state: npt.ArrayLike | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> DefectGraph:
     """Build the graph of one unrelaxed structure, its empty sites included.
@@ -210,6 +217,7 @@ def build_graph(
         kinds: Marker of each site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``.
         cutoff: Longest edge, in Å.
         max_neighbors: Keep at most this many neighbours per site, in whole shells.
+        state: Codes of the structure's state (:mod:`ase_definet.structures.state`), shape ``(4,)``.
         dtype: Precision of positions and cell. Edges are always found in double precision.
 
     Returns:
@@ -250,6 +258,7 @@ def build_graph(
         cell=torch.as_tensor(rows, dtype=dtype)[None],
         edge_index=torch.from_numpy(np.stack([source, target])),
         cell_shift=torch.from_numpy(np.ascontiguousarray(shift)),
+        state=None if state is None else _integers("state", state)[None],
     )
     graph.validate()
     return graph
@@ -275,7 +284,7 @@ def batch_graphs(graphs: Sequence[DefectGraph]) -> DefectGraph:
     from torch_geometric.data import Batch  # noqa: PLC0415 - to_data has imported it
 
     joined = Batch.from_data_list(data)
-    return DefectGraph(**{name: joined[name] for name in _NAMES}, batch=joined.batch)
+    return DefectGraph(**{name: joined[name] for name in _NAMES}, batch=joined.batch, state=joined.get("state"))
 
 
 def _integers(name: str, values: npt.ArrayLike) -> Tensor:

@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ase_definet.model.config import ExpertsConfig
+from ase_definet.model.config import HostRoutedConfig
 from ase_definet.model.edge_convolution import Geometry
 from ase_definet.model.site_network import SiteNetwork
 
 
-class Experts(nn.Module):
+class HostRoutedModel(nn.Module):
     """A general :class:`~ase_definet.model.site_network.SiteNetwork` and others for hosts made of given elements.
 
     Args:
         config: Sizes of all of them, and the elements of the hosts of each.
     """
 
-    def __init__(self, config: ExpertsConfig) -> None:
+    def __init__(self, config: HostRoutedConfig) -> None:
         super().__init__()
         self.config = config
         self.general = SiteNetwork(config.general)
-        self.experts = nn.ModuleList(SiteNetwork(expert.model) for expert in config.experts)
+        self.routed = nn.ModuleList(SiteNetwork(entry.model) for entry in config.routed)
 
     @property
     def networks(self) -> list[SiteNetwork]:
-        """The general network, and the experts in their order."""
-        return [self.general, *self.experts]
+        """The general network, and those for given hosts, in their order."""
+        return [self.general, *self.routed]
 
     def network_for(self, host_numbers: Tensor) -> SiteNetwork:
         """Return the network for one host.
@@ -44,17 +44,19 @@ class Experts(nn.Module):
     def _place(self, elements: list[int]) -> int:
         """Return the place among the networks of the one for hosts of these elements."""
         wanted = tuple(sorted(elements))
-        for k, expert in enumerate(self.config.experts, start=1):
-            if wanted in expert.hosts:
+        for k, entry in enumerate(self.config.routed, start=1):
+            if wanted in entry.hosts:
                 return k
         return 0
 
-    def forward(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> Tensor:
+    def forward(
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
+    ) -> Tensor:
         """Predict the displacement of every site; see :meth:`SiteNetwork.forward`."""
-        return self.estimate(geometry, numbers, host_numbers, kinds)[0]
+        return self.estimate(geometry, numbers, host_numbers, kinds, state)[0]
 
     def estimate(
-        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the displacements and how far off they may be; see :meth:`SiteNetwork.estimate`.
 
@@ -65,7 +67,7 @@ class Experts(nn.Module):
         present = geometry.total(has)[:, 0] > 0
         places = [self._place(elements[row].tolist()) for row in present]
         networks = self.networks
-        found = {k: networks[k].estimate(geometry, numbers, host_numbers, kinds) for k in sorted(set(places))}
+        found = {k: networks[k].estimate(geometry, numbers, host_numbers, kinds, state) for k in sorted(set(places))}
         if len(found) == 1:
             return next(iter(found.values()))
         place = torch.tensor(places, device=host_numbers.device)

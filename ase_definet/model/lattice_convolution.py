@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ase_definet.model.edge_convolution import Filters, classify
-from ase_definet.model.short_range import NearTable
+from ase_definet.model.short_range import PaddedNeighbors
 from ase_definet.model.working_set import WorkingSet
 
 MOST_DENSE = 300
@@ -59,7 +59,7 @@ class LatticeGeometry:
     ) -> None:
         self._edges = (source, target, cell_shift, edge_vector)
         self._supercell, self._cells = supercell, cells
-        self._near: dict[float, NearTable] = {}
+        self._near: dict[float, PaddedNeighbors] = {}
         self._keep_kernels = keep_kernels
         self._kept: weakref.WeakKeyDictionary[Any, _Kernels] = weakref.WeakKeyDictionary()
         self.device = edge_vector.device
@@ -243,7 +243,7 @@ class LatticeGeometry:
         rest = torch.cat([(p_sv[:, None] * e)[:, :, None], same + along], dim=2)
         return torch.cat([first[:, None], rest], dim=1)
 
-    def near(self, cutoff: float) -> NearTable:
+    def near(self, cutoff: float) -> PaddedNeighbors:
         """Return the neighbours of every site within a cutoff, in Å."""
         if cutoff not in self._near:
             source, target, shift, vector = (part.cpu() for part in self._edges)
@@ -255,7 +255,7 @@ class LatticeGeometry:
             order = torch.argsort(known)
             owner = order[torch.searchsorted(known[order], wanted)]
             first = torch.arange(self.n_cells)[:, None] * self.n_sub
-            self._near[cutoff] = NearTable.of(
+            self._near[cutoff] = PaddedNeighbors.of(
                 (owner * self.n_sub + source).reshape(-1),
                 (first + target).reshape(-1),
                 vector.repeat(self.n_cells, 1),

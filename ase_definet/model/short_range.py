@@ -18,7 +18,7 @@ _FURTHER = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class NearTable:
+class PaddedNeighbors:
     """Neighbours of every site, padded to the same number.
 
     Attributes:
@@ -31,12 +31,12 @@ class NearTable:
     vector: Tensor
     weight: Tensor
 
-    def to(self, device: torch.device) -> NearTable:
+    def to(self, device: torch.device) -> PaddedNeighbors:
         """Return the table on a device."""
-        return NearTable(self.source.to(device), self.vector.to(device), self.weight.to(device))
+        return PaddedNeighbors(self.source.to(device), self.vector.to(device), self.weight.to(device))
 
     @classmethod
-    def of(cls, source: Tensor, target: Tensor, vector: Tensor, n_sites: int, cutoff: float) -> NearTable:
+    def of(cls, source: Tensor, target: Tensor, vector: Tensor, n_sites: int, cutoff: float) -> PaddedNeighbors:
         """Build the table from edges.
 
         Args:
@@ -63,7 +63,7 @@ class NearTable:
         return cls(sources, vectors, weights)
 
 
-class NearMessages(nn.Module):
+class ShortRangeMessages(nn.Module):
     """One pass of scalars over close pairs, with the angles and distances of the geometry guessed so far.
 
     A guess of the displacement is read from the vectors; the neighbours' scalars, filtered by the distances it
@@ -71,19 +71,19 @@ class NearMessages(nn.Module):
     and vectors. Bonds that form or break are visible to the next layers in this way.
 
     Args:
-        config: Sizes; ``near_cutoff`` is that of the table.
+        config: Sizes; ``short_range_cutoff`` is that of the table.
     """
 
     centres: Tensor
 
     def __init__(self, config: SiteNetworkConfig) -> None:
         super().__init__()
-        width, channels, radial = config.features, config.near_features, config.near_radial
+        width, channels, radial = config.features, config.short_range_features, config.short_range_n_radial
         self.channels = channels
         self.dropout = config.dropout
-        last = config.near_cutoff + _FURTHER
-        self.register_buffer("centres", torch.linspace(config.shortest, last, radial), persistent=False)
-        self.inverse_width = (radial - 1) / (last - config.shortest)
+        last = config.short_range_cutoff + _FURTHER
+        self.register_buffer("centres", torch.linspace(config.radial_min, last, radial), persistent=False)
+        self.inverse_width = (radial - 1) / (last - config.radial_min)
         self.norm = nn.LayerNorm(width)
         self.guess_gate = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.guess_out = nn.Linear(width, 1, bias=False)
@@ -106,7 +106,7 @@ class NearMessages(nn.Module):
         return out
 
     def forward(
-        self, table: NearTable, guess: Tensor, scalars: Tensor, vectors: Tensor, chunk_bytes: int
+        self, table: PaddedNeighbors, guess: Tensor, scalars: Tensor, vectors: Tensor, chunk_bytes: int
     ) -> tuple[Tensor, Tensor]:
         """Return the updated scalars and vectors.
 
@@ -135,7 +135,7 @@ class NearMessages(nn.Module):
         covariants = torch.cat([first, turned * bound[:, :, None]], -1)
         return scalars + self.scalar_out(invariants), vectors + self.vector_out(covariants)
 
-    def _moments(self, table: NearTable, guess: Tensor, sent: Tensor, chunk_bytes: int) -> Tensor:
+    def _moments(self, table: PaddedNeighbors, guess: Tensor, sent: Tensor, chunk_bytes: int) -> Tensor:
         """Sum 1, e and the components of e e^T - 1/3 over neighbours: ``(batch, n_sites, 10, channels)``."""
         n, k = table.source.shape
         row_bytes = 4 * len(guess) * k * self.channels * guess.element_size()
@@ -145,7 +145,7 @@ class NearMessages(nn.Module):
         parts = [self._moments_of(table, slice(i, i + step), guess, sent) for i in range(0, n, step)]
         return torch.cat(parts, dim=1)
 
-    def _moments_of(self, table: NearTable, sites: slice, guess: Tensor, sent: Tensor) -> Tensor:
+    def _moments_of(self, table: PaddedNeighbors, sites: slice, guess: Tensor, sent: Tensor) -> Tensor:
         """Return the moments of some sites."""
         source, vector, weight = table.source[sites], table.vector[sites], table.weight[sites]
         n, k = source.shape

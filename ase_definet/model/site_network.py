@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.edge_convolution import N_PATHS, Geometry
-from ase_definet.model.short_range import NearMessages
+from ase_definet.model.short_range import ShortRangeMessages
+from ase_definet.structures.state import N_CODES
 
 N_ELEMENTS = 119
 """Rows of an element table: 0 is an empty site, the rest are atomic numbers."""
@@ -38,26 +39,38 @@ class SiteNetwork(nn.Module):
         self.element = nn.Embedding(N_ELEMENTS, embedding)
         self.host_element = nn.Embedding(N_ELEMENTS, embedding)
         self.kind = nn.Embedding(3, embedding)
-        self.start = nn.Linear(3 * embedding, width)
+        self.embed = nn.Linear(3 * embedding, width)
+        self.state = _StateEmbedding(width) if config.states else None
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
-        between = config.layers - 1 if config.near_cutoff > 0 else 0
-        self.near = nn.ModuleList(NearMessages(config) for _ in range(between))
+        between = config.layers - 1 if config.short_range_cutoff > 0 else 0
+        self.short_range = nn.ModuleList(ShortRangeMessages(config) for _ in range(between))
         self.norm = nn.LayerNorm(width)
-        self.start_in = nn.Parameter(torch.randn(width)) if config.starts else None
+        self.noisy_start = nn.Parameter(torch.randn(width)) if config.noisy_starts else None
         self.gate = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.read_out = nn.Linear(width, 1, bias=False)
         nn.init.normal_(self.read_out.weight, std=0.1 / math.sqrt(width))
         self.error = (
-            nn.Sequential(nn.Linear(2 * width + 1, config.error_hidden), nn.SiLU(), nn.Linear(config.error_hidden, 1))
-            if config.error_hidden
+            nn.Sequential(
+                nn.Linear(2 * width + 1, config.error_head_features),
+                nn.SiLU(),
+                nn.Linear(config.error_head_features, 1),
+            )
+            if config.error_head_features
             else None
         )
 
     def network_for(self, host_numbers: Tensor) -> SiteNetwork:  # noqa: ARG002 - as of several networks
-        """Return the network for one host: itself, whatever the host; see :meth:`Experts.network_for`."""
+        """Return the network for one host: itself, whatever the host; see :meth:`HostRoutedModel.network_for`."""
         return self
 
-    def forward(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor) -> Tensor:
+    def forward(
+        self,
+        geometry: Geometry,
+        numbers: Tensor,
+        host_numbers: Tensor,
+        kinds: Tensor,
+        state: Tensor | None = None,
+    ) -> Tensor:
         """Predict the displacement of every site.
 
         Args:
@@ -65,11 +78,13 @@ class SiteNetwork(nn.Module):
             numbers: Atomic number on each site, 0 where empty, shape ``(n_sites, batch)``.
             host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
             kinds: Marker of each site (0 pristine, 1 substitution, 2 vacancy), shape ``(n_sites, batch)``.
+            state: Codes of each structure's state (:mod:`ase_definet.structures.state`), shape
+                ``(n_structures, batch, 4)``; unknown by default. Networks built without ``states`` ignore it.
 
         Returns:
             Displacements, shape ``(n_sites, batch, 3)``, in Å; zero on empty sites, zero mean over atoms.
         """
-        return self.stages(geometry, numbers, host_numbers, kinds)[-1]
+        return self.stages(geometry, numbers, host_numbers, kinds, state=state)[-1]
 
     def stages(
         self,
@@ -78,6 +93,7 @@ class SiteNetwork(nn.Module):
         host_numbers: Tensor,
         kinds: Tensor,
         start: Tensor | None = None,
+        state: Tensor | None = None,
     ) -> list[Tensor]:
         """Return the displacements guessed between layers and last the prediction; see :meth:`forward`.
 
@@ -87,12 +103,13 @@ class SiteNetwork(nn.Module):
             host_numbers: Atomic number of the host there.
             kinds: Marker of each site.
             start: Displacements at which the atoms are to begin, zero on empty sites, shape ``(n_sites, batch, 3)``,
-                in Å; the network must have been built with ``starts``. On the host's sites by default.
+                in Å; the network must have been built with ``noisy_starts``. On the host's sites by default.
+            state: Codes of each structure's state.
         """
-        return self._run(geometry, numbers, host_numbers, kinds, start)[0]
+        return self._run(geometry, numbers, host_numbers, kinds, start, state)[0]
 
     def estimate(
-        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the displacements and how far off they may be; see :meth:`forward`.
 
@@ -100,14 +117,14 @@ class SiteNetwork(nn.Module):
             Displacements, and the expected length of each one's error, shape ``(n_sites, batch)``, in Å; None where
             these weights have no such estimate.
         """
-        moved, features = self.with_features(geometry, numbers, host_numbers, kinds)
+        moved, features = self.with_features(geometry, numbers, host_numbers, kinds, state)
         return moved, None if self.error is None else self.expected_error(features)
 
     def with_features(
-        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the displacements and what their error is estimated from, shape ``(n_sites, batch, 2 F + 1)``."""
-        stages, hidden = self._run(geometry, numbers, host_numbers, kinds)
+        stages, hidden = self._run(geometry, numbers, host_numbers, kinds, state=state)
         ones = hidden.new_ones(hidden.shape[0], 1, 1)
         pooled = geometry.spread(geometry.total(hidden) / geometry.total(ones)).expand_as(hidden)
         length = (stages[-1].square().sum(-1, keepdim=True) + 1e-8).sqrt()
@@ -127,28 +144,35 @@ class SiteNetwork(nn.Module):
         host_numbers: Tensor,
         kinds: Tensor,
         start: Tensor | None = None,
+        state: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Return the stages and the scalars of the last layer, normalised."""
         host = self.host_element(host_numbers)[:, None].expand(-1, numbers.shape[1], -1)
         if not self.config.host_elements:
             host = torch.zeros_like(host)
-        site = self.start(torch.cat([self.element(numbers), host, self.kind(kinds)], dim=-1))
+        site = self.embed(torch.cat([self.element(numbers), host, self.kind(kinds)], dim=-1))
+        if self.state is not None:
+            if state is None:
+                state = numbers.new_zeros(*geometry.total(numbers[:, :, None]).shape[:2], len(N_CODES))
+            site = site + geometry.spread(self.state(state))
         scalars = site
         vectors = site.new_zeros(*site.shape[:2], 3, site.shape[2])
         if start is not None:
-            if self.start_in is None:
-                raise RuntimeError("this network was built without `starts`: its atoms begin on the host's sites")
-            vectors = start[..., None] * self.start_in
+            if self.noisy_start is None:
+                raise RuntimeError(
+                    "this network was built without `noisy_starts`: its atoms begin on the host's sites"
+                )
+            vectors = start[..., None] * self.noisy_start
         real = (numbers > 0).to(site.dtype)[..., None]
         guesses = []
         for number, layer in enumerate(self.layers):
-            if number and self.near:
-                near: Any = self.near[number - 1]
+            if number and self.short_range:
+                near: Any = self.short_range[number - 1]
                 guess = near.guess(scalars, vectors)
                 guesses.append((guess if start is None else guess + start) * real)
-                place = guesses[-1] if self.config.near_moves else torch.zeros_like(guesses[-1])
-                table = geometry.near(self.config.near_cutoff)
-                scalars, vectors = near(table, place, scalars, vectors, geometry.working_set.near_bytes)
+                place = guesses[-1] if self.config.short_range_displaced else torch.zeros_like(guesses[-1])
+                table = geometry.near(self.config.short_range_cutoff)
+                scalars, vectors = near(table, place, scalars, vectors, geometry.working_set.short_range_bytes)
             scalars, vectors = layer(geometry, site, scalars, vectors)
         hidden = self.norm(scalars)
         gate = self.gate(hidden)
@@ -159,6 +183,25 @@ class SiteNetwork(nn.Module):
             mean = geometry.total(displacement * real) / geometry.total(real).clamp_min(1)
             displacement = displacement - geometry.spread(mean)
         return [*guesses, displacement * real], hidden
+
+
+class _StateEmbedding(nn.Module):
+    """What the state of a structure adds to each of its sites, the sum of a vector a property.
+
+    References:
+        The global charge embedding of Wang, Mosquera-Lois et al., arXiv 2603.05238.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(n, features) for n in N_CODES)
+        for weight in self.tables.parameters():
+            nn.init.zeros_(weight)  # weights trained without states begin as they were
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the sum for codes of shape ``(..., 4)``, shape ``(..., F)``."""
+        parts = [table(state[..., k]) for k, table in enumerate(self.tables)]
+        return torch.stack(parts).sum(0)
 
 
 class _Layer(nn.Module):
@@ -234,14 +277,14 @@ class _Filters(nn.Module):
         self.cutoff = config.cutoff
         self.out = (N_PATHS, config.features)
         self.register_buffer(
-            "centres", torch.linspace(config.shortest, config.cutoff, config.radial), persistent=False
+            "centres", torch.linspace(config.radial_min, config.cutoff, config.n_radial), persistent=False
         )
-        self.inverse_width = (config.radial - 1) / (config.cutoff - config.shortest)
-        self.scale = 1 / math.sqrt(config.neighbors)
+        self.inverse_width = (config.n_radial - 1) / (config.cutoff - config.radial_min)
+        self.scale = 1 / math.sqrt(config.avg_num_neighbors)
         self.source = nn.Embedding(N_ELEMENTS, config.embedding)
         self.target = nn.Embedding(N_ELEMENTS, config.embedding)
         self.mlp = nn.Sequential(
-            nn.Linear(config.radial + 2 * config.embedding, 64), nn.SiLU(), nn.Linear(64, math.prod(self.out))
+            nn.Linear(config.n_radial + 2 * config.embedding, 64), nn.SiLU(), nn.Linear(64, math.prod(self.out))
         )
 
     def forward(self, geometry: Geometry) -> Tensor:

@@ -21,7 +21,7 @@ class WorkingSet:
     Attributes:
         sites: Sites in one pass, at most, unless a single structure has more.
         chunk_bytes: Messages of a chunk of edges, kernels of a chunk of waves, or messages of a block of sites.
-        near_bytes: Messages between close sites of a chunk of sites, where no gradient is wanted.
+        short_range_bytes: Messages between close sites of a chunk of sites, where no gradient is wanted.
         training_bytes: Messages of a block of sites where gradients are wanted, whose sums cost a pass over all
             sites a block.
 
@@ -34,7 +34,7 @@ class WorkingSet:
 
     sites: int
     chunk_bytes: int
-    near_bytes: int
+    short_range_bytes: int
     training_bytes: int
 
     @classmethod
@@ -51,8 +51,11 @@ class WorkingSet:
             free = torch.cuda.mem_get_info(device)[0]
         chunk = min(max(free // _PARTS, _LEAST), _MOST)
         return cls(
-            sites=max(1, free // _SITE_BYTES), chunk_bytes=chunk, near_bytes=chunk, training_bytes=max(chunk, 2**26)
+            sites=max(1, free // _SITE_BYTES),
+            chunk_bytes=chunk,
+            short_range_bytes=chunk,
+            training_bytes=max(chunk, 2**26),
         )
 
 
-_CPU = WorkingSet(sites=2_000, chunk_bytes=2 * 2**20, near_bytes=8 * 2**20, training_bytes=64 * 2**20)
+_CPU = WorkingSet(sites=2_000, chunk_bytes=2 * 2**20, short_range_bytes=8 * 2**20, training_bytes=64 * 2**20)

@@ -32,7 +32,7 @@ from ase_definet.matching.site_map import SiteMap, match_sites
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model import predict
 from ase_definet.model.graph import DefectGraph, batch_graphs
-from ase_definet.model.host_routing import Experts
+from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.model.working_set import WorkingSet
@@ -418,7 +418,7 @@ class DefiNetRelaxer:
         )
         matched = time.perf_counter()
         # on ideal sites the lattice is known without looking for neighbours
-        ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork | Experts)
+        ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork | HostRoutedModel)
         quick = ideal and LatticeGeometry.suits(torch.as_tensor(site_map.supercell))
         graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start, self._precision)
         reservations = tuple(self._reservations(given, site_map))
@@ -459,7 +459,7 @@ class DefiNetRelaxer:
         if graphs:
             moved, errors = predict(self.network, batch_graphs(graphs).to(self.device), self.working_set)
             return _numbers(moved), None if errors is None else _numbers(errors)
-        network = cast("SiteNetwork | Experts", self.network)
+        network = cast("SiteNetwork | HostRoutedModel", self.network)
         maps = [item.site_map for item in items]
         numbers = torch.as_tensor(np.stack([m.numbers for m in maps], axis=1)).to(self.device)
         kinds = torch.as_tensor(np.stack([m.kinds for m in maps], axis=1)).to(self.device)

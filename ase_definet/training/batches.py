@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ase_definet.data import Group
+from ase_definet.data import PairGroup
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.graph import DefectGraph, build_graph
@@ -31,7 +31,7 @@ class SiteBatches:
         device: Where batches go.
     """
 
-    def __init__(self, group: Group, model: ModelConfig, device: torch.device) -> None:
+    def __init__(self, group: PairGroup, model: ModelConfig, device: torch.device) -> None:
         self.group = group
         self.device = device
         self.host_numbers = torch.as_tensor(group.host_numbers, device=device)
@@ -53,6 +53,10 @@ class SiteBatches:
             ).to(device)
         self._near: dict[float, Tensor] = {}
 
+    def states(self, chosen: Array) -> Tensor:
+        """Return the codes of the states of some pairs, shape ``(1, n_chosen, 4)``."""
+        return torch.as_tensor(self.group.state[chosen].astype(np.int64)).to(self.device)[None]
+
     def batch(self, chosen: Array) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return numbers, kinds, target displacements (Å) and the mask of real atoms, sites first."""
         numbers = torch.as_tensor(self.group.numbers[chosen].T.astype(np.int64)).to(self.device)
@@ -63,7 +67,14 @@ class SiteBatches:
         mean = (target_ * real[..., None]).sum(0) / real.sum(0)[:, None]
         return numbers, kinds, (target_ - mean) * real[..., None], real
 
-    def predict(self, net: nn.Module, numbers: Tensor, kinds: Tensor, start: Tensor | None = None) -> list[Tensor]:
+    def predict(
+        self,
+        net: nn.Module,
+        numbers: Tensor,
+        kinds: Tensor,
+        start: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> list[Tensor]:
         """Run a network; return the guesses between its layers, if it has any, and last its prediction.
 
         Args:
@@ -71,11 +82,12 @@ class SiteBatches:
             numbers: Atomic number on each site, shape ``(n_sites, batch)``.
             kinds: Marker of each site, shape ``(n_sites, batch)``.
             start: Displacements at which the atoms begin, shape ``(n_sites, batch, 3)``, in Å.
+            state: Codes of the structures' states, shape ``(1, batch, 4)``.
         """
         if self.lattice is not None:
             if not isinstance(net, SiteNetwork):
                 raise TypeError(f"expected a SiteNetwork, found {type(net).__name__}")
-            return net.stages(self.lattice, numbers, self.host_numbers, kinds, start)
+            return net.stages(self.lattice, numbers, self.host_numbers, kinds, start, state)
         n, batch = numbers.shape
         one = self._template
         count = torch.arange(batch, device=self.device)
@@ -93,12 +105,12 @@ class SiteBatches:
         return [predict_displacements(net, graph).view(batch, n, 3).transpose(0, 1)]
 
     def with_features(
-        self, net: SiteNetwork, numbers: Tensor, kinds: Tensor, target: Tensor
+        self, net: SiteNetwork, numbers: Tensor, kinds: Tensor, target: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return what a network's error is estimated from, and the length of its true error in Å, site by site."""
         if self.lattice is None:
             raise TypeError("the published network has no estimate of its error")
-        moved, features = net.with_features(self.lattice, numbers, self.host_numbers, kinds)
+        moved, features = net.with_features(self.lattice, numbers, self.host_numbers, kinds, state)
         return features, (moved - target).norm(dim=-1)
 
     def near(self, kinds: Tensor, radius: float) -> Tensor:

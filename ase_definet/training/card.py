@@ -13,7 +13,7 @@ from ase_definet.checkpoints.format import save_checkpoint, write_card
 from ase_definet.matching.naming import defect_name
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.training.error_estimate import FOLDS, fit_uncertainty
+from ase_definet.training.error_estimate import FOLDS, fit_error_estimate
 from ase_definet.training.run import Run
 
 LABELLED = "labelled/"
@@ -74,14 +74,14 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
             "elements": sorted(elements),
             "hosts": hosts,
             "steps": run.step,
-            "batch": run.config.batch,
+            "batch_size": run.config.batch_size,
             "data_sha256": run.pack.sha256,
             "config": run.config.plain(),
         }
         | ({"labelled_by_networks": labelled} if labelled else {})
         | run.lineage,
         "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
-        "units": "Å: mae over all atoms, a3 within 3 Å of a defect, dummy: the ideal sites as the prediction",
+        "units": "Å: mae over all atoms, a3 within 3 Å of a defect, ideal_sites: the prediction that moves nothing",
         "limits": LIMITS,
     }
 
@@ -98,7 +98,7 @@ def export_weights(run: Run, path: Path, name: str, version: str) -> Path:
     card = build_card(run, name, version)
     network = run.average
     if isinstance(network, SiteNetwork) and sum(len(g.indices("val")) for g in run.groups) >= FOLDS:
-        network, card["uncertainty"] = fit_uncertainty(network, run.batches)
+        network, card["expected_error"] = fit_error_estimate(network, run.batches)
     save_checkpoint(path, network, card, overwrite=True)
     write_card(path, overwrite=True)
     return path

@@ -30,36 +30,38 @@ class TrainConfig:
     Attributes:
         data: The packed data set, a file made by ``ase-definet data pack``.
         out: Folder for checkpoints and logs.
-        shares: Share of the steps that each subset gets, by name (``high/MoS2``); only these are trained on. Empty
-            for all, in proportion to the square roots of their numbers of pairs.
+        sampling_weights: Share of the steps that each subset gets, by name (``high/MoS2``); only these are
+            trained on. Empty for all, in proportion to the square roots of their numbers of pairs.
         model: Sizes of the network; its type is the architecture.
-        fraction: Share of the training pairs that is used, the same ones every time.
+        training_fraction: Share of the training pairs that is used, the same ones every time.
         steps: Length of the run.
-        batch: Structures a step, over all devices together.
+        batch_size: Structures a step, over all devices together.
         optimizer: ``adamw``, or ``muon`` (Jordan et al., 2024): steps along orthogonalised momentum for the matrices
             between channels, AdamW for all else; some 9 % less error after 400 steps (docs/results.md).
-        rate: Peak learning rate.
-        muon: How many times ``rate`` is the rate of the matrices under ``muon``.
-        warmup: Steps of linear warm-up, at most a fifth of the run.
+        learning_rate: Peak learning rate.
+        muon_lr_ratio: How many times ``learning_rate`` is the rate of the matrices under ``muon``.
+        warmup_steps: Steps of linear warm-up, at most a fifth of the run.
         schedule: ``cosine`` (plateau, then to zero) or ``plateau`` (falls where validation no longer does).
-        decay: Last share of the run over which the cosine falls.
-        patience: Checks without gain before the ``plateau`` schedule multiplies the rate.
-        factor: What it multiplies with.
+        cosine_fraction: Last share of the run over which the cosine falls.
+        plateau_patience: Checks without gain before the ``plateau`` schedule multiplies the rate.
+        plateau_factor: What it multiplies with.
         weight_decay: Decoupled weight decay.
-        clip: Largest norm of the gradient.
-        ema: Decay of the moving average of the weights, which is what is validated and exported.
+        max_grad_norm: Largest norm of the gradient.
+        ema_decay: Decay of the moving average of the weights, which is what is validated and exported.
         loss: ``length`` of each atom's error, as published, or ``components``, what the coordinate MAE scores.
-        auxiliary: Weight of the loss of the guesses between layers.
-        corrupt: Share of the training structures whose atoms start somewhere between the host's sites and their
-            relaxed places, with noise, instead of on the sites (Godwin et al., ICLR 2022, "Noisy Nodes"); makes the
-            network one with ``starts``.
-        noise: Mean standard deviation of that noise, drawn evenly between zero and twice this, in Å.
+        auxiliary_loss_weight: Weight of the loss of the guesses between layers.
+        noisy_start_fraction: Share of the training structures whose atoms start somewhere between the host's sites
+            and their relaxed places, with noise, instead of on the sites (Godwin et al., ICLR 2022, "Noisy Nodes");
+            makes the network one with ``noisy_starts``.
+        noise_std: Mean standard deviation of that noise, drawn evenly between zero and twice this, in Å.
+        state_dropout: Share of the training structures whose charge is withheld, and likewise their spin
+            multiplicity and excitation, so that a network with ``states`` also answers where they are unknown.
         seed: Of initial weights, data order and dropout.
-        check: Steps between validations.
-        save: Steps between checkpoints.
-        check_size: Structures a group in the running validation; all at the end.
-        init: Weights to start from, bundled ones by name (``default``) or a file; their architecture and sizes
-            replace ``model``.
+        validate_every: Steps between validations.
+        checkpoint_every: Steps between checkpoints.
+        validation_size: Structures a group in the running validation; all at the end.
+        initial_weights: Weights to start from, bundled ones by name (``default``) or a file; their architecture
+            and sizes replace ``model``.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         devices: Devices a node.
         nodes: Nodes, under SLURM or torchrun.
@@ -71,31 +73,32 @@ class TrainConfig:
 
     data: str
     out: str
-    shares: Mapping[str, float] = field(default_factory=dict)
+    sampling_weights: Mapping[str, float] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=SiteNetworkConfig)
-    fraction: float = 1.0
+    training_fraction: float = 1.0
     steps: int = 30000
-    batch: int = 16
+    batch_size: int = 16
     optimizer: Literal["adamw", "muon"] = "adamw"
-    rate: float = 1.5e-3
-    muon: float = 10.0
-    warmup: int = 500
+    learning_rate: float = 1.5e-3
+    muon_lr_ratio: float = 10.0
+    warmup_steps: int = 500
     schedule: Literal["cosine", "plateau"] = "cosine"
-    decay: float = 0.4
-    patience: int = 5
-    factor: float = 0.8
+    cosine_fraction: float = 0.4
+    plateau_patience: int = 5
+    plateau_factor: float = 0.8
     weight_decay: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.999
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
     loss: Literal["length", "components"] = "length"
-    auxiliary: float = 0.0
-    corrupt: float = 0.0
-    noise: float = 0.15
+    auxiliary_loss_weight: float = 0.0
+    noisy_start_fraction: float = 0.0
+    noise_std: float = 0.15
+    state_dropout: float = 0.1
     seed: int = 0
-    check: int = 500
-    save: int = 250
-    check_size: int = 96
-    init: str = ""
+    validate_every: int = 500
+    checkpoint_every: int = 250
+    validation_size: int = 96
+    initial_weights: str = ""
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -111,12 +114,14 @@ class TrainConfig:
             TrainingError: Such a value.
         """
         _check_ranges(self)
-        if self.batch < self.devices * self.nodes:
-            raise TrainingError(f"a batch of {self.batch} cannot be shared by {self.devices * self.nodes} devices")
+        if self.batch_size < self.devices * self.nodes:
+            raise TrainingError(
+                f"a batch of {self.batch_size} cannot be shared by {self.devices * self.nodes} devices"
+            )
         for name, hint in get_type_hints(TrainConfig).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise TrainingError(f"{name} must be {' or '.join(get_args(hint))}, found {getattr(self, name)!r}")
-        _check_shares(self.shares)
+        _check_shares(self.sampling_weights)
         _check_model(self.model)
 
     def plain(self) -> dict[str, Any]:
@@ -129,27 +134,27 @@ class TrainConfig:
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "small": {"steps": 4000, "model": {"features": 48, "layers": 4, "dropout": 0.1}},
-        "base": {"steps": 12000, "corrupt": 0.5, "model": {"near_cutoff": 4.5, "dropout": 0.1}},
+        "base": {"steps": 12000, "noisy_start_fraction": 0.5, "model": {"short_range_cutoff": 4.5, "dropout": 0.1}},
         "deep": {
             "steps": 4000,
             "optimizer": "muon",
             "loss": "components",
-            "rate": 2e-3,
+            "learning_rate": 2e-3,
             "weight_decay": 0.1,
-            "warmup": 150,
-            "decay": 0.75,
-            "corrupt": 0.5,
-            "model": {"layers": 8, "vector_norm": True, "near_cutoff": 4.5, "dropout": 0.15},
+            "warmup_steps": 150,
+            "cosine_fraction": 0.75,
+            "noisy_start_fraction": 0.5,
+            "model": {"layers": 8, "vector_norm": True, "short_range_cutoff": 4.5, "dropout": 0.15},
         },
         "paper": {
             "steps": 60000,
-            "batch": 24,
-            "rate": 1e-4,
-            "warmup": 1,
+            "batch_size": 24,
+            "learning_rate": 1e-4,
+            "warmup_steps": 1,
             "schedule": "plateau",
             "weight_decay": 0.0,
-            "clip": 150.0,
-            "check": 1000,
+            "max_grad_norm": 150.0,
+            "validate_every": 1000,
             "model": {"architecture": "definet"},
         },
     }
@@ -167,7 +172,7 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     """Build a config from plain values, over those of a preset.
 
     Args:
-        options: Values by name, ``model`` and ``shares`` as tables.
+        options: Values by name, ``model`` and ``sampling_weights`` as tables.
         preset: One of :data:`PRESETS`.
 
     Raises:
@@ -175,7 +180,7 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     """
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise TrainingError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
-    for name in ("model", "shares"):
+    for name in ("model", "sampling_weights"):
         if not isinstance(options.get(name, {}), Mapping):
             raise TrainingError(f"the config: {name} must be a table, found {options[name]!r}")
     base = dict(PRESETS[preset]) if preset else {}
@@ -245,17 +250,17 @@ def _check_ranges(config: TrainConfig) -> None:
     for name, largest in _LARGEST.items():
         if not 0 <= getattr(config, name) <= largest:
             raise TrainingError(f"{name} must be between 0 and {largest:.10g}, found {getattr(config, name)}")
-    if not 0 < config.fraction <= 1:
-        raise TrainingError(f"fraction must be above 0 and at most 1, found {config.fraction}")
+    if not 0 < config.training_fraction <= 1:
+        raise TrainingError(f"training_fraction must be above 0 and at most 1, found {config.training_fraction}")
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
     if any(isinstance(share, bool) or not isinstance(share, (int, float)) for share in shares.values()):
-        raise TrainingError(f"shares must be numbers, found {dict(shares)}")
+        raise TrainingError(f"sampling_weights must be numbers, found {dict(shares)}")
     if not all(0 <= share < math.inf for share in shares.values()):
-        raise TrainingError(f"shares must not be negative, and finite, found {dict(shares)}")
+        raise TrainingError(f"sampling_weights must not be negative, and finite, found {dict(shares)}")
     if shares and not any(shares.values()):
-        raise TrainingError("shares must not be negative, nor all zero")
+        raise TrainingError("sampling_weights must not be negative, nor all zero")
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -270,8 +275,8 @@ def _check_model(model: ModelConfig) -> None:
             raise TrainingError(f"[model]: {f.name} must be between {least:g} and {most:g}, found {value}")
     if not isinstance(model, SiteNetworkConfig):
         return
-    if not 0 <= model.near_cutoff <= model.cutoff:
-        raise TrainingError(f"near_cutoff must be between 0 and the cutoff, found {model.near_cutoff}")
+    if not 0 <= model.short_range_cutoff <= model.cutoff:
+        raise TrainingError(f"short_range_cutoff must be between 0 and the cutoff, found {model.short_range_cutoff}")
     if not 0 <= model.dropout < 1:
         raise TrainingError(f"dropout must be at least 0 and below 1, found {model.dropout}")
 
@@ -281,25 +286,36 @@ _SIZES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "cutoff": (1.0, 50.0),
         "layers": (1, 1000),
-        "neighbors": (1e-3, 1e6),
-        "error_hidden": (0, _WIDEST),
+        "avg_num_neighbors": (1e-3, 1e6),
+        "error_head_features": (0, _WIDEST),
         "dropout": (0.0, math.inf),  # these two have bounds of their own
-        "near_cutoff": (-math.inf, math.inf),
+        "short_range_cutoff": (-math.inf, math.inf),
         "radial_range": (1e-3, 1e6),
     }
 )
 """Least and largest sizes; whole numbers not named here are between 1 and 100,000."""
 
 _MOST: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("steps", "check", "save", "check_size"), 10**9)
-    | {"batch": 10**6}
+    dict.fromkeys(("steps", "validate_every", "checkpoint_every", "validation_size"), 10**9)
+    | {"batch_size": 10**6}
     | dict.fromkeys(("devices", "nodes"), 10**4)
 )
 """Largest values of what is at least 1."""
 _LARGEST: Mapping[str, float] = MappingProxyType(
-    dict.fromkeys(("decay", "ema", "corrupt"), 1.0)
+    dict.fromkeys(("cosine_fraction", "ema_decay", "noisy_start_fraction", "state_dropout"), 1.0)
     | dict.fromkeys(
-        ("rate", "muon", "clip", "factor", "weight_decay", "auxiliary", "noise", "warmup", "patience"), math.inf
+        (
+            "learning_rate",
+            "muon_lr_ratio",
+            "max_grad_norm",
+            "plateau_factor",
+            "weight_decay",
+            "auxiliary_loss_weight",
+            "noise_std",
+            "warmup_steps",
+            "plateau_patience",
+        ),
+        math.inf,
     )
     | {"seed": 2**32 - 1}
 )

@@ -43,7 +43,7 @@ class _Atoms:
     subset: Array
 
 
-def fit_uncertainty(
+def fit_error_estimate(
     network: SiteNetwork, batches: list[SiteBatches], seed: int = 0
 ) -> tuple[SiteNetwork, dict[str, Any]]:
     """Return the network with an estimate of its error, and how reliable that is where it was not fitted.
@@ -68,7 +68,7 @@ def fit_uncertainty(
     device = atoms.features.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # not of devices that are another's
         torch.manual_seed(seed)
-        out = SiteNetwork(replace(network.config, error_hidden=HIDDEN)).to(device)
+        out = SiteNetwork(replace(network.config, error_head_features=HIDDEN)).to(device)
         out.load_state_dict(network.state_dict(), strict=False)
         fold = torch.as_tensor(np.random.default_rng(seed).permutation(structures) % FOLDS, device=device)
         of_atom = fold[atoms.structure]
@@ -92,7 +92,7 @@ def _atoms(network: SiteNetwork, batches: list[SiteBatches]) -> _Atoms:
         chosen = np.random.default_rng(0).permutation(own.group.indices("val"))[:_LARGEST]
         for start in range(0, len(chosen), 25):
             numbers, kinds, target, real = own.batch(chosen[start : start + 25])
-            found, error = own.with_features(network, numbers, kinds, target)
+            found, error = own.with_features(network, numbers, kinds, target, own.states(chosen[start : start + 25]))
             present = real > 0
             index = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers) + count
             features.append(found[present])

@@ -29,14 +29,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ase_definet.checkpoints.format import LoadedModel, load_checkpoint, resolve_model
-from ase_definet.data import Group, Pack
+from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.errors import CheckpointError, DefiNetError, DeviceError, TrainingError
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
-from ase_definet.model.host_routing import Experts
+from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.structures.files import replacing
 from ase_definet.structures.run_folder import RunFolder
+from ase_definet.structures.state import FUNCTIONAL
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import CONFIG, ModelConfig, TrainConfig, make_config, with_model
 
@@ -53,14 +54,14 @@ _MAY_CHANGE = {
     "data",
     "out",
     "steps",
-    "check",
-    "save",
-    "check_size",
+    "validate_every",
+    "checkpoint_every",
+    "validation_size",
     "accelerator",
     "devices",
     "nodes",
-    "init",
-    "decay",
+    "initial_weights",
+    "cosine_fraction",
     "attribution",
     "license",
 }
@@ -113,10 +114,10 @@ def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim
     rest = [weight for weight in network.parameters() if id(weight) not in known]
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=config.rate, betas=(0.9, 0.99), weight_decay=decay)
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=decay)
     ]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=config.rate, weight_decay=decay))
+        optimizers.append(torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=decay))
     return optimizers
 
 
@@ -129,9 +130,21 @@ def corrupted(target: Tensor, real: Tensor, config: TrainConfig) -> Tensor:
         config: How many, and how much noise.
     """
     chosen, way, width = torch.rand(3, 1, target.shape[1], 1, device=target.device)
-    noise = 2 * config.noise * width * torch.randn_like(target)
-    start: Tensor = (way * target + noise) * (chosen < config.corrupt) * real[..., None]
+    noise = 2 * config.noise_std * width * torch.randn_like(target)
+    start: Tensor = (way * target + noise) * (chosen < config.noisy_start_fraction) * real[..., None]
     return start
+
+
+def withheld(state: Tensor, share: float) -> Tensor:
+    """Return the codes of states with some of them unknown, drawn for each structure and property.
+
+    Args:
+        state: Codes, shape ``(1, batch, 4)``.
+        share: Of the structures; the functional, which every data set knows, stays.
+    """
+    hidden = torch.rand(state.shape, device=state.device) < share
+    hidden[..., FUNCTIONAL] = False
+    return state.masked_fill(hidden, 0)
 
 
 class _Stages(nn.Module):
@@ -141,8 +154,10 @@ class _Stages(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batches: SiteBatches, numbers: Tensor, kinds: Tensor, start: Tensor | None) -> list[Tensor]:
-        return batches.predict(self.network, numbers, kinds, start)
+    def forward(
+        self, batches: SiteBatches, numbers: Tensor, kinds: Tensor, start: Tensor | None, state: Tensor | None
+    ) -> list[Tensor]:
+        return batches.predict(self.network, numbers, kinds, start, state)
 
 
 class Run:
@@ -158,14 +173,14 @@ class Run:
 
     def __init__(self, config: TrainConfig, fabric: Fabric | None = None) -> None:
         self.fabric = fabric or make_fabric(config)
-        initial = load_checkpoint(resolve_model(config.init)) if config.init else None
-        self.pack = Pack.open(config.data)
+        initial = load_checkpoint(resolve_model(config.initial_weights)) if config.initial_weights else None
+        self.pack = PackedDataset.open(config.data)
         self.groups = _chosen_groups(self.pack, config)
         weights, card = None, None
         if initial is not None:
             weights, card = _of_groups(initial, self.groups)
             config = with_model(config, _with_dropout(weights.config, config.model))
-        if config.corrupt:
+        if config.noisy_start_fraction:
             config = with_model(config, _with_starts(config.model))
         self.config = config
         self.lineage = lineage_of(card)
@@ -193,14 +208,14 @@ class Run:
     def rate(self) -> float:
         """Return the learning rate of the next step."""
         config, step = self.config, self.step
-        warmup = min(config.warmup, config.steps // 5)
+        warmup = min(config.warmup_steps, config.steps // 5)
         if step < warmup:
-            return config.rate * (step + 1) / warmup
+            return config.learning_rate * (step + 1) / warmup
         if config.schedule == "plateau":
-            return config.rate * self.scale
-        falling = config.steps * (1 - config.decay)
+            return config.learning_rate * self.scale
+        falling = config.steps * (1 - config.cosine_fraction)
         share = min(1.0, max(0.0, (step - falling) / max(config.steps - falling, 1)))
-        return config.rate * 0.5 * (1 + math.cos(math.pi * share))
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
     def _next_group(self) -> int:
         """Pick the group that is furthest behind its share."""
@@ -210,8 +225,8 @@ class Run:
     def _next_pairs(self, which: int) -> Array:
         """Return the next training pairs of a group, shuffled anew every epoch."""
         pairs = self.train_pairs[which]
-        first = self.drawn[which] * self.config.batch
-        wanted = np.arange(first, first + self.config.batch)
+        first = self.drawn[which] * self.config.batch_size
+        wanted = np.arange(first, first + self.config.batch_size)
         out = []
         for epoch in np.unique(wanted // len(pairs)):
             order = np.random.default_rng([self.config.seed, which, int(epoch)]).permutation(pairs)
@@ -228,16 +243,18 @@ class Run:
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * world + rank)
         self.network.train()
         numbers, kinds, target, real = batches.batch(chosen)
-        start = corrupted(target, real, self.config) if self.config.corrupt else None
-        *guesses, predicted = self.stages(batches, numbers, kinds, start)
+        start = corrupted(target, real, self.config) if self.config.noisy_start_fraction else None
+        knows_states = isinstance(self.config.model, SiteNetworkConfig) and self.config.model.states
+        state = withheld(batches.states(chosen), self.config.state_dropout) if knows_states else None
+        *guesses, predicted = self.stages(batches, numbers, kinds, start, state)
         kind = self.config.loss
         loss = total = loss_of(predicted, target, real, kind)
-        if guesses and self.config.auxiliary:
+        if guesses and self.config.auxiliary_loss_weight:
             early = torch.stack([loss_of(guess, target, real, kind) for guess in guesses]).mean()
-            total = loss + self.config.auxiliary * early
+            total = loss + self.config.auxiliary_loss_weight * early
         self.network.zero_grad(set_to_none=True)
         self.fabric.backward(total)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             self.skipped += 1
             if self.skipped > _MAX_SKIPPED:
@@ -246,11 +263,11 @@ class Run:
                 )
             self.network.zero_grad(set_to_none=True)
         rate = self.rate()
-        for optimizer, own in zip(self.optimizers, (rate, self.config.muon * rate), strict=False):
+        for optimizer, own in zip(self.optimizers, (rate, self.config.muon_lr_ratio * rate), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = own
             optimizer.step()
-        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        decay = min(self.config.ema_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         self.drawn[which] += 1
@@ -265,7 +282,8 @@ class Run:
             limit: Most pairs a group; all by default.
 
         Returns:
-            ``mae`` of all atoms, ``a3`` within 3 Å of a defect, and ``dummy`` and ``dummy_a3`` of the ideal sites.
+            ``mae`` of all atoms, ``a3`` within 3 Å of a defect, and ``ideal_sites`` and ``ideal_sites_a3``, the same
+            of a prediction that moves nothing.
         """
         sums: dict[str, Tensor] = {}
         for group, batches in zip(self.groups, self.batches, strict=True):
@@ -281,7 +299,7 @@ class Run:
             values = whole.tolist()
             n, n_near = values[4:]
             if n:
-                keys = {"mae": n, "a3": n_near, "dummy": n, "dummy_a3": n_near}
+                keys = {"mae": n, "a3": n_near, "ideal_sites": n, "ideal_sites_a3": n_near}
                 table[name] = {k: v / max(m, 1) for (k, m), v in zip(keys.items(), values, strict=False)}
         return table
 
@@ -327,8 +345,8 @@ class Run:
         differ = [k for k in now if before[k] != now[k] and k not in _MAY_CHANGE]
         if data != self.pack.sha256:
             differ.append("data set")
-        if self.config.init and before["init"] != self.config.init:
-            differ.append("init")
+        if self.config.initial_weights and before["initial_weights"] != self.config.initial_weights:
+            differ.append("initial_weights")
         if differ:
             raise TrainingError(
                 f"{path} is the checkpoint of a run with another {', '.join(differ)}; give another `out`, or its "
@@ -362,8 +380,8 @@ class Run:
         average = float(np.mean([row["mae"] for row in table.values()]))
         self.stale = 0 if average < self.best else self.stale + 1
         self.best = min(self.best, average)
-        if self.stale > self.config.patience:
-            self.scale *= self.config.factor
+        if self.stale > self.config.plateau_patience:
+            self.scale *= self.config.plateau_factor
             self.stale = 0
 
 
@@ -373,8 +391,8 @@ def lineage_of(card: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     earlier = card.get("training") or {}
     begun = {"name": card.get("name"), "version": card.get("version")}
-    before = {"init": earlier["init"]} if "init" in earlier else {}
-    return {"init": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")} | before}
+    before = {"initial_weights": earlier["initial_weights"]} if "initial_weights" in earlier else {}
+    return {"initial_weights": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")} | before}
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -460,10 +478,10 @@ def _train(run: Run, folder: RunFolder, progress: Callable[[Run, float], object]
         losses.append(loss)
         run.seconds = time.perf_counter() - began
         done = run.step == config.steps
-        checked = run.step % config.check == 0 or done
-        save = run.step % config.save == 0 or done
+        checked = run.step % config.validate_every == 0 or done
+        save = run.step % config.checkpoint_every == 0 or done
         if checked:
-            run.table = run.validate(None if done else config.check_size)
+            run.table = run.validate(None if done else config.validation_size)
             run.follow(run.table)
         if checked or save:
             _all_or_none(fabric, partial(record, losses if checked else [], save=save))
@@ -522,7 +540,12 @@ def _rows_before(run: Run) -> list[dict[str, str]]:
 
 def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
     """Append a row to ``log.csv``, drop rows of a future that a killed run did not keep, and tell TensorBoard."""
-    row: dict[str, Any] = {"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), "loss": loss}
+    row: dict[str, Any] = {
+        "step": run.step,
+        "seconds": round(run.seconds, 1),
+        "learning_rate": run.rate(),
+        "loss": loss,
+    }
     row |= {f"{name} {key}": table[name][key] for name in table for key in ("mae", "a3")}
     kept = _rows_before(run)
     with replacing(run.out / LOG) as fresh, fresh.open("w", newline="", encoding="utf-8") as stream:
@@ -568,7 +591,7 @@ def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Te
         Six sums, shape ``(6,)``, the first four in Å.
     """
     numbers, kinds, target, real = batches.batch(chosen)
-    predicted = batches.predict(network, numbers, kinds)[-1]
+    predicted = batches.predict(network, numbers, kinds, state=batches.states(chosen))[-1]
     close = batches.near(kinds, 3.0) * real
     has_close = (close.sum(0) > 0).float()
     columns = []
@@ -578,44 +601,49 @@ def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Te
     return torch.stack([*columns, count, has_close.sum()])
 
 
-def _chosen_groups(pack: Pack, config: TrainConfig) -> list[Group]:
-    unknown = sorted(set(config.shares) - set(pack.subsets))
+def _chosen_groups(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
+    unknown = sorted(set(config.sampling_weights) - set(pack.subsets))
     if unknown:
-        raise TrainingError(f"shares name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}")
-    wanted = [name for name, share in config.shares.items() if share > 0] or list(pack.subsets)
+        raise TrainingError(
+            f"sampling_weights name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}"
+        )
+    wanted = [name for name, share in config.sampling_weights.items() if share > 0] or list(pack.subsets)
     groups = [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))]
     if not groups:
         raise TrainingError(f"{config.data}: no training pairs in {', '.join(wanted)}")
     return groups
 
 
-def _shares(groups: list[Group], config: TrainConfig) -> Array:
+def _shares(groups: list[PairGroup], config: TrainConfig) -> Array:
     """Return the share of the steps of each group; those of a subset go by their numbers of pairs."""
     pairs = np.array([len(group.indices("train")) for group in groups], dtype=float)
     names = [group.subset for group in groups]
     whole = {name: sum(n for n, own in zip(pairs, names, strict=True) if own == name) for name in names}
-    share = {name: config.shares.get(name, 0.0) if config.shares else math.sqrt(whole[name]) for name in names}
+    share = {
+        name: config.sampling_weights.get(name, 0.0) if config.sampling_weights else math.sqrt(whole[name])
+        for name in names
+    }
     out = np.array([share[name] * n / max(whole[name], 1) for name, n in zip(names, pairs, strict=True)])
     return np.asarray(out / max(out.sum(), 1e-12))
 
 
 def _fraction(pairs: Array, config: TrainConfig) -> Array:
-    if config.fraction == 1 or not len(pairs):
+    if config.training_fraction == 1 or not len(pairs):
         return pairs
-    kept = max(1, round(config.fraction * len(pairs)))
+    kept = max(1, round(config.training_fraction * len(pairs)))
     return np.sort(np.random.default_rng(0).permutation(pairs)[:kept])
 
 
-def _of_groups(loaded: LoadedModel, groups: list[Group]) -> tuple[Any, dict[str, Any]]:
+def _of_groups(loaded: LoadedModel, groups: list[PairGroup]) -> tuple[Any, dict[str, Any]]:
     """Return the one network that serves all groups, and its card: of several, the general one if they share none."""
-    if not isinstance(loaded.model, Experts):
+    if not isinstance(loaded.model, HostRoutedModel):
         return loaded.model, loaded.card
     found = [loaded.model.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
     networks = loaded.model.networks
     place = next(k for k, network in enumerate(networks) if network is found[0])
     if not place or any(one is not found[0] for one in found):
         return loaded.model.general, loaded.card
-    cards = loaded.card.get("experts", [])
+    cards = loaded.card.get("routed", [])
     return networks[place], cards[place - 1] if len(cards) == len(networks) - 1 else {}
 
 
@@ -625,11 +653,12 @@ def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:
         if isinstance(wanted, SiteNetworkConfig) and wanted.dropout:
             raise CheckpointError("dropout is not known to the published network; set it to 0")
         return given  # type: ignore[no-any-return]
-    dropout = wanted.dropout if isinstance(wanted, SiteNetworkConfig) else 0.0
-    return replace(given, dropout=dropout, error_hidden=0)
+    if not isinstance(wanted, SiteNetworkConfig):
+        return replace(given, dropout=0.0, error_head_features=0)
+    return replace(given, dropout=wanted.dropout, error_head_features=0, states=given.states or wanted.states)
 
 
 def _with_starts(model: ModelConfig) -> ModelConfig:
     if not isinstance(model, SiteNetworkConfig):
-        raise TrainingError("corrupt is not known to the published network; set it to 0")
-    return replace(model, starts=True)
+        raise TrainingError("noisy_start_fraction is not known to the published network; set it to 0")
+    return replace(model, noisy_starts=True)

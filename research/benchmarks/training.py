@@ -34,7 +34,7 @@ def forward_of(kind: str, batch: int) -> tuple[torch.nn.Module, list[Tensor]]:
     torch.manual_seed(0)
     maps = [match_sites(mos2(8, seed), "MoS2") for seed in range(batch)]
     if kind in {"default", "default by edges"}:
-        config = SiteNetworkConfig(near_cutoff=4.5, dropout=0.1)
+        config = SiteNetworkConfig(short_range_cutoff=4.5, dropout=0.1)
         net = SiteNetwork(config)
         if kind == "default":
             cell, positions = maps[0].unit

@@ -39,8 +39,8 @@ class Transcription:
         """Return all Gaussians of every edge."""
         u = (distance / self.config.radial_range).clamp(max=1)[:, None]
         envelope = 1 - 21 * u**5 + 35 * u**6 - 15 * u**7
-        centres = torch.linspace(0, 1, self.config.radial)
-        return torch.exp(-0.5 * ((u - centres) * (self.config.radial - 1)).square()) * envelope
+        centres = torch.linspace(0, 1, self.config.n_radial)
+        return torch.exp(-0.5 * ((u - centres) * (self.config.n_radial - 1)).square()) * envelope
 
     def __call__(self, graph: DefectGraph) -> Tensor:
         """Return the displacement of every site, shape ``(n_sites, 3)``, in Å."""

@@ -18,13 +18,20 @@ from research.paths import RESULTS
 OUT = RESULTS / "comparisons"
 RUNS = Path("runs/comparisons")
 HIGH = ("high/MoS2", "high/WSe2", "high/BN", "high/GaSe", "high/InSe", "high/P")
-SMALL = {"features": 48, "layers": 4, "near_cutoff": 4.5, "dropout": 0.1}
-BUDGET = {"steps": 500, "rate": 2e-3, "warmup": 100, "decay": 0.6, "check": 250, "save": 100}
+SMALL = {"features": 48, "layers": 4, "short_range_cutoff": 4.5, "dropout": 0.1}
+BUDGET = {
+    "steps": 500,
+    "learning_rate": 2e-3,
+    "warmup_steps": 100,
+    "cosine_fraction": 0.6,
+    "validate_every": 250,
+    "checkpoint_every": 100,
+}
 
 ABLATIONS = {
     "all": {},
-    "no short-range messages": {"near_cutoff": 0.0},
-    "short-range messages at ideal sites (no coordinate updates)": {"near_moves": False},
+    "no short-range messages": {"short_range_cutoff": 0.0},
+    "short-range messages at ideal sites (no coordinate updates)": {"short_range_displaced": False},
     "no site-kind gates (no defect-aware messages)": {"site_gates": False},
     "no mean over the structure (no global node)": {"pooling": False},
     "no products of vectors": {"vector_products": False},
@@ -35,7 +42,7 @@ ABLATIONS = {
     "two layers instead of four": {"layers": 2},
 }
 
-NOISY = {"corrupt": 0.5, "noise": 0.15}
+NOISY = {"noisy_start_fraction": 0.5, "noise_std": 0.15}
 STRONG = {"model": SMALL | {"dropout": 0.25}}
 MEMORISATION = {
     "dropout 0.1": {},
@@ -46,7 +53,7 @@ MEMORISATION = {
 
 
 DEEP = {"layers": 8, "vector_norm": True}
-MUON = {"optimizer": "muon", "rate": 2e-3, "weight_decay": 0.1}
+MUON = {"optimizer": "muon", "learning_rate": 2e-3, "weight_decay": 0.1}
 OPTIMIZERS = {
     "AdamW": {},
     "AdamW, component loss": {"loss": "components"},
@@ -62,35 +69,51 @@ def experiments() -> dict[str, dict]:
     out = {}
     even = dict.fromkeys(HIGH, 1.0)
     for name, changes in ABLATIONS.items():
-        out[f"ablation: {name}"] = {"shares": even, "model": SMALL | changes}
+        out[f"ablation: {name}"] = {"sampling_weights": even, "model": SMALL | changes}
     for share in (
         0.1,
         0.3,
         1.0,
     ):  # at the budget of the ablations the network has no time to memorise 10 %
-        out[f"data: {share:.0%}"] = {"shares": even, "model": SMALL, "fraction": share, "steps": 2500}
+        out[f"data: {share:.0%}"] = {
+            "sampling_weights": even,
+            "model": SMALL,
+            "training_fraction": share,
+            "steps": 2500,
+        }
     out["transfer: high to low"] = {
-        "shares": {"high/MoS2": 1.0, "high/WSe2": 1.0},
+        "sampling_weights": {"high/MoS2": 1.0, "high/WSe2": 1.0},
         "model": SMALL,
         "score": ["low/MoS2", "low/WSe2"],
     }
     out["transfer: low to high"] = {
-        "shares": {"low/MoS2": 1.0, "low/WSe2": 1.0},
+        "sampling_weights": {"low/MoS2": 1.0, "low/WSe2": 1.0},
         "model": SMALL,
         "score": ["high/MoS2", "high/WSe2"],
     }
-    out["held out: all but InSe"] = {"shares": {k: 1.0 for k in HIGH if k != "high/InSe"}, "model": SMALL}
+    out["held out: all but InSe"] = {"sampling_weights": {k: 1.0 for k in HIGH if k != "high/InSe"}, "model": SMALL}
     for pairs in (10, 40, 130, 400):
-        few = {"shares": {"high/InSe": 1.0}, "fraction": pairs / 400, "model": SMALL, "steps": 200, "warmup": 40}
+        few = {
+            "sampling_weights": {"high/InSe": 1.0},
+            "training_fraction": pairs / 400,
+            "model": SMALL,
+            "steps": 200,
+            "warmup_steps": 40,
+        }
         out[f"scratch: {pairs} pairs of InSe"] = few
-        out[f"fine-tuned: {pairs} pairs of InSe"] = few | {"init": "held out: all but InSe", "rate": 5e-4}
+        out[f"fine-tuned: {pairs} pairs of InSe"] = few | {
+            "initial_weights": "held out: all but InSe",
+            "learning_rate": 5e-4,
+        }
     for name in HIGH:
-        out[f"alone: {name}"] = {"shares": {name: 1.0}, "model": SMALL, "steps": 200, "warmup": 40}
+        out[f"alone: {name}"] = {"sampling_weights": {name: 1.0}, "model": SMALL, "steps": 200, "warmup_steps": 40}
     for name, changes in OPTIMIZERS.items():
         model = SMALL | {"dropout": 0.2} | changes.get("model", {})
-        out[f"optimizer: {name}"] = {"shares": {"high/P": 1.0}, "steps": 400} | NOISY | changes | {"model": model}
+        out[f"optimizer: {name}"] = (
+            {"sampling_weights": {"high/P": 1.0}, "steps": 400} | NOISY | changes | {"model": model}
+        )
     for name, changes in MEMORISATION.items():  # long enough for 405 pairs of one host to be memorised
-        out[f"memorisation: {name}"] = {"shares": {"high/P": 1.0}, "steps": 1500, "model": SMALL} | changes
+        out[f"memorisation: {name}"] = {"sampling_weights": {"high/P": 1.0}, "steps": 1500, "model": SMALL} | changes
     return out
 
 
@@ -98,7 +121,7 @@ def score(run: Run, subsets: list[str]) -> dict:
     """Validate a finished run, on further subsets too."""
     table = run.validate()
     if subsets:
-        other = Run(replace(run.config, shares=dict.fromkeys(subsets, 1.0), out=f"{run.config.out}/other"))
+        other = Run(replace(run.config, sampling_weights=dict.fromkeys(subsets, 1.0), out=f"{run.config.out}/other"))
         other.average.load_state_dict(run.average.state_dict())
         table |= other.validate()
     return table
@@ -118,8 +141,8 @@ def main() -> None:
         if file.exists() or (wanted and not any(part in name for part in wanted)):
             continue
         subsets = options.pop("score", [])
-        if "init" in options:
-            options["init"] = str(RUNS / stem(options["init"]) / "weights.safetensors")
+        if "initial_weights" in options:
+            options["initial_weights"] = str(RUNS / stem(options["initial_weights"]) / "weights.safetensors")
         config: TrainConfig = make_config(BUDGET | {"data": pack, "out": str(RUNS / file.stem)} | options)
         print(name, flush=True)
         run = train(config)

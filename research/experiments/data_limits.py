@@ -24,7 +24,7 @@ import spglib
 import torch
 
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
-from ase_definet.data import Group, Pack
+from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.matching.naming import defect_name
 from ase_definet.structures.metrics import minimum_image
 from ase_definet.training.batches import SiteBatches
@@ -40,7 +40,7 @@ ZERO = 1e-6
 OUT = RESULTS / "data_limits.json"
 
 
-def operations(group: Group) -> tuple[np.ndarray, np.ndarray]:
+def operations(group: PairGroup) -> tuple[np.ndarray, np.ndarray]:
     """Return what the symmetries of the pristine supercell make of its sites, and of vectors.
 
     Returns:
@@ -69,7 +69,7 @@ class Part(NamedTuple):
 
 
 @torch.no_grad()
-def predicted_parts(group: Group, batches: SiteBatches, network: torch.nn.Module) -> list[Part]:
+def predicted_parts(group: PairGroup, batches: SiteBatches, network: torch.nn.Module) -> list[Part]:
     """Return all validation pairs with the displacements that a network predicts."""
     chosen = group.indices("val")
     parts = []
@@ -86,7 +86,7 @@ def moves(batches: SiteBatches, pair: int) -> np.ndarray:
     return target[:, 0].double().numpy()
 
 
-def broken(group: Group, batches: SiteBatches) -> dict:
+def broken(group: PairGroup, batches: SiteBatches) -> dict:
     """Return how far symmetric structures are from symmetric after relaxation: coordinate MAE, in Å."""
     images, turned = operations(group)
     tags = np.random.default_rng(0).integers(1, 2**52, (len(group.sites), 120))
@@ -109,7 +109,7 @@ def broken(group: Group, batches: SiteBatches) -> dict:
 class Sites:
     """Distances between the sites of a group, and what keeps each of them in place."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: PairGroup) -> None:
         n = len(group.sites)
         apart = (group.sites[None] - group.sites[:, None]).reshape(-1, 3)
         self.group = group
@@ -142,7 +142,7 @@ class Sites:
         return np.asarray((moved - mean)[near])
 
 
-def lone(group: Group, batches: SiteBatches, parts: list[Part]) -> dict:
+def lone(group: PairGroup, batches: SiteBatches, parts: list[Part]) -> dict:
     """Return how lone defects relax and what a network knows of it on validation pairs.
 
     The spread of how far their nearest atoms move out and the share of its variance that the network explains; and of
@@ -182,7 +182,7 @@ def lone(group: Group, batches: SiteBatches, parts: list[Part]) -> dict:
     return table
 
 
-def longest_waves(group: Group) -> np.ndarray:
+def longest_waves(group: PairGroup) -> np.ndarray:
     """Return the longest waves of the supercell that move each primitive cell as a whole, shape ``(n_sites, n_waves)``."""
     reciprocal = 2 * np.pi * np.linalg.inv(group.unit_cell).T
     shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3), axis=-1).reshape(-1, 3)
@@ -193,7 +193,7 @@ def longest_waves(group: Group) -> np.ndarray:
     return found[:, size > ZERO]
 
 
-def reach(group: Group, parts: list[Part]) -> dict:
+def reach(group: PairGroup, parts: list[Part]) -> dict:
     """Return what share of squared displacements and errors on validation pairs the longest waves have.
 
     Besides, for the displacements along z in these waves: how often over the predicted amplitude the true one is, one
@@ -260,7 +260,7 @@ def main() -> None:
     """Measure and write."""
     model = load_checkpoint(resolve_model("default")).model
     table = {}
-    for group in Pack.open(Path(sys.argv[1])).groups:
+    for group in PackedDataset.open(Path(sys.argv[1])).groups:
         row = table.setdefault(group.subset, {})
         network = model.network_for(torch.as_tensor(group.host_numbers))
         batches = SiteBatches(group, network.config, torch.device("cpu"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ase_definet.data import Pack
+from ase_definet.data import PackedDataset
 from ase_definet.data.pairs import SPLITS
 from research.paths import RESULTS
 
@@ -18,7 +18,7 @@ OUT = RESULTS / "data_summary.json"
 
 def main() -> None:
     """Count and write."""
-    pack = Pack.open(Path(sys.argv[1]))
+    pack = PackedDataset.open(Path(sys.argv[1]))
     table = {}
     for name, groups in sorted(pack.subsets.items()):
         defects = np.concatenate([(group.numbers != group.host_numbers).sum(axis=1) for group in groups])

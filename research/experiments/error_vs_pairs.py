@@ -10,6 +10,7 @@ minutes on one core; finished ones are skipped. Every network has the same numbe
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,17 @@ from ase_definet.training.run import Run
 from research.experiments.data_limits import Part, alike, predicted_parts, sizes
 from research.paths import RESULTS
 
-MODEL = {"features": 48, "layers": 5, "near_cutoff": 4.5, "dropout": 0.2, "vector_norm": True}
-STEPS = {"optimizer": "muon", "loss": "components", "rate": 2e-3, "muon": 10.0, "weight_decay": 0.1}
-BUDGET = {"steps": 1200, "warmup": 150, "decay": 0.75, "corrupt": 0.5, "noise": 0.15}
+MODEL = {"features": 48, "layers": 5, "short_range_cutoff": 4.5, "dropout": 0.2, "vector_norm": True}
+STEPS = {"optimizer": "muon", "loss": "components", "learning_rate": 2e-3, "muon_lr_ratio": 10.0, "weight_decay": 0.1}
+BUDGET = {"steps": 1200, "warmup_steps": 150, "cosine_fraction": 0.75, "noisy_start_fraction": 0.5, "noise_std": 0.15}
 SHARES = {"quarter": 0.25, "half": 0.5, "other half": 0.5, "all": 1.0, "all, other seed": 1.0}
 OUT = RESULTS / "error_vs_pairs"
+
+
+def options(source: str, subset: str, name: str, fraction: float, seed: int) -> dict[str, Any]:
+    """Return the settings of one run."""
+    own = {"data": source, "out": f"runs/error_vs_pairs/{subset}/{name}", "sampling_weights": {subset: 1.0}}
+    return BUDGET | STEPS | own | {"model": MODEL, "training_fraction": fraction, "seed": seed}
 
 
 def trained(config: TrainConfig, *, others: bool) -> tuple[int, list[Part]]:
@@ -48,10 +55,9 @@ def main() -> None:
         file = OUT / f"{subset.split('/')[1]}.json"
         if file.exists():
             continue
-        options = BUDGET | STEPS | {"data": source, "model": MODEL, "shares": {subset: 1.0}}
         rows, parts = {}, {}
         for seed, (name, fraction) in enumerate(SHARES.items(), 1):
-            config = make_config(options | {"out": f"runs/pairs/{subset}/{name}", "fraction": fraction, "seed": seed})
+            config = make_config(options(source, subset, name, fraction, seed))
             pairs, parts[name] = trained(config, others=name == "other half")
             rows[name] = {"pairs": pairs, "mae": float(sizes(parts[name]).mean())}
             print(subset, name, rows[name], flush=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
-from ase_definet.data import Pack
+from ase_definet.data import PackedDataset
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.run import summed_errors
 from research.paths import RESULTS
@@ -26,7 +26,7 @@ def main() -> None:
     """Score and write."""
     model = load_checkpoint(resolve_model("default")).model
     table = {}
-    for group in Pack.open(Path(sys.argv[1])).groups:
+    for group in PackedDataset.open(Path(sys.argv[1])).groups:
         row = table.setdefault(group.subset, {})
         network = model.network_for(torch.as_tensor(group.host_numbers))
         batches = SiteBatches(group, network.config, torch.device("cpu"))

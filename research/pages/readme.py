@@ -32,15 +32,15 @@ def table() -> str:
     summary = result("data_summary")["subsets"]
     for name, card in bundled_cards().items():
         pairs = sum(host["training_pairs"] for host in card["training"]["hosts"].values())
-        experts = card.get("experts", [])
-        runs = [card, *experts]
+        routed = card.get("routed", [])
+        runs = [card, *routed]
         labelled = sum(sum(run["training"].get("labelled_by_networks", {}).values()) for run in runs)
         own = f", and {labelled:,} random structures that its predecessors labelled," if labelled else ""
-        served = "; ".join(" and ".join(NAMES.get(host, host) for host in one["hosts"]) for one in experts)
-        kind = f"networks for {served}, and one for all other hosts" if experts else "one network for all hosts"
+        served = "; ".join(" and ".join(NAMES.get(host, host) for host in one["hosts"]) for one in routed)
+        kind = f"networks for {served}, and one for all other hosts" if routed else "one network for all hosts"
         parts.append(
             f"`{name}` {card['version']}: {kind}, {card['parameters']:,} parameters, trained on "
-            f"{pairs:,} pairs of 2DMD{own} for {steps(runs):,} steps of {card['training']['batch']} on two "
+            f"{pairs:,} pairs of 2DMD{own} for {steps(runs):,} steps of {card['training']['batch_size']} on two "
             "CPU cores. "
             f"Elements: {', '.join(card['training']['elements'])}.\n"
         )
@@ -69,7 +69,7 @@ def steps(cards: list[dict[str, Any]]) -> int:
         run = card["training"]
         while run:
             found[json.dumps(run["config"], sort_keys=True)] = run["steps"]
-            run = run.get("init")
+            run = run.get("initial_weights")
     return sum(found.values())
 
 

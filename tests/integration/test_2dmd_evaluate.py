@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ase_definet.cli import cli
-from ase_definet.data import Pack
+from ase_definet.data import PackedDataset
 from tests.conftest import DATA
 
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the 2DMD data is not here (../shared/data)")
@@ -84,7 +84,7 @@ def test_the_model_beats_what_needs_no_network(source, ids, cache, tmp_path):
     assert f"{row['ideal_sites']['a3']:.4f}" in line
 
     (packed,) = cache.iterdir()
-    assert result["data_sha256"] == Pack.open(packed).sha256
+    assert result["data_sha256"] == PackedDataset.open(packed).sha256
     stamp = packed.stat().st_mtime_ns
     assert "packing" in done.output
     again = evaluate(source, "--split", "val", "--limit", 2, "--no-superposition")

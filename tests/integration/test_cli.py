@@ -487,7 +487,7 @@ def test_lists_and_help():
 
 
 def test_weights_of_the_authors_code_can_be_used():
-    config = DefiNetConfig(features=16, layers=2, radial=8, n_elements=100)
+    config = DefiNetConfig(features=16, layers=2, n_radial=8, n_elements=100)
     torch.save(DefiNet(config).state_dict(), "best.pt")
     assert "wrote new/w.safetensors: definet" in ok("import-checkpoint", "best.pt", "new/w.safetensors")
     assert "exists" in refused(2, "import-checkpoint", "best.pt", "new/w.safetensors")
@@ -510,7 +510,7 @@ def test_weights_of_another_program():
 
 
 def test_truncated_weights():
-    torch.save(DefiNet(DefiNetConfig(features=16, layers=2, radial=8)).state_dict(), "best.pt")
+    torch.save(DefiNet(DefiNetConfig(features=16, layers=2, n_radial=8)).state_dict(), "best.pt")
     ok("import-checkpoint", "best.pt", "w.safetensors")
     whole = Path("w.safetensors").read_bytes()
     Path("w.safetensors").write_bytes(whole[: len(whole) // 2])

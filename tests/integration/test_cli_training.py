@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.cli import cli
-from ase_definet.data import Pack
+from ase_definet.data import PackedDataset
 from tests.conftest import REPO, pristine
 from tests.pairs import radial_pairs
 
@@ -78,7 +78,7 @@ def here(made, monkeypatch) -> None:
 
 
 def test_from_files_to_scores(tmp_path):
-    assert len(Pack.open("set.pack").groups[0]) == 16
+    assert len(PackedDataset.open("set.pack").groups[0]) == 16
     info = ok("data", "info", "set.pack").output
     assert "high/MoS2" in info
     assert "host MoS2, 4x4x1 (48 sites), 16 pairs: train 12, val 4, test 0" in info
@@ -94,7 +94,9 @@ def test_from_files_to_scores(tmp_path):
     row = json.loads(result.read_text())["subsets"]["high/MoS2"]
     assert row["n"] == 4
     # the card and the evaluation call the same thing the validation error; the mean displacement they treat apart
-    assert row["ideal_sites"]["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["dummy"], rel=0.1)
+    assert row["ideal_sites"]["coordinate_mae"] == pytest.approx(
+        card["validation"]["high/MoS2"]["ideal_sites"], rel=0.1
+    )
     assert row["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["mae"], rel=0.1)
     assert run("export", "run", weights).exit_code == 2
     assert "wrote" in ok("export", "run", weights, "--overwrite", "--name", "yours").output
@@ -151,7 +153,7 @@ def test_a_run_from_a_config_is_resumed_by_the_same_command(tmp_path):
 def test_fine_tuning_from_weights(tmp_path):
     ok("export", "run", tmp_path / "a.safetensors")
     weights, out = tmp_path / "a.safetensors", tmp_path / "tuned"
-    ok("train", "--data", "set.pack", "--preset", "base", "-o", out, "--init", weights, "--steps", 1, *CPU)
+    ok("train", "--data", "set.pack", "--preset", "base", "-o", out, "--initial-weights", weights, "--steps", 1, *CPU)
     weights.unlink()
     ok("export", out, tmp_path / "b.safetensors")
     tuned = load_checkpoint(tmp_path / "b.safetensors")
@@ -239,7 +241,10 @@ def test_bad_usage(made, args, message):
         (("data", "info", "set.xyz"), "set.xyz: cannot be read as a packed data set"),
         (("data", "info", "nothing"), "nothing: cannot be read"),
         (("train", "--preset", "small", "--data", "set.xyz", "-o", "x", *CPU), "cannot be read as a packed data set"),
-        (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--init", "nothing", *CPU), "nothing"),
+        (
+            ("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--initial-weights", "nothing", *CPU),
+            "nothing",
+        ),
     ],
 )
 def test_input_that_cannot_be_used(made, args, message):
@@ -265,7 +270,7 @@ def test_evaluation_packs_files_once(tmp_path, monkeypatch):
     assert "once" in ok(*command, "--no-superposition").output
     assert "once" not in ok(*command, "--no-superposition").output
     (packed,) = (tmp_path / "cache" / "ase-definet").iterdir()
-    assert sorted(Pack.open(packed).groups[0].split.tolist()) == [0, 1, 1]
+    assert sorted(PackedDataset.open(packed).groups[0].split.tolist()) == [0, 1, 1]
     changed = pristine("MoS2", 1)
     changed.positions += np.array([0, 0, 0.5])
     write(tmp_path / "host.cif", changed)

@@ -18,7 +18,7 @@ from ase.io import write
 
 from tests.conftest import DATA, REPO, pristine
 
-STEPS = "--steps 40 --save 10"
+STEPS = "--steps 40 --checkpoint-every 10"
 
 
 def commands() -> list[str]:

@@ -25,8 +25,8 @@ HERE = Path(__file__).parent
 DRIFT = 1e-6
 """Å; the displacements are of order 0.1 Å, in float32."""
 NETWORKS = {
-    "site": lambda: SiteNetwork(SiteNetworkConfig(cutoff=5.0, features=8, layers=2, radial=6, embedding=4)),
-    "definet": lambda: DefiNet(DefiNetConfig(features=8, layers=2, radial=16)),
+    "site": lambda: SiteNetwork(SiteNetworkConfig(cutoff=5.0, features=8, layers=2, n_radial=6, embedding=4)),
+    "definet": lambda: DefiNet(DefiNetConfig(features=8, layers=2, n_radial=16)),
 }
 
 

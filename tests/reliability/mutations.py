@@ -312,15 +312,15 @@ data = "{data}"
 out = "run"
 accelerator = "cpu"
 steps = 2
-check = 2
-batch = 4
-rate = 1.5e-3
+validate_every = 2
+batch_size = 4
+learning_rate = 1.5e-3
 seed = 1
-ema = 0.99
+ema_decay = 0.99
 schedule = "cosine"
 license = "MIT"
 
-[shares]
+[sampling_weights]
 "high/MoS2" = 1.0
 
 [model]
@@ -328,7 +328,7 @@ architecture = "site"
 features = 8
 layers = 1
 cutoff = 5.0
-near_cutoff = 4.0
+short_range_cutoff = 4.0
 dropout = 0.1
 """
 
@@ -359,7 +359,7 @@ def prepare(made: Path) -> None:
         for stage in ("unrelaxed", "relaxed"):
             write(made / "layout" / "MoS2" / "CIF" / f"{frame.info['id']}_{stage}.cif", frame)
     (made / "layout" / "MoS2" / "train.csv").write_text("atoms_id\nk0\nk1\nk2\n")
-    torch.save(DefiNet(DefiNetConfig(features=8, layers=1, radial=8)).state_dict(), made / "authors.pt")
+    torch.save(DefiNet(DefiNetConfig(features=8, layers=1, n_radial=8)).state_dict(), made / "authors.pt")
     (made / "incar.txt").write_text(INCAR[0])
     (made / "kpoints.txt").write_text("2x2x1")
     _sound("data", "pack", made / "set.xyz", made / "set.pack", "--host", "MoS2", "--workers", 1)

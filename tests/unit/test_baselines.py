@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ase_definet.data import Group
+from ase_definet.data import PairGroup
 from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import RIDGES, LinearSuperposition
 from ase_definet.matching.library import library
@@ -24,12 +24,12 @@ MIRRORED = np.array([[0, 3, 0], [2, 1, 0], [0, 0, 1]])
 SUPERCELLS = pytest.mark.parametrize("supercell", [DIAGONAL, SKEW, MIRRORED], ids=["diagonal", "skew", "mirrored"])
 
 
-def group_of(numbers, supercell, moves) -> Group:
+def group_of(numbers, supercell, moves) -> PairGroup:
     """Return pairs on MoS2 sites, a third of their displacement already in the unrelaxed structure."""
     host = library()["MoS2"]
     whole = np.where(numbers[..., None] > 0, moves, 0.0)
     ones = np.ones(len(numbers))
-    return Group(
+    return PairGroup(
         subset="test/MoS2",
         host="MoS2",
         unit_numbers=host.numbers,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ase.build import bulk, make_supercell
 
-from ase_definet.data import Group
+from ase_definet.data import PairGroup
 from ase_definet.model import predict_displacements
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.graph import build_graph
@@ -18,9 +18,16 @@ from tests.conftest import pristine
 from tests.pairs import pack_of, radial_pairs
 
 SITE = SiteNetworkConfig(
-    cutoff=4.5, features=8, layers=3, radial=6, embedding=4, near_cutoff=3.5, near_features=4, near_radial=6
+    cutoff=4.5,
+    features=8,
+    layers=3,
+    n_radial=6,
+    embedding=4,
+    short_range_cutoff=3.5,
+    short_range_features=4,
+    short_range_n_radial=6,
 )
-DEFINET = DefiNetConfig(cutoff=4.5, features=8, layers=1, radial=8)
+DEFINET = DefiNetConfig(cutoff=4.5, features=8, layers=1, n_radial=8)
 SINGLE = 2e-5
 """Agreement in single precision, relative to the largest displacement."""
 PACKED = 1e-4
@@ -48,7 +55,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def group(request, tmp_path_factory) -> Group:
+def group(request, tmp_path_factory) -> PairGroup:
     (group,) = pack_of(tmp_path_factory.mktemp("pack") / "pack", CASES[request.param]()).groups
     return group
 

@@ -20,22 +20,24 @@ from ase_definet.checkpoints.format import (
     load_checkpoint,
     resolve_model,
     save_checkpoint,
-    upgrade_checkpoint,
     write_card,
 )
+from ase_definet.checkpoints.upgrade import upgrade_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import CheckpointError, OutputExistsError
-from ase_definet.model.config import DefiNetConfig, ExpertConfig, ExpertsConfig, SiteNetworkConfig
+from ase_definet.model.config import DefiNetConfig, HostRoutedConfig, RoutedConfig, SiteNetworkConfig
+from ase_definet.model.host_routing import HostRoutedModel
+from ase_definet.model.site_network import SiteNetwork
 
 CONFIGS = {
-    "site": SiteNetworkConfig(features=8, layers=2, radial=6, embedding=4, cutoff=5.5),
-    "definet": DefiNetConfig(features=8, layers=2, radial=12, cutoff=5.0, max_neighbors=30, n_elements=90),
+    "site": SiteNetworkConfig(features=8, layers=2, n_radial=6, embedding=4, cutoff=5.5),
+    "definet": DefiNetConfig(features=8, layers=2, n_radial=12, cutoff=5.0, max_neighbors=30, n_elements=90),
 }
-CONFIGS["experts"] = ExpertsConfig(
+CONFIGS["host_routed"] = HostRoutedConfig(
     general=CONFIGS["site"],
-    experts=(
-        ExpertConfig(hosts=((31, 34), (34, 49)), model=dataclasses.replace(CONFIGS["site"], features=4)),
-        ExpertConfig(hosts=((15,),), model=CONFIGS["site"]),
+    routed=(
+        RoutedConfig(hosts=((31, 34), (34, 49)), model=dataclasses.replace(CONFIGS["site"], features=4)),
+        RoutedConfig(hosts=((15,),), model=CONFIGS["site"]),
     ),
 )
 CARD = {"trained_on": ["MoS2", "WSe2"], "mae": 0.02, "note": "Ångström"}
@@ -227,19 +229,19 @@ def test_damaged_metadata(saved, changes, message):
 
 def test_a_setting_added_later_keeps_its_default(saved):
     config = json.loads(metadata_of(saved)["config"])
-    del config["neighbors"]
+    del config["avg_num_neighbors"]
     assert load_checkpoint(resave(saved, config=json.dumps(config))).config == CONFIGS["site"]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("start.weight", None, "does not fit site: missing start.weight"),
+        ("embed.weight", None, "does not fit site: missing embed.weight"),
         ("finish.weight", torch.zeros(2), "does not fit site: unexpected finish.weight"),
-        ("start.weight", torch.zeros(8, 5), r"start.weight must be \(8, 12\), found \(8, 5\)"),
-        ("start.weight", torch.full((8, 12), torch.nan), "not finite numbers, first in start.weight"),
-        ("start.weight", torch.zeros(8, 12, dtype=torch.int32), "not finite numbers, first in start.weight"),
-        ("start.weight", torch.zeros(8, 12).double(), "mixes precisions torch.float32, torch.float64"),
+        ("embed.weight", torch.zeros(8, 5), r"embed.weight must be \(8, 12\), found \(8, 5\)"),
+        ("embed.weight", torch.full((8, 12), torch.nan), "not finite numbers, first in embed.weight"),
+        ("embed.weight", torch.zeros(8, 12, dtype=torch.int32), "not finite numbers, first in embed.weight"),
+        ("embed.weight", torch.zeros(8, 12).double(), "mixes precisions torch.float32, torch.float64"),
     ],
 )
 def test_tensors_that_do_not_fit(saved, name, value, message):
@@ -251,7 +253,7 @@ def test_tensors_that_do_not_fit(saved, name, value, message):
 
 
 def test_many_missing_tensors_are_counted(saved):
-    assert_refused(resave(saved, {"start.weight": torch.zeros(8, 12)}, config='{"layers": 1}'), "and [0-9]+ more")
+    assert_refused(resave(saved, {"embed.weight": torch.zeros(8, 12)}, config='{"layers": 1}'), "and [0-9]+ more")
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
@@ -374,6 +376,46 @@ def test_upgrade_of_version_1(saved, tmp_path):
         upgrade_checkpoint(new, tmp_path / "newer.safetensors")
     with pytest.raises(OutputExistsError):
         upgrade_checkpoint(saved, new)
+
+
+VERSION_1_SIZES = {"cutoff": 5.0, "features": 8, "layers": 2, "radial": 6, "embedding": 4, "near_cutoff": 3.0}
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_names_of_version_1_become_the_present_ones(tmp_path, routed):
+    """Settings, tensors and card keys: what loads is the same network, whatever the file called its parts."""
+    sizes = {"cutoff": 5.0, "features": 8, "layers": 2, "n_radial": 6, "embedding": 4, "short_range_cutoff": 3.0}
+    own = SiteNetworkConfig(**sizes, noisy_starts=True)
+    config = HostRoutedConfig(general=own, routed=(RoutedConfig(hosts=((5, 7),), model=own),)) if routed else own
+    torch.manual_seed(0)
+    model = (HostRoutedModel if routed else SiteNetwork)(config)
+    old = {}
+    for name, value in model.state_dict().items():
+        parts = ["experts" if part == "routed" else part for part in name.split(".")]
+        at = 2 if parts[0] == "experts" else int(parts[0] == "general")
+        earlier = {"short_range": "near", "embed": "start", "noisy_start": "start_in"}
+        old[".".join([*parts[:at], earlier.get(parts[at], parts[at]), *parts[at + 1 :]])] = value
+    values = VERSION_1_SIZES | {"starts": True}
+    if routed:
+        values = {"general": values, "experts": [{"hosts": [[5, 7]], "model": values}]}
+    run = {"shares": {"high/BN": 1.0}, "rate": 1e-3, "check": 5, "init": "", "model": {"near_cutoff": 3.0}}
+    card = {"training": {"config": run, "batch": 4}, "validation": {"high/BN": {"mae": 1.0, "dummy": 2.0}}}
+    metadata = {"format": "ase-definet", "format_version": "1", "architecture": "experts" if routed else "site"}
+    metadata |= {"config": json.dumps(values), "card": json.dumps(card)}
+    save_file(old, tmp_path / "old.safetensors", metadata)
+    loaded = load_checkpoint(upgrade_checkpoint(tmp_path / "old.safetensors", tmp_path / "new.safetensors"))
+    assert loaded.config == config
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.model.state_dict().items())
+    training = loaded.card["training"]
+    assert training["batch_size"] == 4
+    assert training["config"] == {
+        "sampling_weights": {"high/BN": 1.0},
+        "learning_rate": 1e-3,
+        "validate_every": 5,
+        "initial_weights": "",
+        "model": {"short_range_cutoff": 3.0},
+    }
+    assert loaded.card["validation"] == {"high/BN": {"mae": 1.0, "ideal_sites": 2.0}}
 
 
 def test_vanadium_of_version_1_is_not_guessed(saved, tmp_path):

@@ -162,7 +162,15 @@ def test_cuda_out_of_memory_halves_and_goes_on():
 @pytest.mark.parametrize("sizes", [SITE, DEFINET], ids=["site", "definet"])
 def test_cuda_takes_training_steps(tmp_path, sizes):
     data = str(pack_of(tmp_path / "pack", radial_pairs(18, 6)).path)
-    config = TrainConfig(data=data, out=str(tmp_path / "cuda"), model=sizes, steps=8, batch=4, check=4, save=4)
+    config = TrainConfig(
+        data=data,
+        out=str(tmp_path / "cuda"),
+        model=sizes,
+        steps=8,
+        batch_size=4,
+        validate_every=4,
+        checkpoint_every=4,
+    )
     there = Run(replace(config, accelerator=CUDA))
     here = Run(replace(config, accelerator="cpu", out=str(tmp_path / "cpu")))
     assert there.fabric.device.type == CUDA

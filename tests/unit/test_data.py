@@ -22,7 +22,17 @@ from ase.io.trajectory import Trajectory
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ase_definet.data import FORMAT, Pack, Problem, Reference, Row, examine, find_pairs, is_pack, pack_pairs
+from ase_definet.data import (
+    FORMAT,
+    MatchedPair,
+    PackedDataset,
+    PairSource,
+    Problem,
+    examine,
+    find_pairs,
+    is_pack,
+    pack_pairs,
+)
 from ase_definet.data.packed import _digest
 from ase_definet.errors import DefiNetError, HostError, StructureError
 from ase_definet.matching.site_map import match_sites
@@ -48,12 +58,12 @@ def pair(seed: int = 0, atoms: Atoms | None = None, foreign: str = "W") -> tuple
     return unrelaxed, relaxed
 
 
-def reference(key: str = "one", seed: int = 0, **changes) -> Reference:
+def reference(key: str = "one", seed: int = 0, **changes) -> PairSource:
     unrelaxed, relaxed = pair(seed)
-    return replace(Reference(key, "own/MoS2", "train", "MoS2", unrelaxed, relaxed), **changes)
+    return replace(PairSource(key, "own/MoS2", "train", "MoS2", unrelaxed, relaxed), **changes)
 
 
-def packed(references, tmp_path: Path) -> tuple[Pack, dict[str, str]]:
+def packed(references, tmp_path: Path) -> tuple[PackedDataset, dict[str, str]]:
     pack, problems = pack_pairs(references, tmp_path / "out" / "pack", workers=1)
     return pack, {problem.id: problem.reason for problem in problems}
 
@@ -65,7 +75,7 @@ def same(found: Atoms, expected: Atoms) -> bool:
     return np.array_equal(found.numbers, expected.numbers) and length < FILES
 
 
-def assert_loads(one: Reference, unrelaxed: Atoms, relaxed: Atoms | None) -> None:
+def assert_loads(one: PairSource, unrelaxed: Atoms, relaxed: Atoms | None) -> None:
     before, after = one.load()
     assert same(before, unrelaxed)
     assert (after is None) == (relaxed is None)
@@ -134,7 +144,7 @@ def test_the_published_layout_with_an_own_host_beside(tmp_path):
     write_2dmd(tmp_path / "set" / "ABC_500", {"train": ["a"]})
     (one,) = find_pairs(tmp_path)
     assert (one.subset, one.host.name) == ("set/ABC", "ABC")
-    assert isinstance(examine(one), Row)
+    assert isinstance(examine(one), MatchedPair)
     (tmp_path / "set" / "ABC.cif").unlink()
     with pytest.raises(HostError, match="unknown host 'ABC'"):
         list(find_pairs(tmp_path))
@@ -171,7 +181,7 @@ def test_named_pairs_may_mix_formats_and_have_lists(tmp_path):
         (tmp_path / f"{split}.csv").write_text(f"atoms_id\n{key}\n")
     found = list(find_pairs(tmp_path, "MoS2"))
     assert {one.id: one.split for one in found} == splits
-    assert all(isinstance(examine(one), Row) for one in found)
+    assert all(isinstance(examine(one), MatchedPair) for one in found)
 
 
 def test_extended_xyz_with_relaxed_positions(tmp_path):
@@ -333,7 +343,7 @@ def test_a_cif_of_few_sites_and_a_space_group(tmp_path, name):
         f"_atom_site_fract_z\n{sites}"
     )
     path = tmp_path / "a.cif"
-    found, _ = Reference("a", "b", "train", MGO, path, None).load()
+    found, _ = PairSource("a", "b", "train", MGO, path, None).load()
     assert len(found) == (2 if name == "P 1" else 8)
     assert same(found, read(path))
     assert found.pbc.all()
@@ -514,7 +524,7 @@ def unknown_cell(atoms: Atoms) -> None:
     atoms.cell[0, 0] = np.nan
 
 
-def bad_pairs(tmp_path: Path) -> dict[str, tuple[Reference, str]]:
+def bad_pairs(tmp_path: Path) -> dict[str, tuple[PairSource, str]]:
     """Return references that are bad, each in its own way, and what is said of them."""
     good = reference()
     garbage, missing = tmp_path / "garbage.cif", tmp_path / "missing.cif"
@@ -609,7 +619,7 @@ def test_a_layer_without_a_third_cell_vector(tmp_path):
 # packing
 
 
-def moves(pack: Pack) -> list[np.ndarray]:
+def moves(pack: PackedDataset) -> list[np.ndarray]:
     """Return the displacements of the atoms of every pair."""
     out = []
     for group in pack.groups:
@@ -800,7 +810,7 @@ def test_a_damaged_pack_is_refused(tmp_path, place):
     data[index] ^= 1
     pack.path.write_bytes(data)
     with pytest.raises(StructureError, match="damaged"):
-        Pack.open(pack.path)
+        PackedDataset.open(pack.path)
 
 
 def test_any_changed_byte_of_a_pack_is_noticed(tmp_path):
@@ -814,9 +824,9 @@ def test_any_changed_byte_of_a_pack_is_noticed(tmp_path):
         flipped[place] ^= 1 << int(rng.integers(0, 8))
         pack.path.write_bytes(flipped)
         with pytest.raises(StructureError, match=r"pack it anew|data pack"):
-            Pack.open(pack.path)
+            PackedDataset.open(pack.path)
     pack.path.write_bytes(whole)
-    assert Pack.open(pack.path).sha256 == pack.sha256
+    assert PackedDataset.open(pack.path).sha256 == pack.sha256
 
 
 @pytest.mark.parametrize("word", ["unit_cell", "unit_positions", "supercell", "unit_numbers"])
@@ -828,7 +838,7 @@ def test_a_changed_digit_of_the_sites_is_noticed(tmp_path, word):
     data[place] = ord("2") if data[place] != ord("2") else ord("3")
     pack.path.write_bytes(data)
     with pytest.raises(StructureError, match=r"damaged .*pack it anew"):
-        Pack.open(pack.path)
+        PackedDataset.open(pack.path)
 
 
 def test_packs_of_an_older_version_are_refused_as_such(tmp_path):
@@ -838,7 +848,7 @@ def test_packs_of_an_older_version_are_refused_as_such(tmp_path):
     with pytest.raises(
         StructureError, match="found 'ase-definet pairs 1'; pack it anew with `ase-definet data pack`"
     ):
-        Pack.open(pack.path)
+        PackedDataset.open(pack.path)
 
 
 @pytest.mark.parametrize(
@@ -868,7 +878,7 @@ def test_a_pack_of_other_content_is_refused_in_one_line(tmp_path, change, sealed
         metadata["sha256"] = _digest(metadata, arrays)
     save_file(arrays, pack.path, metadata)
     with pytest.raises(StructureError, match=r"damaged .*pack it anew"):
-        Pack.open(pack.path)
+        PackedDataset.open(pack.path)
 
 
 ORPHANS = r"""
@@ -877,9 +887,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from ase.build import mx2
-from ase_definet.data import Reference, pack_pairs
+from ase_definet.data import PairSource, pack_pairs
 
-class Slow(Reference):
+class Slow(PairSource):
     def load(self):
         os.write(1, b"working\n")
         time.sleep(600)
@@ -897,7 +907,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
-@pytest.mark.parametrize("kind", ["Slow", "Reference"], ids=["busy", "idle"])
+@pytest.mark.parametrize("kind", ["Slow", "PairSource"], ids=["busy", "idle"])
 def test_killed_packing_leaves_no_workers(tmp_path, kind):
     """The workers hold the pipe of the standard output open for as long as they live."""
     script = tmp_path / "script.py"
@@ -932,17 +942,17 @@ def test_a_truncated_pack_is_refused(tmp_path, kept):
     pack, _ = packed([reference(f"k{k}", k) for k in range(3)], tmp_path)
     pack.path.write_bytes(pack.path.read_bytes()[:kept])
     with pytest.raises(StructureError, match="cannot be read as a packed data set"):
-        Pack.open(pack.path)
+        PackedDataset.open(pack.path)
 
 
 def test_other_files_are_no_packs(tmp_path):
     save_file({"a": np.zeros(3)}, tmp_path / "weights.safetensors")
     with pytest.raises(StructureError, match="make it with `ase-definet data pack`"):
-        Pack.open(tmp_path / "weights.safetensors")
+        PackedDataset.open(tmp_path / "weights.safetensors")
     with pytest.raises(StructureError, match="nothing"):
-        Pack.open(tmp_path / "nothing")
+        PackedDataset.open(tmp_path / "nothing")
     with pytest.raises(StructureError, match="cannot be read"):
-        Pack.open(tmp_path)
+        PackedDataset.open(tmp_path)
 
 
 def test_a_pack_that_cannot_be_written_leaves_nothing(tmp_path):
@@ -954,7 +964,7 @@ def test_a_pack_that_cannot_be_written_leaves_nothing(tmp_path):
 
 def test_examine_keeps_the_warnings_of_the_matching():
     row = examine(reference())
-    assert isinstance(row, Row)
+    assert isinstance(row, MatchedPair)
     assert row.warnings == ()
     unrelaxed = pristine("MoS2", 4)
     del unrelaxed[[k for k in range(48) if unrelaxed.numbers[k] == 16][:1]]

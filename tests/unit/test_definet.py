@@ -18,7 +18,7 @@ REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "reference_definet.py
 DOUBLE_TOLERANCE = 1e-8  # Å, double precision
 SINGLE_TOLERANCE = 1e-5  # Å, single precision
 VISIBLE = 0.02  # Å, a displacement that a mistake could not hide behind
-SIZES = DefiNetConfig(features=12, layers=3, radial=24, cutoff=4.2, max_neighbors=18)
+SIZES = DefiNetConfig(features=12, layers=3, n_radial=24, cutoff=4.2, max_neighbors=18)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_tiled_cell_gives_tiled_displacements(model):
 def test_blocks_of_sites_change_nothing(model, learning):
     graph = graph_of(arrays())
     expected, gradients = prediction_and_gradients(model, graph)
-    small = WorkingSet(sites=1, chunk_bytes=5000, near_bytes=5000, training_bytes=5000)
+    small = WorkingSet(sites=1, chunk_bytes=5000, short_range_bytes=5000, training_bytes=5000)
     if learning:
         found, others = prediction_and_gradients(model, graph, small)
         torch.testing.assert_close(others, gradients, rtol=1e-9, atol=1e-12)

@@ -37,15 +37,15 @@ SAME = 1e-6
 """Agreement between ways to divide the work, in Å."""
 CPU = WorkingSet.of(torch.device("cpu"))
 CUDA = WorkingSet.of(torch.device("cuda"), free=80 * 2**30)
-UNBOUNDED = WorkingSet(sites=2**62, chunk_bytes=2**62, near_bytes=2**62, training_bytes=2**62)
-TINY = WorkingSet(sites=1, chunk_bytes=1, near_bytes=4096, training_bytes=1)
+UNBOUNDED = WorkingSet(sites=2**62, chunk_bytes=2**62, short_range_bytes=2**62, training_bytes=2**62)
+TINY = WorkingSet(sites=1, chunk_bytes=1, short_range_bytes=4096, training_bytes=1)
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> str:
     """Return untrained weights of the published network, narrower than published, of moves as large as real ones."""
     torch.manual_seed(0)
-    network = DefiNet(DefiNetConfig(features=16, radial=64)).requires_grad_(requires_grad=False)
+    network = DefiNet(DefiNetConfig(features=16, n_radial=64)).requires_grad_(requires_grad=False)
     for move in network.coord_update_layers:
         move.lin_vec2coord.weight *= 0.2
         move.coord_mlp[2].weight *= 0.2
@@ -128,7 +128,7 @@ def test_limits_of_a_device_are_finite_and_follow_its_memory():
     assert small.chunk_bytes <= large.chunk_bytes <= 2**29
     for free in (0, 1, 2**20, 2**40):
         limits = WorkingSet.of(torch.device("cuda"), free=free)
-        for value in (limits.sites, limits.chunk_bytes, limits.near_bytes, limits.training_bytes):
+        for value in (limits.sites, limits.chunk_bytes, limits.short_range_bytes, limits.training_bytes):
             assert isinstance(value, int)
             assert value >= 1
 
@@ -148,7 +148,7 @@ def test_what_cuda_runs_gives_what_the_cpu_gives(model, case, limits):
 def test_the_smallest_chunks_give_it_too(model, start):
     structures = [oblique(), vacancy("GaSe", 3), mos2_with_defects(18)]
     expected = moves(DefiNetRelaxer(model, "auto", "cpu", start=start).relax_many(structures))
-    few = replace(TINY, chunk_bytes=400_000, near_bytes=100_000)
+    few = replace(TINY, chunk_bytes=400_000, short_range_bytes=100_000)
     for a, b in zip(
         moves(DefiNetRelaxer(model, "auto", "cpu", start=start, working_set=few).relax_many(structures)),
         expected,

@@ -24,18 +24,18 @@ def test_cards_and_results_mean_the_same_by_ideal_sites():
     card = bundled_cards()["default"]["validation"]
     assert set(card) == set(results)
     for name, row in card.items():
-        found = {"mae": results[name], "dummy": results[name]["ideal_sites"]}
+        found = {"mae": results[name], "ideal_sites": results[name]["ideal_sites"]}
         for key, own in found.items():
             assert row[key] == pytest.approx(own["coordinate_mae"], abs=2e-5)
-            assert row["a3" if key == "mae" else "dummy_a3"] == pytest.approx(own["a3"], abs=2e-5)
+            assert row["a3" if key == "mae" else "ideal_sites_a3"] == pytest.approx(own["a3"], abs=2e-5)
 
 
 def test_every_run_is_counted_once():
     """However often it is named: as its own beginning, or as that of several networks."""
     first = {"steps": 10, "config": {"seed": 1}}
-    second = {"steps": 200, "config": {"seed": 2}, "init": first}
-    again = second | {"init": second}
-    other = {"steps": 3000, "config": {"seed": 3}, "init": first}
+    second = {"steps": 200, "config": {"seed": 2}, "initial_weights": first}
+    again = second | {"initial_weights": second}
+    other = {"steps": 3000, "config": {"seed": 3}, "initial_weights": first}
     assert readme.steps([{"training": run} for run in (second, again, other)]) == 3210
 
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from ase_definet.cli import cli
 from ase_definet.cli.common import REPORT, error_text
-from ase_definet.data import Pack
+from ase_definet.data import PackedDataset
 from ase_definet.errors import StructureError
 from ase_definet.structures.files import new_database, replacing
 from tests.conftest import mos2_with_defects
@@ -51,7 +51,7 @@ DEBUG = [(("--debug",), {}), ((), {"ASE_DEFINET_DEBUG": "1"})]
 @pytest.mark.parametrize("command", [("match", "in.vasp", "--host", "MoS2"), ("data", "info", "in.vasp")])
 def test_a_bug_says_where_to_report_it(monkeypatch, command):
     monkeypatch.setattr("ase_definet.cli.match.checked_host", fail)
-    monkeypatch.setattr(Pack, "open", fail)
+    monkeypatch.setattr(PackedDataset, "open", fail)
     result = run(*command)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
@@ -63,7 +63,7 @@ def test_a_bug_says_where_to_report_it(monkeypatch, command):
 
 @pytest.mark.parametrize(("args", "environment"), DEBUG)
 def test_debug_shows_the_traceback_and_the_line(monkeypatch, args, environment):
-    monkeypatch.setattr(Pack, "open", fail)
+    monkeypatch.setattr(PackedDataset, "open", fail)
     for command in (("data", "info", "in.vasp", *args), (*args, "data", "info", "in.vasp")):
         result = run(*command, **environment)
         assert result.exit_code == 1

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.cli import cli
-from ase_definet.data import Reference, pack_pairs
+from ase_definet.data import PairSource, pack_pairs
 from ase_definet.errors import StructureError
 from ase_definet.evaluation import scores as evaluate_module
 from ase_definet.evaluation.scores import N_WORST, RADII, reliability, score_pairs, summarise
@@ -48,8 +48,8 @@ def pair(n: int, defects: dict[int, int], seed: int, size: float = 0.03, vacuum:
     return atoms, relaxed
 
 
-def reference(key, subset, split, atoms, relaxed, host="MoS2") -> Reference:
-    return Reference(key, subset, split, host, atoms, relaxed)
+def reference(key, subset, split, atoms, relaxed, host="MoS2") -> PairSource:
+    return PairSource(key, subset, split, host, atoms, relaxed)
 
 
 @pytest.fixture(scope="module")

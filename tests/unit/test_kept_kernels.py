@@ -171,7 +171,7 @@ def test_cast_weights_have_kernels_of_their_type():
 def test_what_is_kept_for_a_network_goes_with_it():
     geometry, atoms = lattice_of("MoS2")
     geometry._keep_kernels = True
-    config = SiteNetworkConfig(cutoff=5.0, features=8, layers=1, radial=6, embedding=4)
+    config = SiteNetworkConfig(cutoff=5.0, features=8, layers=1, n_radial=6, embedding=4)
     numbers = torch.as_tensor(atoms.numbers)
     occupied = numbers[:, None].clone()
     occupied[3] = 0
@@ -227,7 +227,7 @@ def test_gradients_reach_filters_whose_kernels_were_kept():
     geometry, atoms = lattice_of("MoS2")
     geometry._keep_kernels = True
     torch.manual_seed(0)
-    network = SiteNetwork(SiteNetworkConfig(cutoff=5.0, features=8, layers=2, radial=6, embedding=4)).double()
+    network = SiteNetwork(SiteNetworkConfig(cutoff=5.0, features=8, layers=2, n_radial=6, embedding=4)).double()
     numbers = torch.as_tensor(atoms.numbers)
     given = numbers[:, None].clone()
     given[3] = 0

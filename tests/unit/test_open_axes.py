@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ase_definet.cli import cli
-from ase_definet.data import Reference, pack_pairs
+from ase_definet.data import PairSource, pack_pairs
 from ase_definet.evaluation.compare_starts import compare_starts, fit_scale, scaled
 from ase_definet.evaluation.scores import score_pairs
 from ase_definet.plotting.structure import draw_relaxation
@@ -207,7 +207,7 @@ def test_scores_do_not_depend_on_how_the_cell_is_given(relaxer, tmp_path, kind):
         unrelaxed = layer(given_as)
         relaxed = unrelaxed.copy()
         relaxed.positions += np.random.default_rng(0).normal(0, 0.02, (len(relaxed), 3))
-        pair = Reference("one", "high/MoS2", "val", "MoS2", unrelaxed, relaxed)
+        pair = PairSource("one", "high/MoS2", "val", "MoS2", unrelaxed, relaxed)
         pack, problems = pack_pairs([pair], tmp_path / f"{given_as}.pack", workers=1)
         assert problems == []
         (score,), left_out = score_pairs(relaxer, pack, "val")

@@ -17,7 +17,7 @@ from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.edge_convolution import EdgeGeometry, classify
 from ase_definet.model.graph import batch_graphs, build_graph
 from ase_definet.model.lattice_convolution import LatticeGeometry
-from ase_definet.model.short_range import TYPICAL, NearTable
+from ase_definet.model.short_range import TYPICAL, PaddedNeighbors
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.structures.neighbors import neighbor_list
@@ -25,10 +25,10 @@ from tests.conftest import pristine
 
 EXACT = 1e-8
 """Symmetry in float64, in Å, of displacements of about 0.1 Å."""
-CONFIG = SiteNetworkConfig(cutoff=5.0, features=16, layers=2, radial=8, embedding=4)
-NEAR = replace(CONFIG, near_cutoff=3.5, near_features=4, near_radial=6, dropout=0.2)
+CONFIG = SiteNetworkConfig(cutoff=5.0, features=16, layers=2, n_radial=8, embedding=4)
+NEAR = replace(CONFIG, short_range_cutoff=3.5, short_range_features=4, short_range_n_radial=6, dropout=0.2)
 
-SMALL_CHUNKS = WorkingSet(sites=1, chunk_bytes=20_000, near_bytes=10_000, training_bytes=10_000)
+SMALL_CHUNKS = WorkingSet(sites=1, chunk_bytes=20_000, short_range_bytes=10_000, training_bytes=10_000)
 SCALED = replace(NEAR, vector_norm=True)
 
 
@@ -38,7 +38,7 @@ def network(request):
     torch.manual_seed(0)
     network = SiteNetwork(request.param).double().eval()
     torch.nn.init.normal_(network.read_out.weight, std=200.0)
-    for near in network.near:
+    for near in network.short_range:
         torch.nn.init.normal_(near.guess_out.weight, std=200.0)
     return network
 
@@ -212,7 +212,7 @@ def test_reciprocal_space_gives_the_same_answer_and_gradients(network, case, tra
         assert (a - b).abs().max() < EXACT * max(1.0, float(b.abs().max()))
 
 
-def neighbors_of(table: NearTable) -> list[set[tuple]]:
+def neighbors_of(table: PaddedNeighbors) -> list[set[tuple]]:
     """Return what each site hears, whatever its order: source, vector and weight."""
     assert (table.weight >= 0).all()
     return [
@@ -232,16 +232,16 @@ def test_close_neighbours_are_the_same_everywhere(case):
     given = arrays(atoms, (), ())
     graph = build_graph(**given, cutoff=CONFIG.cutoff, dtype=torch.float64)
     edges = EdgeGeometry(graph.edge_index, graph.edge_vectors(), graph.host_numbers, graph.structure, 1)
-    fast, slow = (neighbors_of(one.near(NEAR.near_cutoff)) for one in (geometry, edges))
+    fast, slow = (neighbors_of(one.near(NEAR.short_range_cutoff)) for one in (geometry, edges))
     assert fast == slow
-    target, _, _, vector = neighbor_list(atoms.positions, atoms.cell.array, (True,) * 3, NEAR.near_cutoff)
+    target, _, _, vector = neighbor_list(atoms.positions, atoms.cell.array, (True,) * 3, NEAR.short_range_cutoff)
     assert [len(one) for one in fast] == np.bincount(target, minlength=len(atoms)).tolist()
-    assert geometry.near(2.6) is not geometry.near(NEAR.near_cutoff)
+    assert geometry.near(2.6) is not geometry.near(NEAR.short_range_cutoff)
     assert geometry.near(2.6) is geometry.near(2.6)
     for site, own in enumerate(fast):
         for _, x, y, z, weight in own:
             length = np.sqrt(x * x + y * y + z * z)
-            expected = 0.5 * (1 + np.cos(np.pi * length / NEAR.near_cutoff)) / np.sqrt(TYPICAL)
+            expected = 0.5 * (1 + np.cos(np.pi * length / NEAR.short_range_cutoff)) / np.sqrt(TYPICAL)
             assert weight == pytest.approx(expected, abs=1e-5)
             assert np.abs(np.linalg.norm(vector[target == site], axis=1) - length).min() < 1e-5
 
@@ -249,9 +249,11 @@ def test_close_neighbours_are_the_same_everywhere(case):
 def test_guessed_distances_matter():
     """Else the symmetries of the near messages say little."""
     torch.manual_seed(0)
-    seeing, blind = (SiteNetwork(replace(NEAR, near_moves=moves)).double().eval() for moves in (True, False))
+    seeing, blind = (
+        SiteNetwork(replace(NEAR, short_range_displaced=moves)).double().eval() for moves in (True, False)
+    )
     torch.nn.init.normal_(seeing.read_out.weight, std=200.0)
-    torch.nn.init.normal_(seeing.near[0].guess_out.weight, std=200.0)
+    torch.nn.init.normal_(seeing.short_range[0].guess_out.weight, std=200.0)
     blind.load_state_dict(seeing.state_dict())
     given = arrays()
     assert np.abs(run(seeing, given) - run(blind, given)).max() > 1e-3
@@ -263,7 +265,7 @@ def test_there_is_a_guess_between_any_two_layers(network):
     numbers, kinds = (torch.as_tensor(given[k])[:, None] for k in ("numbers", "kinds"))
     with torch.no_grad():
         *guesses, last = network.stages(geometry, numbers, torch.as_tensor(atoms.numbers), kinds)
-    assert len(guesses) == (network.config.layers - 1 if network.config.near_cutoff else 0)
+    assert len(guesses) == (network.config.layers - 1 if network.config.short_range_cutoff else 0)
     for guess in guesses:
         assert guess.shape == last.shape
         assert 0.001 < guess.abs().max() < 10
@@ -283,7 +285,7 @@ def stages_of(network, positions, start=None):
 def test_atoms_may_start_off_the_sites():
     """The start turns with the structure, no start is a start on the sites, and a network must be made for it."""
     torch.manual_seed(0)
-    network = SiteNetwork(replace(NEAR, starts=True)).double().eval()
+    network = SiteNetwork(replace(NEAR, noisy_starts=True)).double().eval()
     given, real = arrays(), torch.tensor(arrays()["numbers"] > 0).double()[:, None, None]
     start = 0.2 * torch.randn(len(real), 1, 3, dtype=torch.float64) * real
     before = stages_of(network, {}, start)
@@ -294,7 +296,7 @@ def test_atoms_may_start_off_the_sites():
     assert torch.equal(stages_of(network, {}), stages_of(network, {}, torch.zeros_like(start)))
     assert (before - stages_of(network, {}) - start).abs().max() > 0.01  # more than the start added on
     assert before.sum(0).abs().max() < EXACT
-    with pytest.raises(RuntimeError, match="built without `starts`"):
+    with pytest.raises(RuntimeError, match="built without `noisy_starts`"):
         stages_of(SiteNetwork(NEAR).double(), {}, start)
 
 
@@ -322,7 +324,7 @@ def test_far_defects_do_not_matter_much_to_an_untrained_net_beyond_its_reach(net
     atoms = pristine("MoS2", 12)
     here, there = run(network, arrays(atoms, (0,), ())), run(network, arrays(atoms, (0, 230), ()))
     distances = atoms.get_distances(230, range(len(atoms)), mic=True)
-    far = distances > 2 * CONFIG.cutoff + network.config.near_cutoff
+    far = distances > 2 * CONFIG.cutoff + network.config.short_range_cutoff
     assert far.any()
     assert np.abs(here - there)[far].max() < 0.1 * np.abs(here - there)[~far].max()
 

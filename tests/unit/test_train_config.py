@@ -33,13 +33,13 @@ def test_the_command_line_knows_all_presets():
 def test_a_file_names_its_preset_and_the_command_line_wins(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(
-        'preset = "base"\ndata = "a.pack"\nout = "run"\nsteps = 70\nrate = 1\n'
-        '[shares]\n"high/MoS2" = 3\n[model]\nfeatures = 8\n'
+        'preset = "base"\ndata = "a.pack"\nout = "run"\nsteps = 70\nlearning_rate = 1\n'
+        '[sampling_weights]\n"high/MoS2" = 3\n[model]\nfeatures = 8\n'
     )
     config = read_config(path, steps=90, out="other")
-    assert (config.steps, config.out, config.data, config.rate) == (90, "other", "a.pack", 1)
-    assert config.shares == {"high/MoS2": 3}
-    assert config.model == SiteNetworkConfig(features=8, near_cutoff=4.5, dropout=0.1)
+    assert (config.steps, config.out, config.data, config.learning_rate) == (90, "other", "a.pack", 1)
+    assert config.sampling_weights == {"high/MoS2": 3}
+    assert config.model == SiteNetworkConfig(features=8, short_range_cutoff=4.5, dropout=0.1)
 
 
 def test_docs_list_every_value_and_its_default():
@@ -51,7 +51,7 @@ def test_docs_list_every_value_and_its_default():
         assert told == {
             name: "" if value is dataclasses.MISSING else json.dumps(value)
             for name, value in values.items()
-            if name not in {"shares", "model"}  # tables
+            if name not in {"sampling_weights", "model"}  # tables
         }
 
 
@@ -70,43 +70,43 @@ def test_an_architecture_is_named_in_the_model():
         ({"model": {"architecture": "gnn"}}, "unknown architecture 'gnn': expected one of site, definet"),
         ({"model": {"architecture": "definet", "dropout": 0.1}}, "does not know dropout"),
         ({"model": 5}, "model must be a table, found 5"),
-        ({"shares": "high"}, "shares must be a table"),
+        ({"sampling_weights": "high"}, "sampling_weights must be a table"),
         ({"steps": "100"}, "steps must be a whole number, found '100'"),
         ({"steps": 1.5}, "steps must be a whole number"),
-        ({"batch": True}, "batch must be a whole number"),
-        ({"rate": "fast"}, "rate must be a number"),
+        ({"batch_size": True}, "batch_size must be a whole number"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number"),
         ({"tf32": 1}, "tf32 must be true or false"),
-        ({"init": 3}, "init must be text"),
+        ({"initial_weights": 3}, "initial_weights must be text"),
         ({"model": {"features": "8"}}, "features must be a whole number"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"batch": 2, "devices": 3}, "a batch of 2 cannot be shared by 3 devices"),
-        ({"fraction": 0.0}, "fraction must be above 0"),
-        ({"fraction": 1.1}, "fraction must be above 0"),
+        ({"batch_size": 2, "devices": 3}, "a batch of 2 cannot be shared by 3 devices"),
+        ({"training_fraction": 0.0}, "training_fraction must be above 0"),
+        ({"training_fraction": 1.1}, "training_fraction must be above 0"),
         ({"schedule": "linear"}, "schedule must be cosine or plateau, found 'linear'"),
         ({"optimizer": "sgd"}, "optimizer must be adamw or muon, found 'sgd'"),
         ({"loss": "energy"}, "loss must be length or components, found 'energy'"),
-        ({"muon": -1.0}, "muon must be between 0 and inf"),
+        ({"muon_lr_ratio": -1.0}, "muon_lr_ratio must be between 0 and inf"),
         ({"precision": "16-mixed"}, "precision must be 32-true or bf16-mixed"),
-        ({"shares": {"a": -1.0, "b": 1.0}}, "shares must not be negative"),
-        ({"shares": {"a": 0.0}}, "nor all zero"),
-        ({"shares": {"a": "much"}}, "shares must be numbers"),
+        ({"sampling_weights": {"a": -1.0, "b": 1.0}}, "sampling_weights must not be negative"),
+        ({"sampling_weights": {"a": 0.0}}, "nor all zero"),
+        ({"sampling_weights": {"a": "much"}}, "sampling_weights must be numbers"),
         ({"steps": 10**30}, "steps must be at least 1 and at most"),
-        ({"check_size": 0}, "check_size must be at least 1"),
+        ({"validation_size": 0}, "validation_size must be at least 1"),
         ({"seed": -1}, "seed must be between 0 and"),
         ({"seed": 10**30}, "seed must be between 0 and"),
-        ({"rate": math.nan}, "rate must be between 0 and inf, found nan"),
-        ({"shares": {"a": math.nan}}, "shares must not be negative, and finite"),
-        ({"shares": {"a": math.inf}}, "shares must not be negative, and finite"),
-        ({"shares": {"a": True}}, "shares must be numbers"),
+        ({"learning_rate": math.nan}, "learning_rate must be between 0 and inf, found nan"),
+        ({"sampling_weights": {"a": math.nan}}, "sampling_weights must not be negative, and finite"),
+        ({"sampling_weights": {"a": math.inf}}, "sampling_weights must not be negative, and finite"),
+        ({"sampling_weights": {"a": True}}, "sampling_weights must be numbers"),
         ({"data": "a\0b"}, "data must be text without zero bytes"),
         ({"model": {"features": 0}}, r"\[model\]: features must be between 1 and 100000, found 0"),
         ({"model": {"features": 10**30}}, "features must be between"),
         ({"model": {"layers": 10**6}}, "layers must be between 1 and 1000"),
         ({"model": {"cutoff": 1e300}}, "cutoff must be between 1 and 50"),
         ({"model": {"cutoff": math.nan}}, "cutoff must be between 1 and 50"),
-        ({"model": {"neighbors": 0.0}}, "neighbors must be between"),
+        ({"model": {"avg_num_neighbors": 0.0}}, "neighbors must be between"),
         ({"model": {"architecture": ["site"]}}, "unknown architecture"),
-        ({"model": {"near_cutoff": 8.0}}, "near_cutoff must be between 0 and the cutoff"),
+        ({"model": {"short_range_cutoff": 8.0}}, "short_range_cutoff must be between 0 and the cutoff"),
         ({"model": {"dropout": 1.0}}, "dropout must be at least 0 and below 1"),
     ],
 )

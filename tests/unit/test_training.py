@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from ase_definet.checkpoints.format import combine, load_checkpoint, save_checkpoint
-from ase_definet.data import Pack
+from ase_definet.data import PackedDataset
 from ase_definet.errors import CheckpointError, DefiNetWarning, DeviceError, StructureError, TrainingError
 from ase_definet.matching.library import get_host
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
@@ -37,14 +37,14 @@ MODEL = SiteNetworkConfig(
     cutoff=4.0,
     features=8,
     layers=2,
-    radial=6,
+    n_radial=6,
     embedding=4,
-    near_cutoff=3.5,
-    near_features=4,
-    near_radial=6,
+    short_range_cutoff=3.5,
+    short_range_features=4,
+    short_range_n_radial=6,
     dropout=0.1,
 )
-DEFINET = DefiNetConfig(features=8, layers=1, radial=8, cutoff=4.0)
+DEFINET = DefiNetConfig(features=8, layers=1, n_radial=8, cutoff=4.0)
 NAME = "high/MoS2"
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch older than 2.9")
 SAME = 1e-5
@@ -53,13 +53,13 @@ SAME = 1e-5
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> str:
-    """Pack 18 training and 6 validation pairs."""
+    """PackedDataset 18 training and 6 validation pairs."""
     return str(pack_of(tmp_path_factory.mktemp("data") / "pack", radial_pairs()).path)
 
 
 @pytest.fixture(scope="session")
 def several(tmp_path_factory) -> str:
-    """Pack two subsets, the first in cells of two sizes."""
+    """PackedDataset two subsets, the first in cells of two sizes."""
     parts = (
         radial_pairs(12, 2),
         radial_pairs(6, 2, seed=1, host=pristine("MoS2", 3)),
@@ -76,12 +76,12 @@ def config(data, tmp_path) -> TrainConfig:
         out=str(tmp_path / "run"),
         model=MODEL,
         steps=60,
-        batch=4,
-        rate=1e-2,
-        warmup=5,
-        ema=0.9,
-        check=20,
-        save=10,
+        batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=5,
+        ema_decay=0.9,
+        validate_every=20,
+        checkpoint_every=10,
         accelerator="cpu",
     )
 
@@ -130,12 +130,12 @@ def test_it_learns(config, device):
     after = run.table[NAME]
     assert after == run.validate()[NAME]
     assert after["mae"] < 0.5 * before["mae"]
-    assert after["mae"] < 0.5 * after["dummy"]
-    assert after["a3"] < 0.5 * after["dummy_a3"]
+    assert after["mae"] < 0.5 * after["ideal_sites"]
+    assert after["a3"] < 0.5 * after["ideal_sites_a3"]
 
 
 def test_the_published_network_trains_too(config):
-    config = replace(config, model=DEFINET, steps=60, rate=3e-3)
+    config = replace(config, model=DEFINET, steps=60, learning_rate=3e-3)
     before = Run(config).validate()[NAME]["mae"]
     after = train(config).table[NAME]["mae"]
     assert after < 0.8 * before
@@ -143,22 +143,22 @@ def test_the_published_network_trains_too(config):
 
 def test_mixed_precision_trains_too(config):
     run = train(replace(config, precision="bf16-mixed"))
-    assert run.table[NAME]["mae"] < 0.7 * run.table[NAME]["dummy"]
+    assert run.table[NAME]["mae"] < 0.7 * run.table[NAME]["ideal_sites"]
     assert all(p.dtype == torch.float32 for p in run.network.parameters())
 
 
 @needs_muon
 def test_muon_learns(config):
     model = replace(MODEL, features=16, vector_norm=True)
-    config = replace(config, model=model, optimizer="muon", muon=4.0, steps=120)
+    config = replace(config, model=model, optimizer="muon", muon_lr_ratio=4.0, steps=120)
     run = train(config)
-    assert run.table[NAME]["mae"] < 0.3 * run.table[NAME]["dummy"]
+    assert run.table[NAME]["mae"] < 0.3 * run.table[NAME]["ideal_sites"]
 
 
 @needs_muon
 def test_muon_takes_the_matrices_between_channels(config):
     """Every weight is in one optimizer: square and oblong matrices of 16 or more in Muon, the rest in AdamW."""
-    run = Run(replace(config, model=replace(MODEL, features=16), optimizer="muon", muon=7.0))
+    run = Run(replace(config, model=replace(MODEL, features=16), optimizer="muon", muon_lr_ratio=7.0))
     adamw, muon = ([w for group in o.param_groups for w in group["params"]] for o in run.optimizers)
     assert {id(w) for w in [*adamw, *muon]} == {id(w) for w in run.network.parameters()}
     assert len(adamw) + len(muon) == len(list(run.network.parameters()))
@@ -167,7 +167,7 @@ def test_muon_takes_the_matrices_between_channels(config):
     assert embeddings <= {id(w) for w in adamw}
     run.advance()
     rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
-    assert rates == pytest.approx([config.rate / 5, 7 * config.rate / 5])
+    assert rates == pytest.approx([config.learning_rate / 5, 7 * config.learning_rate / 5])
 
 
 def test_without_muon_in_torch(config, monkeypatch):
@@ -189,14 +189,14 @@ def test_losses():
 
 def test_components_score_what_the_mae_scores(config):
     run = train(replace(config, loss="components", steps=100))
-    assert run.table[NAME]["mae"] < 0.7 * run.table[NAME]["dummy"]
+    assert run.table[NAME]["mae"] < 0.7 * run.table[NAME]["ideal_sites"]
 
 
 def test_the_loss_of_early_guesses_counts(config):
     """Without it nothing asks the first guess to be good; with it the guess learns."""
     errors = []
     for share in (0.0, 1.0):
-        run = train(replace(config, auxiliary=share, out=f"{config.out}{share}"))
+        run = train(replace(config, auxiliary_loss_weight=share, out=f"{config.out}{share}"))
         batches = run.batches[0]
         numbers, kinds, target, real = batches.batch(run.groups[0].indices("val"))
         with torch.no_grad():
@@ -211,7 +211,7 @@ def test_corrupted_starts():
     target = torch.tensor([1.0, -2.0, 0.5]).expand(5, 4000, 3).clone()
     real = torch.ones(5, 4000)
     real[2] = target[2] = 0
-    config = TrainConfig(data="-", out="-", corrupt=0.3, noise=0.0)
+    config = TrainConfig(data="-", out="-", noisy_start_fraction=0.3, noise_std=0.0)
     start = corrupted(target, real, config)
     moved = start.abs().sum((0, 2)) > 0
     assert float(moved.float().mean()) == pytest.approx(0.3, abs=0.03)
@@ -220,7 +220,7 @@ def test_corrupted_starts():
     assert way.min() >= 0
     assert way.max() <= 1
     assert way.mean() == pytest.approx(0.5, abs=0.03)
-    noise = corrupted(torch.zeros_like(target), real, replace(config, corrupt=1.0, noise=0.2))
+    noise = corrupted(torch.zeros_like(target), real, replace(config, noisy_start_fraction=1.0, noise_std=0.2))
     assert noise[2].abs().max() == 0
     widths = noise[[0, 1, 3, 4]].std((0, 2))
     assert widths.mean() == pytest.approx(0.2, abs=0.01)
@@ -229,9 +229,9 @@ def test_corrupted_starts():
 
 def test_corrupted_starts_help_it_back(config):
     """Trained with them, the network takes noise off; its predictions from the sites are as good as before."""
-    run = train(replace(config, corrupt=0.5, noise=0.1, steps=150))
-    assert run.config.model.starts
-    assert run.table[NAME]["mae"] < 0.5 * run.table[NAME]["dummy"]
+    run = train(replace(config, noisy_start_fraction=0.5, noise_std=0.1, steps=150))
+    assert run.config.model.noisy_starts
+    assert run.table[NAME]["mae"] < 0.5 * run.table[NAME]["ideal_sites"]
     batches = run.batches[0]
     numbers, kinds, target, real = batches.batch(run.groups[0].indices("val"))
     torch.manual_seed(1)
@@ -242,8 +242,8 @@ def test_corrupted_starts_help_it_back(config):
 
 
 def test_the_published_network_has_no_other_starts(config):
-    with pytest.raises(TrainingError, match="corrupt is not known to the published network"):
-        Run(replace(config, model=DEFINET, corrupt=0.5))
+    with pytest.raises(TrainingError, match="noisy_start_fraction is not known to the published network"):
+        Run(replace(config, model=DEFINET, noisy_start_fraction=0.5))
 
 
 def test_progress_hears_of_every_step(config):
@@ -269,8 +269,8 @@ def test_the_validation_table_is_the_mean_over_structures(config):
         maes.append(np.abs(predicted - true).mean())
         dummies.append(np.abs(true).mean())
     assert run.table[NAME]["mae"] == pytest.approx(np.mean(maes), abs=SAME)
-    assert run.table[NAME]["dummy"] == pytest.approx(np.mean(dummies), abs=SAME)
-    short = run.validate(limit=2)[NAME]["dummy"]
+    assert run.table[NAME]["ideal_sites"] == pytest.approx(np.mean(dummies), abs=SAME)
+    short = run.validate(limit=2)[NAME]["ideal_sites"]
     assert short != pytest.approx(np.mean(dummies), abs=1e-9)
 
 
@@ -282,7 +282,9 @@ def test_the_validation_table_is_the_mean_over_structures(config):
 )
 def test_a_killed_run_goes_on_exactly(config, tmp_path, model, corrupt):
     """With dropout, messages at guessed distances, and an epoch that ends between checkpoints."""
-    config = replace(config, model=model, corrupt=corrupt, schedule="plateau", patience=0, factor=0.5)
+    config = replace(
+        config, model=model, noisy_start_fraction=corrupt, schedule="plateau", plateau_patience=0, plateau_factor=0.5
+    )
     whole = train(replace(config, out=str(tmp_path / "whole")))
     train_until(config, 37)
     train_until(config, 44)
@@ -305,13 +307,13 @@ def test_dropout_is_really_on(config, tmp_path):
 
 def test_the_log_has_no_step_twice(config):
     """The run is killed after a validation that no checkpoint holds."""
-    config = replace(config, save=15)
+    config = replace(config, checkpoint_every=15)
     train_until(config, 44)
     assert [row["step"] for row in log_of(config)] == ["20", "40"]
     assert torch.load(Path(config.out) / LAST, weights_only=True)["step"] == 30
     train(config)
     assert [row["step"] for row in log_of(config)] == ["20", "40", "60"]
-    assert {"rate", "loss", "seconds", f"{NAME} mae", f"{NAME} a3"} < set(log_of(config)[0])
+    assert {"learning_rate", "loss", "seconds", f"{NAME} mae", f"{NAME} a3"} < set(log_of(config)[0])
 
 
 def test_a_finished_run_is_left_alone_and_may_be_longer(config):
@@ -321,7 +323,7 @@ def test_a_finished_run_is_left_alone_and_may_be_longer(config):
     assert (Path(config.out) / LAST).stat().st_mtime_ns == stamp
     assert again.table[NAME] == pytest.approx(first.table[NAME])
     assert_same_run(first, again)
-    longer = train(replace(config, steps=80, check=40, save=40, check_size=3))
+    longer = train(replace(config, steps=80, validate_every=40, checkpoint_every=40, validation_size=3))
     assert longer.step == 80
     assert [row["step"] for row in log_of(config)] == ["20", "40", "60", "80"]
 
@@ -516,11 +518,11 @@ def test_a_full_disk_ends_the_training_by_name_and_keeps_the_last_checkpoint(con
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rate": 1e-3}, "rate"),
-        ({"batch": 8}, "batch"),
-        ({"seed": 1, "ema": 0.5}, "ema|seed"),
-        ({"fraction": 0.5}, "fraction"),
-        ({"shares": {NAME: 1.0}}, "shares"),
+        ({"learning_rate": 1e-3}, "learning_rate"),
+        ({"batch_size": 8}, "batch_size"),
+        ({"seed": 1, "ema_decay": 0.5}, "ema_decay|seed"),
+        ({"training_fraction": 0.5}, "training_fraction"),
+        ({"sampling_weights": {NAME: 1.0}}, "sampling_weights"),
         ({"model": replace(MODEL, dropout=0.2)}, "model"),
         ({"model": DEFINET}, "model"),
     ],
@@ -575,13 +577,13 @@ def test_the_order_follows_the_seed(config):
 
 
 def test_a_fraction_is_the_same_pairs_every_time(config):
-    half = [Run(replace(config, fraction=0.5, seed=seed)).train_pairs[0].tolist() for seed in (0, 1)]
+    half = [Run(replace(config, training_fraction=0.5, seed=seed)).train_pairs[0].tolist() for seed in (0, 1)]
     assert half[0] == half[1]
     assert len(half[0]) == 9
-    quarter = Run(replace(config, fraction=0.25)).train_pairs[0].tolist()
+    quarter = Run(replace(config, training_fraction=0.25)).train_pairs[0].tolist()
     assert len(quarter) == 4
     assert set(quarter) < set(half[0]) < set(Run(config).train_pairs[0].tolist())
-    assert len(Run(replace(config, fraction=1e-3)).train_pairs[0]) == 1
+    assert len(Run(replace(config, training_fraction=1e-3)).train_pairs[0]) == 1
 
 
 def drawn_by_subset(run: Run, steps: int) -> dict[str, list[int]]:
@@ -597,7 +599,7 @@ def drawn_by_subset(run: Run, steps: int) -> dict[str, list[int]]:
 def test_subsets_get_their_share(config, several):
     """And within one its groups by their numbers of pairs."""
     config = replace(config, data=several)
-    run = Run(replace(config, shares={NAME: 3.0, "low/MoS2": 1.0}))
+    run = Run(replace(config, sampling_weights={NAME: 3.0, "low/MoS2": 1.0}))
     assert drawn_by_subset(run, 40) == {NAME: [20, 10], "low/MoS2": [10]}
     shares = np.sqrt([18, 9]) / np.sqrt([18, 9]).sum()
     drawn = drawn_by_subset(Run(config), 1000)
@@ -605,7 +607,7 @@ def test_subsets_get_their_share(config, several):
 
 
 def test_only_subsets_with_a_share_are_trained_on(config, several):
-    config = replace(config, data=several, shares={"low/MoS2": 1.0, NAME: 0.0}, steps=3)
+    config = replace(config, data=several, sampling_weights={"low/MoS2": 1.0, NAME: 0.0}, steps=3)
     run = train(config)
     assert list(run.table) == ["low/MoS2"]
     assert run.drawn == [3]
@@ -619,8 +621,8 @@ def test_one_subset_of_cells_of_two_sizes_has_one_row(config, several):
 
 
 def test_shares_of_unknown_subsets(config, several):
-    with pytest.raises(TrainingError, match=f"shares name low/WSe2; .* has held/MoS2, {NAME}, low/MoS2"):
-        Run(replace(config, data=several, shares={"low/WSe2": 1.0}))
+    with pytest.raises(TrainingError, match=f"sampling_weights name low/WSe2; .* has held/MoS2, {NAME}, low/MoS2"):
+        Run(replace(config, data=several, sampling_weights={"low/WSe2": 1.0}))
 
 
 def test_data_without_training_pairs(config, tmp_path, several):
@@ -628,14 +630,14 @@ def test_data_without_training_pairs(config, tmp_path, several):
     with pytest.raises(TrainingError, match=f"no training pairs in {NAME}"):
         Run(replace(config, data=str(tmp_path / "val")))
     with pytest.raises(TrainingError, match="no training pairs in held/MoS2"):
-        Run(replace(config, data=several, shares={"held/MoS2": 1.0}))
+        Run(replace(config, data=several, sampling_weights={"held/MoS2": 1.0}))
     with pytest.raises(StructureError, match="nothing"):
         Run(replace(config, data=str(tmp_path / "nothing")))
 
 
 def test_data_without_validation_pairs_train_all_the_same(config, tmp_path):
     pack_of(tmp_path / "train", radial_pairs(5, 0))
-    run = train(replace(config, data=str(tmp_path / "train"), schedule="plateau", patience=0))
+    run = train(replace(config, data=str(tmp_path / "train"), schedule="plateau", plateau_patience=0))
     assert run.table == {}
     assert run.scale == 1.0
     assert build_card(run, "a", "1")["validation"] == {}
@@ -645,7 +647,7 @@ def test_data_without_validation_pairs_train_all_the_same(config, tmp_path):
 
 
 def test_the_cosine_falls_at_the_end(config):
-    run = Run(replace(config, steps=1000, warmup=100, decay=0.5, rate=1.0))
+    run = Run(replace(config, steps=1000, warmup_steps=100, cosine_fraction=0.5, learning_rate=1.0))
     rates = {}
     for run.step in (0, 49, 99, 100, 300, 500, 750, 1000):
         rates[run.step] = run.rate()
@@ -654,7 +656,9 @@ def test_the_cosine_falls_at_the_end(config):
 
 
 def test_the_plateau_falls_where_validation_does_not(config):
-    run = Run(replace(config, schedule="plateau", warmup=2, rate=1.0, patience=2, factor=0.5))
+    run = Run(
+        replace(config, schedule="plateau", warmup_steps=2, learning_rate=1.0, plateau_patience=2, plateau_factor=0.5)
+    )
     assert run.rate() == 0.5
     run.step = 10
     rates = []
@@ -666,7 +670,7 @@ def test_the_plateau_falls_where_validation_does_not(config):
 
 def test_the_plateau_is_used_in_training(config):
     """A rate of zero never gets better: it is divided at every check after the first, also after a kill."""
-    config = replace(config, schedule="plateau", rate=0.0, patience=0, factor=0.5)
+    config = replace(config, schedule="plateau", learning_rate=0.0, plateau_patience=0, plateau_factor=0.5)
     train_until(config, 44)
     assert train(config).scale == 0.25
 
@@ -687,7 +691,7 @@ def test_runaway_gradients_stop_the_run(config):
 
 
 def test_gradients_are_clipped(config):
-    run = Run(replace(config, clip=1e-3))
+    run = Run(replace(config, max_grad_norm=1e-3))
     run.advance()
     norm = torch.stack([p.grad.norm() for p in run.network.parameters() if p.grad is not None]).norm()
     assert float(norm) <= 1e-3 * (1 + 1e-3)
@@ -711,18 +715,18 @@ def test_exported_weights_carry_their_card(config, tmp_path, monkeypatch):
     assert host["defects"] == ["v_Mo", "v_S"]
     assert (host["sites"], host["training_pairs"]) == (48, 18)
     assert host["density"] == pytest.approx([1 / 48, 1 / 48])
-    assert (card["training"]["steps"], card["training"]["batch"]) == (60, 4)
-    assert card["training"]["data_sha256"] == Pack.open(config.data).sha256
+    assert (card["training"]["steps"], card["training"]["batch_size"]) == (60, 4)
+    assert card["training"]["data_sha256"] == PackedDataset.open(config.data).sha256
     assert card["training"]["config"] == json.loads(json.dumps(config.plain()))
     assert card["parameters"] == sum(p.numel() for p in run.network.parameters())
     assert card["validation"][NAME] == pytest.approx(run.table[NAME], abs=1e-5)
-    assert set(card["uncertainty"]) == {NAME}
+    assert set(card["expected_error"]) == {NAME}
     beside = json.loads((tmp_path / "tiny.json").read_text())
     assert beside["card"] == card
     assert beside["sha256"] == loaded.sha256
     weights = loaded.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in run.average.state_dict().items())
-    assert loaded.config == replace(MODEL, error_hidden=loaded.config.error_hidden)
+    assert loaded.config == replace(MODEL, error_head_features=loaded.config.error_head_features)
     export_weights(run, path, "tiny", "1.3")
     assert load_checkpoint(path).card["version"] == "1.3"
 
@@ -747,37 +751,39 @@ def test_cards_know_the_runs_before(config, tmp_path, monkeypatch):
     monkeypatch.setattr(uncertainty, "_STEPS", 2)
     config = replace(config, steps=2)
     for k in range(3):
-        own = replace(config, out=str(tmp_path / f"run{k}"), init=str(tmp_path / f"{k - 1}.safetensors") if k else "")
+        own = replace(
+            config, out=str(tmp_path / f"run{k}"), initial_weights=str(tmp_path / f"{k - 1}.safetensors") if k else ""
+        )
         path = export_weights(train(own), tmp_path / f"{k}.safetensors", f"run{k}", "1")
     training = load_checkpoint(path).card["training"]
-    assert training["init"]["name"] == "run1"
-    assert training["init"]["init"]["name"] == "run0"
-    assert training["init"]["init"]["steps"] == 2
-    assert "init" not in training["init"]["init"]
+    assert training["initial_weights"]["name"] == "run1"
+    assert training["initial_weights"]["initial_weights"]["name"] == "run0"
+    assert training["initial_weights"]["initial_weights"]["steps"] == 2
+    assert "initial_weights" not in training["initial_weights"]["initial_weights"]
 
 
 def test_a_run_remembers_the_weights_it_began_with(config, tmp_path, monkeypatch):
     monkeypatch.setattr(uncertainty, "_STEPS", 2)
     config = replace(config, steps=2)
     first = export_weights(train(config), tmp_path / "first.safetensors", "first", "1")
-    own = replace(config, out=str(tmp_path / "second"), init=str(first))
+    own = replace(config, out=str(tmp_path / "second"), initial_weights=str(first))
     train(own)
     first.unlink()
-    again = Run(replace(own, init=""))
+    again = Run(replace(own, initial_weights=""))
     assert again.resume()
-    assert build_card(again, "a", "1")["training"]["init"]["name"] == "first"
+    assert build_card(again, "a", "1")["training"]["initial_weights"]["name"] == "first"
 
 
 def test_fine_tuning_from_several_networks_takes_the_one_of_the_host(config, several, tmp_path):
     general, own = SiteNetwork(MODEL), SiteNetwork(replace(MODEL, features=4))
     sulfide = tuple(np.unique(get_host("MoS2").numbers).tolist())
     for elements, expected in ((sulfide, own), ((15,), general)):
-        card = {"name": "general", "experts": [{"hosts": ["A"], "name": "own"}]}
+        card = {"name": "general", "routed": [{"hosts": ["A"], "name": "own"}]}
         path = save_checkpoint(tmp_path / "a.safetensors", combine(general, {(elements,): own}), card, overwrite=True)
-        run = Run(replace(config, data=several, init=str(path)))
+        run = Run(replace(config, data=several, initial_weights=str(path)))
         assert run.config.model.features == expected.config.features
         assert torch.equal(run.network.read_out.weight, expected.read_out.weight)
-        assert run.lineage["init"]["name"] == ("own" if expected is own else "general")
+        assert run.lineage["initial_weights"]["name"] == ("own" if expected is own else "general")
 
 
 def test_the_published_network_is_exported_without_an_estimate(config, tmp_path):
@@ -793,15 +799,15 @@ def test_fine_tuning_starts_from_given_weights(config, several, tmp_path, monkey
     monkeypatch.setattr(uncertainty, "_STEPS", 20)
     first = train(config)
     path = export_weights(first, tmp_path / "first.safetensors", "first", "1")
-    assert load_checkpoint(path).config.error_hidden > 0
+    assert load_checkpoint(path).config.error_head_features > 0
     wanted = replace(
         config,
         data=several,
         out=str(tmp_path / "second"),
-        init=str(path),
+        initial_weights=str(path),
         model=SiteNetworkConfig(dropout=0.3),
-        shares={"low/MoS2": 1.0},
-        rate=1e-3,
+        sampling_weights={"low/MoS2": 1.0},
+        learning_rate=1e-3,
     )
     start = Run(wanted)
     assert start.config.model == replace(MODEL, dropout=0.3)
@@ -809,12 +815,14 @@ def test_fine_tuning_starts_from_given_weights(config, several, tmp_path, monkey
         weights = network.state_dict()
         assert all(torch.equal(value, weights[name]) for name, value in first.average.state_dict().items())
     before = start.validate()["low/MoS2"]
-    assert before["mae"] < 0.7 * before["dummy"]  # it knows the field already
+    assert before["mae"] < 0.7 * before["ideal_sites"]  # it knows the field already
     second = train(wanted)
     assert second.table["low/MoS2"]["mae"] < before["mae"]
     assert train(wanted).step == second.step  # and can be resumed
-    corrupt = Run(replace(wanted, out=str(tmp_path / "third"), corrupt=0.5))  # atoms may start off the sites now
-    assert corrupt.config.model == replace(MODEL, dropout=0.3, starts=True)
+    corrupt = Run(
+        replace(wanted, out=str(tmp_path / "third"), noisy_start_fraction=0.5)
+    )  # atoms may start off the sites now
+    assert corrupt.config.model == replace(MODEL, dropout=0.3, noisy_starts=True)
     assert corrupt.validate()["low/MoS2"] == before
     corrupt.advance()
 
@@ -822,7 +830,7 @@ def test_fine_tuning_starts_from_given_weights(config, several, tmp_path, monkey
 def test_fine_tuning_the_published_network(config, tmp_path):
     run = train(replace(config, model=DEFINET, steps=2))
     path = export_weights(run, tmp_path / "a.safetensors", "a", "1")
-    config = replace(config, init=str(path), out=str(tmp_path / "b"))
+    config = replace(config, initial_weights=str(path), out=str(tmp_path / "b"))
     with pytest.raises(CheckpointError, match="dropout is not known to the published network"):
         Run(config)
     start = Run(replace(config, model=SiteNetworkConfig()))
@@ -853,7 +861,7 @@ def can_listen() -> bool:
 def test_two_processes_train_like_one(config, tmp_path, architecture):
     """Without dropout the same pairs give the same gradients, however they are shared out."""
     model = replace(MODEL, dropout=0.0) if architecture == "site" else DEFINET
-    config = replace(config, model=model, steps=20, rate=3e-3)
+    config = replace(config, model=model, steps=20, learning_rate=3e-3)
     script = tmp_path / "go.py"
     script.write_text(
         "import json, sys\n"

@@ -16,7 +16,7 @@ FLOAT32 = 1e-5
 
 
 def test_blocks_chunks_and_the_plain_transcription_agree():
-    config = DefiNetConfig(features=32, layers=3, radial=64)
+    config = DefiNetConfig(features=32, layers=3, n_radial=64)
     torch.manual_seed(1)
     net = DefiNet(config).eval()
     small = pristine("MoS2", 5)

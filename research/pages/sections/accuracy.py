@@ -84,7 +84,7 @@ def atoms_table(scores: dict[str, Any]) -> list[str]:
 def reliability_table(card: dict[str, Any]) -> list[str]:
     """Return the cross-fitted reliability on the card."""
     rows = []
-    for name, row in card["uncertainty"].items():
+    for name, row in card["expected_error"].items():
         bins = ", ".join(f"{expected:.3f} {found:.3f}" for expected, found in row["reliability"])
         correlations = (row[key] for key in ("rank_correlation", "rank_correlation_of_structures"))
         rows.append([name, *(f"{value:.2f}" for value in correlations), bins])

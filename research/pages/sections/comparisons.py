@@ -16,7 +16,7 @@ def section() -> list[str]:
     return [
         "## Comparisons at equal budget",
         "",
-        f"`python -m research.experiments.comparisons 2dmd.pack`, batches of {some['config']['batch']}; coordinate MAE of all atoms on",
+        f"`python -m research.experiments.comparisons 2dmd.pack`, batches of {some['config']['batch_size']}; coordinate MAE of all atoms on",
         "the validation pairs. These were short runs of a small network, one seed each. They ranked ideas and say nothing about the",
         f"bundled weights. Two seeds of one run differed by {span(seeds())} (below), so differences of that size are not significant.",
         "",
@@ -100,7 +100,7 @@ def black_phosphorus(done: Runs) -> list[str]:
     lines = [
         f"### Optimiser, loss and depth ({some['steps']} steps)",
         "",
-        f"Black phosphorus alone, {percent(some['corrupt'])} of the structures with noisy starts. Muon orthogonalises the steps of the matrices",
+        f"Black phosphorus alone, {percent(some['noisy_start_fraction'])} of the structures with noisy starts. Muon orthogonalises the steps of the matrices",
         "between channels. The component loss is what the coordinate MAE scores; the others used the length of each atom's error.",
         "",
         *black_phosphorus_table(optimizer),
@@ -111,7 +111,7 @@ def black_phosphorus(done: Runs) -> list[str]:
         *lines,
         f"### Memorisation ({some['steps']:,} steps)",
         "",
-        f"Black phosphorus alone; each of its {pairs} pairs was seen {some['steps'] * some['batch'] / pairs:.0f} times. With a noisy start, the atoms begin between",
+        f"Black phosphorus alone; each of its {pairs} pairs was seen {some['steps'] * some['batch_size'] / pairs:.0f} times. With a noisy start, the atoms begin between",
         "the host's sites and their relaxed positions, with noise added.",
         "",
         *black_phosphorus_table(memorisation),
@@ -126,7 +126,7 @@ def black_phosphorus_table(runs: Runs) -> list[str]:
 
 def card_pairs() -> int:
     """Return the number of training pairs of black phosphorus."""
-    network = next(part for part in card()["experts"] if "P" in part["hosts"])
+    network = next(part for part in card()["routed"] if "P" in part["hosts"])
     return int(network["training"]["hosts"]["P"]["training_pairs"])
 
 
@@ -140,9 +140,9 @@ def fine_tuning(done: Runs) -> list[str]:
         "### Fine-tuning on a new host",
         "",
         "InSe by number of its pairs: from scratch, and from a network trained on the five other hosts,",
-        f"{some['config']['steps']} steps each; ideal sites have {length(some['validation']['high/InSe']['dummy'])}. Fine-tuning won with",
+        f"{some['config']['steps']} steps each; ideal sites have {length(some['validation']['high/InSe']['ideal_sites'])}. Fine-tuning won with",
         f"{', '.join(better)} pairs only: the network",
-        f"it started from was far from converged, and its learning rate was {percent(tuned[names[0]]['config']['rate'] / some['config']['rate'])} of that from scratch.",
+        f"it started from was far from converged, and its learning rate was {percent(tuned[names[0]]['config']['learning_rate'] / some['config']['learning_rate'])} of that from scratch.",
         "",
         *table(
             ["pairs", "from scratch", "fine-tuned"],

@@ -39,8 +39,8 @@ def memorisation(gap: dict[str, Any]) -> list[str]:
     high = {name: share for name, share in excess.items() if name.startswith("high/")}
     low = [share for name, share in excess.items() if name not in high]
     least = min(high, key=lambda name: high[name])
-    network = next(part for part in card()["experts"] if "P" in part["hosts"])
-    shares = network["training"]["config"]["shares"]
+    network = next(part for part in card()["routed"] if "P" in part["hosts"])
+    shares = network["training"]["config"]["sampling_weights"]
     own = shares["high/P"] / sum(shares.values())
     rows = [
         [name, length(row["train"]), length(row["val"]), percent(excess[name], signed=True)]

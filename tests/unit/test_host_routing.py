@@ -17,12 +17,14 @@ from ase_definet.cli import cli
 from ase_definet.errors import CheckpointError, OutputExistsError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
-from ase_definet.model.host_routing import Experts
+from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from tests.conftest import mos2_with_defects, pristine
 
-SIZES = SiteNetworkConfig(features=8, layers=2, radial=6, embedding=4, near_cutoff=4.0, error_hidden=4)
+SIZES = SiteNetworkConfig(
+    features=8, layers=2, n_radial=6, embedding=4, short_range_cutoff=4.0, error_head_features=4
+)
 FLOAT32 = 1e-5
 VACANCIES = {"MoS2": ("v_Mo", "v_S"), "GaSe": ("v_Ga", "v_Se")}
 
@@ -35,13 +37,13 @@ def network(seed: int, **changes) -> SiteNetwork:
 
 
 def card_of(name: str, hosts: tuple[str, ...]) -> dict:
-    row = {"mae": float(len(name)), "a3": 0.1, "dummy": 0.2, "dummy_a3": 0.3}
+    row = {"mae": float(len(name)), "a3": 0.1, "ideal_sites": 0.2, "ideal_sites_a3": 0.3}
     return {
         "name": name,
         "version": "1",
         "parameters": 1,
         "validation": {f"high/{host}": row for host in hosts},
-        "uncertainty": {f"high/{host}": {"mean_error": float(len(name))} for host in hosts},
+        "expected_error": {f"high/{host}": {"mean_error": float(len(name))} for host in hosts},
         "training": {
             "elements": sorted({"Mo", "S"} if name == "general" else {"Ga", "Se"}),
             "hosts": {
@@ -117,30 +119,30 @@ def test_the_card_says_of_every_host_what_its_network_does(combined):
         "high/WSe2": 7.0,
         "high/GaSe": 3.0,
     }
-    assert card["uncertainty"]["high/GaSe"] == {"mean_error": 3.0}
+    assert card["expected_error"]["high/GaSe"] == {"mean_error": 3.0}
     hosts = {host: row["defects"] for host, row in card["training"]["hosts"].items()}
     assert hosts == {"MoS2": ["general", "v_Mo", "v_S"], "WSe2": ["general"], "GaSe": ["own", "v_Ga", "v_Se"]}
     assert card["training"]["elements"] == ["Ga", "Mo", "S", "Se"]
-    assert [(one["hosts"], one["name"]) for one in card["experts"]] == [(["GaSe", "InSe"], "own")]
+    assert [(one["hosts"], one["name"]) for one in card["routed"]] == [(["GaSe", "InSe"], "own")]
     assert card["parameters"] == sum(p.numel() for p in load_checkpoint(combined).model.parameters())
-    assert json.loads(combined.with_suffix(".json").read_text())["architecture"] == "experts"
+    assert json.loads(combined.with_suffix(".json").read_text())["architecture"] == "host_routed"
 
 
 def test_only_site_networks_of_one_cutoff_go_together(files):
-    def refused(general, experts):
+    def refused(general, routed):
         with pytest.raises(CheckpointError) as caught:
-            combine_weights(files / "x.safetensors", general, experts, name="x", version="1")
+            combine_weights(files / "x.safetensors", general, routed, name="x", version="1")
         return str(caught.value)
 
     general = files / "general.safetensors"
-    published = DefiNet(DefiNetConfig(features=8, layers=1, radial=12))
+    published = DefiNet(DefiNetConfig(features=8, layers=1, n_radial=12))
     save_checkpoint(files / "definet.safetensors", published, {})
     assert "expected weights of a site network, found definet" in refused(
         general, {("P",): files / "definet.safetensors"}
     )
     save_checkpoint(files / "short.safetensors", network(2, cutoff=5.0), {})
     assert "cutoff" in refused(general, {("P",): files / "short.safetensors"})
-    save_checkpoint(files / "sure.safetensors", network(2, error_hidden=0), {})
+    save_checkpoint(files / "sure.safetensors", network(2, error_head_features=0), {})
     assert "estimate of the error" in refused(general, {("P",): files / "sure.safetensors"})
     own = files / "own.safetensors"
     assert "two weights for P" in refused(general, {("P",): own, ("P", "P"): general})
@@ -158,10 +160,10 @@ def test_combined_weights_may_be_combined_again(combined, files):
         alone = DefiNetRelaxer(str(files / f"{own}.safetensors"), host, "cpu").predict(atoms)
         np.testing.assert_array_equal(more.site_displacement, alone.site_displacement)
     card = load_checkpoint(out).card
-    assert [(one["hosts"], one["name"]) for one in card["experts"]] == [(["InSe"], "third"), (["GaSe"], "own")]
+    assert [(one["hosts"], one["name"]) for one in card["routed"]] == [(["InSe"], "third"), (["GaSe"], "own")]
     assert card["training"]["hosts"]["GaSe"]["defects"] == ["own", "v_Ga", "v_Se"]
     last = combine_weights(files / "last.safetensors", out, {("InSe", "GaSe"): combined}, name="last", version="4")
-    assert [(one["hosts"], one["name"]) for one in load_checkpoint(last).card["experts"]] == [
+    assert [(one["hosts"], one["name"]) for one in load_checkpoint(last).card["routed"]] == [
         (["InSe", "GaSe"], "both")
     ]
     with pytest.raises(CheckpointError, match="several networks for MoS2, GaSe"):
@@ -173,7 +175,7 @@ def test_command(files):
     arguments = [
         str(files / "general.safetensors"),
         str(out),
-        "--expert",
+        "--host-model",
         "GaSe,InSe",
         str(files / "own.safetensors"),
     ]
@@ -203,16 +205,16 @@ def test_nothing_is_overwritten(combined, files):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "does not name general and experts"),
-        ({"general": {}, "experts": [{"hosts": [[1]]}]}, "does not name general and experts"),
-        ({"general": 3, "experts": []}, "settings under general and experts"),
-        ({"general": {"features": -1}, "experts": []}, "features must be finite"),
-        ({"general": {}, "experts": [], "more": 1}, "under general and experts only"),
+        ({}, "does not name general and routed"),
+        ({"general": {}, "routed": [{"hosts": [[1]]}]}, "does not name general and routed"),
+        ({"general": 3, "routed": []}, "settings under general and routed"),
+        ({"general": {"features": -1}, "routed": []}, "features must be finite"),
+        ({"general": {}, "routed": [], "more": 1}, "under general and routed only"),
     ],
 )
 def test_damaged_files_are_refused(combined, config, message):
     tensors = load_file(combined)
-    metadata = {"format": "ase-definet", "format_version": "2", "architecture": "experts", "card": "{}"}
+    metadata = {"format": "ase-definet", "format_version": "2", "architecture": "host_routed", "card": "{}"}
     save_file(tensors, combined, metadata | {"config": json.dumps(config)})
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(combined)
@@ -226,7 +228,7 @@ def test_foreign_tensors_are_refused(combined):
     save_file(tensors, combined, metadata)
     with pytest.raises(CheckpointError, match=r"unexpected other\.weight"):
         load_checkpoint(combined)
-    assert isinstance(loaded.model, Experts)
+    assert isinstance(loaded.model, HostRoutedModel)
 
 
 def test_weights_are_copied():
