@@ -239,7 +239,7 @@ def pack_pairs(
 def pack_rows(
     results: Iterable[MatchedPair | Problem], out: Path, *, progress: Any = None
 ) -> tuple[PackedDataset, list[Problem]]:
-    """PackedDataset pairs that are on their sites already.
+    """Pack pairs that are on their sites already.
 
     Args:
         results: The pairs, and what is wrong with those that are not.
