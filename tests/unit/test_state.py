@@ -215,6 +215,7 @@ def test_relaxed_structures_alone_start_on_the_sites(dataset):
         found = np.sort(np.linalg.norm(relaxed.positions - unrelaxed.positions, axis=1))[-3:]
         assert found == pytest.approx([0.15] * 3, abs=0.02)
         assert len(relaxed) == len(frames[k])
+        assert state_of(relaxed) == state_of(frames[k])
     assert group.host == host.name
 
 
