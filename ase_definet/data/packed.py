@@ -139,7 +139,7 @@ class PairGroup:
         return replace(self, **arrays)
 
     def atoms(self, index: int) -> tuple[Atoms, Atoms | None]:
-        """Return unrelaxed and relaxed structure of a pair, atoms in the order of the sites, their state in ``info``."""
+        """Return both structures of a pair, atoms in the order of the sites and their state in ``info``."""
         numbers = self.numbers[index]
         real = numbers > 0
         at = (self.sites + self.offsets(np.array([index]))[0])[real]
