@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.data import MatchedPair, PackedDataset, PairGroup, pack_rows, save_groups
-from ase_definet.relaxation.inputs import build_lattice
+from ase_definet.relaxation.lattices import build_lattice
 from ase_definet.training.card import LABELLED
 
 BATCH = 16
@@ -48,7 +49,7 @@ class Teacher:
 
     def __init__(self, group: PairGroup, path: str) -> None:
         loaded = load_checkpoint(resolve_model(path))
-        self.card = next((own for own in loaded.card.get("routed", []) if group.host in own["hosts"]), loaded.card)
+        self.card = next((own for own in loaded.card.routed if group.host in own.hosts), loaded.card)
         self.host = torch.as_tensor(group.host_numbers)
         model: Any = loaded.model
         self.network = model.network_for(self.host)
@@ -77,7 +78,7 @@ def labels(
     teachers = {path: Teacher(group, path) for path in {*paths, *again}}
     rounds = [np.mean([teachers[path](numbers) for path in paths], axis=0)]
     for path in again:
-        if not teachers[path].card["training"]["config"]["noisy_start_fraction"]:
+        if not teachers[path].card.training.config["noisy_start_fraction"]:
             raise SystemExit(
                 f"{path}: last trained without `corrupt`, its answers for {group.host} get worse if asked again"
             )

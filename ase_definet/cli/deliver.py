@@ -18,7 +18,7 @@ from ase_definet.structures.files import new_database, replacing
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ase_definet.relaxation.relaxer import RelaxResult
+    from ase_definet.relaxation.result import RelaxResult
 
 
 def make_folders(jobs: Iterable[Job], report: Path | None) -> None:

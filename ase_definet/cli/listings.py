@@ -28,21 +28,20 @@ def models_command() -> None:
     """List the bundled weights, what they were trained on and how well they do."""
     from ase_definet.checkpoints.bundled import bundled_cards  # noqa: PLC0415
 
-    for name, card in bundled_cards().items():
-        hosts = ", ".join(card["training"]["hosts"])
-        click.echo(
-            f"{name} {card['version']}: {card['architecture']}, {card['parameters']:,} parameters, {card['date']}"
-        )
-        click.echo(f"  hosts     {hosts}")
-        if routed := card.get("routed"):
-            served = "; ".join(", ".join(one["hosts"]) for one in routed)
+    for name, bundled in bundled_cards().items():
+        card = bundled.card
+        click.echo(f"{name} {card.version}: {card.architecture}, {card.parameters:,} parameters, {card.date}")
+        if card.training is not None:
+            click.echo(f"  hosts     {', '.join(card.training.hosts)}")
+        if card.routed:
+            served = "; ".join(", ".join(one.hosts) for one in card.routed)
             click.echo(f"  networks  one each for {served}; one for all others")
-        click.echo(f"  elements  {', '.join(card['training']['elements'])}")
+        if card.training is not None:
+            click.echo(f"  elements  {', '.join(card.training.elements)}")
         click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect; unrelaxed: the same):")
-        for subset, row in card["validation"].items():
+        for subset, row in card.validation.items():
             click.echo(
-                f"    {subset:12s} {row['mae']:.4f}  {row['a3']:.4f};  {row['ideal_sites']:.4f}"
-                f"  {row['ideal_sites_a3']:.4f}"
+                f"    {subset:12s} {row.mae:.4f}  {row.a3:.4f};  {row.ideal_sites:.4f}  {row.ideal_sites_a3:.4f}"
             )
-        click.echo(f"  sha256    {card['sha256']}")
-        click.echo(f"  {card['attribution']}")
+        click.echo(f"  sha256    {bundled.sha256}")
+        click.echo(f"  {card.attribution}")

@@ -33,7 +33,7 @@ from ase_definet.errors import CheckpointError, DeviceError, StructureError
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ase_definet.relaxation.relaxer import RelaxFailure, RelaxResult
+    from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 
 
 @click.command("relax")
@@ -90,7 +90,8 @@ def relax_command(
         _refuse_input_set_options()
     jobs = plan_jobs(files, output, output_dir, vasp, report, control=from_unrelaxed, overwrite=overwrite)
     resolved = checked_host(host)
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxResult  # noqa: PLC0415
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
+    from ase_definet.relaxation.result import RelaxResult  # noqa: PLC0415
 
     if quiet:
         warnings.simplefilter("ignore")
@@ -154,7 +155,7 @@ def _settle(
     job: Job, item: RelaxResult | RelaxFailure, input_set: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
     """Write the results of one structure, or say why there are none; one bad structure must not cost the others."""
-    from ase_definet.relaxation.relaxer import RelaxFailure  # noqa: PLC0415
+    from ase_definet.relaxation.result import RelaxFailure  # noqa: PLC0415
 
     if isinstance(item, RelaxFailure):
         return _failure(job, item.error)

@@ -58,7 +58,8 @@ def screen_command(
     piped = _is_pipe(inputs)
     resolved = checked_host(host)
     check_folder(output)
-    from ase_definet.checkpoints.format import load_checkpoint, resolve_model  # noqa: PLC0415
+    from ase_definet.checkpoints.bundled import resolve_model  # noqa: PLC0415
+    from ase_definet.checkpoints.format import load_checkpoint  # noqa: PLC0415
     from ase_definet.matching.host import Host  # noqa: PLC0415
     from ase_definet.screening.screen import (  # noqa: PLC0415
         FAILURES,

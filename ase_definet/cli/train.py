@@ -94,7 +94,7 @@ def _curve(run: Run) -> list[Path]:
 def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
     """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
     try:
-        from ase_definet.checkpoints.format import bundled_models  # noqa: PLC0415
+        from ase_definet.checkpoints.bundled import bundled_models  # noqa: PLC0415
         from ase_definet.training.card import export_weights  # noqa: PLC0415
         from ase_definet.training.config import CONFIG, config_of_run  # noqa: PLC0415
         from ase_definet.training.run import Run  # noqa: PLC0415

@@ -15,7 +15,8 @@ from ase_definet.cli.common import FILE, BadUsage, check_folder, overwrite_optio
 @overwrite_option
 def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
     """Convert SOURCE, saved by the authors' code, to OUT (.safetensors). Pickled code is never run."""
-    from ase_definet.checkpoints.format import import_authors_checkpoint, save_checkpoint  # noqa: PLC0415
+    from ase_definet.checkpoints.authors import import_authors_checkpoint  # noqa: PLC0415
+    from ase_definet.checkpoints.format import save_checkpoint  # noqa: PLC0415
 
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)

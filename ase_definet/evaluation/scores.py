@@ -17,8 +17,10 @@ from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host, library
 from ase_definet.matching.site_map import SiteKind, SiteMap
+from ase_definet.relaxation.domain import SEEN_OFFSET, known_host
 from ase_definet.relaxation.inputs import displaced
-from ase_definet.relaxation.relaxer import SEEN_OFFSET, DefiNetRelaxer, RelaxFailure, RelaxResult, known_host
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.metrics import minimum_image, near_sites, rank_correlation, reliability_bins
 

@@ -20,7 +20,7 @@ from ase.io import iread
 
 from ase_definet import __version__
 from ase_definet.errors import ScreeningError
-from ase_definet.relaxation.relaxer import HARMLESS
+from ase_definet.relaxation.domain import HARMLESS
 from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,

@@ -30,11 +30,14 @@ from ase import Atoms
 from ase.io.formats import ioformats
 from numpy.typing import NDArray
 
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
 from ase_definet.matching.site_map import SiteKind
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult, checked_device
+from ase_definet.relaxation.devices import checked_device
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.conversion import with_moments
 from ase_definet.structures.extxyz import StreamError, frame_text, printable, read_frames

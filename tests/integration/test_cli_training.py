@@ -100,7 +100,7 @@ def test_from_files_to_scores(tmp_path):
     assert row["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["mae"], rel=0.1)
     assert run("export", "run", weights).exit_code == 2
     assert "wrote" in ok("export", "run", weights, "--overwrite", "--name", "yours").output
-    assert load_checkpoint(weights).card["name"] == "yours"
+    assert load_checkpoint(weights).card.name == "yours"
 
 
 def test_sound_data():
@@ -158,7 +158,7 @@ def test_fine_tuning_from_weights(tmp_path):
     ok("export", out, tmp_path / "b.safetensors")
     tuned = load_checkpoint(tmp_path / "b.safetensors")
     assert tuned.config.features == 48
-    assert tuned.card["training"]["config"]["steps"] == 1
+    assert tuned.card.training.config["steps"] == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ase_definet import __version__
-from ase_definet.checkpoints.bundled import bundled_cards
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import bundled_cards, resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
 from research.pages import readme
 from research.paths import RESULTS
 from tests.conftest import REPO
@@ -21,7 +21,7 @@ def test_readme_table_is_that_of_card_and_scores():
 def test_cards_and_results_mean_the_same_by_ideal_sites():
     """The card takes the mean displacement off the DFT positions, the evaluation off the prediction only."""
     results = json.loads((RESULTS / "default-val.json").read_text(encoding="utf-8"))["subsets"]
-    card = bundled_cards()["default"]["validation"]
+    card = bundled_cards()["default"].card.plain()["validation"]
     assert set(card) == set(results)
     for name, row in card.items():
         found = {"mae": results[name], "ideal_sites": results[name]["ideal_sites"]}

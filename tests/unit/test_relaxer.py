@@ -23,7 +23,8 @@ from ase_definet.errors import (
     StructureError,
 )
 from ase_definet.model.lattice_convolution import LatticeGeometry
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from tests.conftest import DEVICES, mos2_with_defects, pristine
 
 MOVED = 0.03

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from ase_definet.data import find_pairs, pack_pairs
 from ase_definet.errors import StructureError
 from ase_definet.matching.library import get_host
-from ase_definet.model import predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.elements import element_descriptors, valence_electrons
 from ase_definet.model.graph import batch_graphs, build_graph
@@ -24,7 +23,8 @@ from ase_definet.model.site_network import SiteNetwork
 from ase_definet.structures.state import FUNCTIONALS, MAX_CHARGE, MAX_MULTIPLICITY, N_CODES, NEUTRAL, State, state_of
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import TrainConfig
-from ase_definet.training.run import train, withheld
+from ase_definet.training.loss import withheld
+from ase_definet.training.run import train
 from tests.conftest import pristine
 
 SIZES = SiteNetworkConfig(cutoff=5.0, features=8, layers=2, n_radial=6, embedding=4, states=True)
@@ -135,12 +135,12 @@ def network():
 
 def test_a_network_hears_every_part_of_a_state(network):
     with torch.no_grad():
-        base = predict_displacements(network, graph_of(NEUTRAL.codes))
+        base = network.predict(graph_of(NEUTRAL.codes)).displacement
         for changes in ({"charge": -1}, {"spin_multiplicity": 3}, {"functional": "HSE06"}, {"excited": True}):
-            other = predict_displacements(network, graph_of(replace(NEUTRAL, **changes).codes))
+            other = network.predict(graph_of(replace(NEUTRAL, **changes).codes)).displacement
             assert (other - base).abs().max() > 1e-6, changes
-        nothing = predict_displacements(network, graph_of())
-        assert torch.equal(nothing, predict_displacements(network, graph_of((0, 0, 0, 0))))
+        nothing = network.predict(graph_of()).displacement
+        assert torch.equal(nothing, network.predict(graph_of((0, 0, 0, 0))).displacement)
         assert (nothing - base).abs().max() > 1e-6
 
 
@@ -148,18 +148,16 @@ def test_each_structure_of_a_batch_has_its_own_state(network):
     codes = [State(charge=q, spin_multiplicity=m).codes for q, m in ((0, 1), (-1, 2), (1, None), (None, None))]
     graphs = [graph_of(code) for code in codes]
     with torch.no_grad():
-        together = predict_displacements(network, batch_graphs(graphs)).view(len(graphs), -1, 3)
+        together = network.predict(batch_graphs(graphs)).displacement.view(len(graphs), -1, 3)
         for found, graph in zip(together, graphs, strict=True):
-            assert (found - predict_displacements(network, graph)).abs().max() < 1e-10
+            assert (found - network.predict(graph).displacement).abs().max() < 1e-10
 
 
 def test_a_network_without_states_ignores_them():
     torch.manual_seed(0)
     blind = SiteNetwork(replace(SIZES, states=False)).double().eval()
     with torch.no_grad():
-        found = [
-            predict_displacements(blind, graph_of(code)) for code in (None, NEUTRAL.codes, State(charge=2).codes)
-        ]
+        found = [blind.predict(graph_of(code)).displacement for code in (None, NEUTRAL.codes, State(charge=2).codes)]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -172,7 +170,7 @@ def test_the_same_electrons_are_the_same_to_the_network():
     network.state.electrons.register_forward_hook(lambda _module, given, _out: seen.append(int(given[0].item())))
     with torch.no_grad():
         for symbol, charge in (("Al", 0), ("C", 1), ("N", 2), ("C", 0), ("Al", None)):
-            predict_displacements(network, graph_of(State(charge=charge).codes, symbol))
+            network.predict(graph_of(State(charge=charge).codes, symbol))
     assert seen[0] == seen[1] == seen[2] == seen[3] - 1
     assert seen[4] == 0
 
