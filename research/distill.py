@@ -21,6 +21,7 @@ from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.data import MatchedPair, PackedDataset, PairGroup, pack_rows, save_groups
 from ase_definet.relaxation.lattices import build_lattice
+from ase_definet.training.batches import lattice_of_group
 from ase_definet.training.card import LABELLED
 
 BATCH = 16
@@ -53,8 +54,7 @@ class Teacher:
         self.host = torch.as_tensor(group.host_numbers)
         model: Any = loaded.model
         self.network = model.network_for(self.host)
-        unit = (group.unit_numbers, group.unit_positions, group.unit_cell, group.pbc)
-        self.lattice = build_lattice(*unit, group.supercell, loaded.config.cutoff, keep_kernels=True)
+        self.lattice = build_lattice(lattice_of_group(group), loaded.config.cutoff, keep_kernels=True)
 
     @torch.inference_mode()
     def __call__(self, numbers: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:

@@ -76,10 +76,11 @@ def save_checkpoint(
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
     path = Path(path)
-    if not isinstance(model, DisplacementModel):
-        raise CheckpointError(
-            f"cannot save a {type(model).__name__}; known architectures: {', '.join(ARCHITECTURES)}"
-        )
+    config: Any = getattr(model, "config", model)
+    try:
+        architecture = architecture_of(config)
+    except ValueError as error:
+        raise CheckpointError(f"cannot save a {type(model).__name__}: {error}") from error
     try:
         plain = (card if isinstance(card, ModelCard) else ModelCard.read(card)).plain()
     except ValueError as error:
@@ -91,8 +92,8 @@ def save_checkpoint(
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "architecture": architecture_of(model.config),
-        "config": json.dumps(dataclasses.asdict(typing.cast("Any", model.config))),
+        "architecture": architecture,
+        "config": json.dumps(dataclasses.asdict(config)),
         "card": card_json,
     }
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}

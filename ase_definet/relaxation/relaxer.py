@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -34,6 +33,7 @@ from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import HARMLESS, Domain
 from ase_definet.relaxation.inputs import Item, Start, displaced, sites_of
 from ase_definet.relaxation.lattices import LatticeCache
+from ase_definet.relaxation.refine import REFINE_STEPS, refined
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult, forget_earlier
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms
@@ -44,12 +44,6 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = NDArray[Any]
 Structure_ = TypeVar("Structure_")
-
-REFINE_STEPS = 5
-"""Steps of a refinement, at most, where nothing else is asked for."""
-
-REFINED = 0.05
-"""Largest force at which a refinement stops early, in eV/Å."""
 
 BATCH_SITES = 20_000
 """Sites that :meth:`DefiNetRelaxer.relax_many` collects before it relaxes them, at most."""
@@ -297,27 +291,10 @@ class DefiNetRelaxer:
         )
 
     def _refined(self, result: RelaxResult, given: Atoms) -> RelaxResult:
-        """Take a few steps with the calculator of :attr:`refine_with`; where it fails, the prediction stays.
-
-        Raises:
-            StrictError: It failed, and nothing doubtful is wanted.
-        """
+        """Take a few steps with the calculator of :attr:`refine_with`, if there is one; see :func:`refined`."""
         if self.refine_with is None:
             return result
-        from ase_definet.relaxation.stepping import relax_with  # noqa: PLC0415 - ASE's optimizers take a while to import
-
-        run = relax_with(result.atoms, self.refine_with, "BFGS", REFINED, self.refine_steps)
-        name = type(self.refine_with).__name__
-        if not run.error:
-            run.atoms.info["definet_refined"] = f"{run.steps} steps of {name}"
-            return replace(result, atoms=run.atoms, displacement=run.atoms.positions - given.positions)
-        text = f"{name} failed after {run.steps} steps, the result is the prediction alone: {run.error}"
-        if self.strict:
-            raise StrictError(text)
-        warnings.warn(text, DefiNetWarning, stacklevel=2)
-        reasons = (*result.warnings, text)
-        result.atoms.info["definet_warnings"] = "; ".join(reasons)
-        return replace(result, warnings=reasons)
+        return refined(result, given, self.refine_with, self.refine_steps, strict=self.strict)
 
 
 def _is_auto(host: object) -> bool:

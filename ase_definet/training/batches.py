@@ -19,6 +19,17 @@ from ase_definet.structures.metrics import minimum_image
 Array: TypeAlias = NDArray[Any]
 
 
+def lattice_of_group(group: PairGroup) -> Lattice:
+    """Return the perfect supercell that all structures of a group are on."""
+    return Lattice(
+        numbers=group.unit_numbers,
+        positions=group.unit_positions,
+        cell=group.unit_cell,
+        pbc=group.pbc,
+        supercell=group.supercell,
+    )
+
+
 class SiteBatches:
     """All pairs of one group, their targets relative to the ideal sites with the mean taken off.
 
@@ -31,13 +42,6 @@ class SiteBatches:
     def __init__(self, group: PairGroup, model: NetworkConfig, device: torch.device) -> None:
         self.group = group
         self.device = device
-        lattice = Lattice(
-            numbers=group.unit_numbers,
-            positions=group.unit_positions,
-            cell=group.unit_cell,
-            pbc=group.pbc,
-            supercell=group.supercell,
-        )
         host = Sites(
             positions=group.sites,
             cell=group.cell,
@@ -45,7 +49,7 @@ class SiteBatches:
             numbers=group.host_numbers,
             host_numbers=group.host_numbers,
             kinds=np.zeros(len(group.host_numbers), dtype=int),
-            lattice=lattice,
+            lattice=lattice_of_group(group),
         )
 
         def geometry_of(lattice: Lattice) -> LatticeGeometry:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,20 +25,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ase_definet.checkpoints.bundled import resolve_model
-from ase_definet.checkpoints.card import ModelCard, RoutedRecord, TrainingRecord
-from ase_definet.checkpoints.format import LoadedModel, load_checkpoint
-from ase_definet.data import PackedDataset, PairGroup
-from ase_definet.errors import CheckpointError, DefiNetError, DeviceError, TrainingError
-from ase_definet.model.architectures import ARCHITECTURES, architecture_of, build_network
-from ase_definet.model.config import NetworkConfig
+from ase_definet.checkpoints.format import load_checkpoint
+from ase_definet.data import PackedDataset
+from ase_definet.errors import DefiNetError, DeviceError, TrainingError
+from ase_definet.model.architectures import build_network
 from ase_definet.model.protocol import DisplacementModel
 from ase_definet.structures.files import replacing
 from ase_definet.structures.run_folder import RunFolder
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import CONFIG, TrainConfig, make_config, with_model
+from ase_definet.training.initial_weights import network_of_groups, sizes_of, with_noisy_starts
 from ase_definet.training.log import rows_before, write_row
 from ase_definet.training.loss import corrupted, loss_of, summed_errors, withheld
 from ase_definet.training.optimizers import Plateau, averaged, learning_rate, make_optimizers, set_steps
+from ase_definet.training.sampling import chosen_groups, fraction_of, next_pairs, shares_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -95,16 +92,16 @@ class Run:
         self.fabric = fabric or make_fabric(config)
         initial = load_checkpoint(resolve_model(config.initial_weights)) if config.initial_weights else None
         self.pack = PackedDataset.open(config.data)
-        self.groups = _chosen_groups(self.pack, config)
+        self.groups = chosen_groups(self.pack, config)
         weights: DisplacementModel | None = None
         self.lineage: dict[str, Any] = {}
         if initial is not None:
-            weights, self.lineage = _of_groups(initial, self.groups)
-            config = with_model(config, _sizes_of(weights.config, config.model))
+            weights, self.lineage = network_of_groups(initial, self.groups)
+            config = with_model(config, sizes_of(weights.config, config.model))
         if config.noisy_start_fraction:
-            config = with_model(config, _with_starts(config.model))
+            config = with_model(config, with_noisy_starts(config.model))
         self.config = config
-        self.shares = _shares(self.groups, config)
+        self.shares = shares_of(self.groups, config)
         torch.manual_seed(config.seed)
         network = build_network(config.model)
         if weights is not None:
@@ -116,7 +113,7 @@ class Run:
         self.optimizers: list[Any] = optimizers
         self.averaged = average.to(self.fabric.device).requires_grad_(requires_grad=False).eval()
         self.batches = [SiteBatches(group, config.model, self.fabric.device) for group in self.groups]
-        self.train_pairs = [_fraction(group.indices("train"), config) for group in self.groups]
+        self.train_pairs = [fraction_of(group.indices("train"), config) for group in self.groups]
         self.step = 0
         self.drawn = [0] * len(self.groups)
         self.plateau, self.skipped = Plateau(), 0
@@ -140,15 +137,8 @@ class Run:
         return int(np.argmax(behind))
 
     def _next_pairs(self, which: int) -> Array:
-        """Return the next training pairs of a group, shuffled anew every epoch."""
-        pairs = self.train_pairs[which]
-        first = self.drawn[which] * self.config.batch_size
-        wanted = np.arange(first, first + self.config.batch_size)
-        out = []
-        for epoch in np.unique(wanted // len(pairs)):
-            order = np.random.default_rng([self.config.seed, which, int(epoch)]).permutation(pairs)
-            out.append(order[wanted[wanted // len(pairs) == epoch] % len(pairs)])
-        return np.concatenate(out)
+        """Return the next training pairs of a group."""
+        return next_pairs(self.train_pairs[which], which, self.drawn[which], self.config)
 
     def advance(self) -> float:
         """Take one step; return its loss in Å."""
@@ -302,14 +292,6 @@ class Run:
             self.lineage = json.loads(state["lineage"])
 
 
-def lineage_of(card: ModelCard | RoutedRecord) -> dict[str, Any]:
-    """Say which weights a run began with, from their card."""
-    earlier = card.training or TrainingRecord()
-    begun = {"name": card.name, "version": card.version, "steps": earlier.steps, "config": earlier.config}
-    before = {} if earlier.initial_weights is None else {"initial_weights": earlier.initial_weights}
-    return {"initial_weights": begun | before}
-
-
 def make_fabric(config: TrainConfig) -> Fabric:
     """Return the devices of a config, not launched yet where they are several.
 
@@ -440,88 +422,3 @@ def _checked_state(path: Path, device: torch.device) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise TrainingError(f"expected the state of a run, found {type(state).__name__}")
     return state
-
-
-def _chosen_groups(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
-    unknown = sorted(set(config.sampling_weights) - set(pack.subsets))
-    if unknown:
-        raise TrainingError(
-            f"sampling_weights name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}"
-        )
-    wanted = [name for name, share in config.sampling_weights.items() if share > 0] or list(pack.subsets)
-    groups = [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))]
-    if not groups:
-        raise TrainingError(f"{config.data}: no training pairs in {', '.join(wanted)}")
-    return groups
-
-
-def _shares(groups: list[PairGroup], config: TrainConfig) -> Array:
-    """Return the share of the steps of each group; those of a subset go by their numbers of pairs."""
-    pairs = np.array([len(group.indices("train")) for group in groups], dtype=float)
-    names = [group.subset for group in groups]
-    whole = {name: sum(n for n, own in zip(pairs, names, strict=True) if own == name) for name in names}
-    share = {
-        name: config.sampling_weights.get(name, 0.0) if config.sampling_weights else math.sqrt(whole[name])
-        for name in names
-    }
-    out = np.array([share[name] * n / max(whole[name], 1) for name, n in zip(names, pairs, strict=True)])
-    return np.asarray(out / max(out.sum(), 1e-12))
-
-
-def _fraction(pairs: Array, config: TrainConfig) -> Array:
-    if config.training_fraction == 1 or not len(pairs):
-        return pairs
-    kept = max(1, round(config.training_fraction * len(pairs)))
-    return np.sort(np.random.default_rng(0).permutation(pairs)[:kept])
-
-
-def _of_groups(loaded: LoadedModel, groups: list[PairGroup]) -> tuple[DisplacementModel, dict[str, Any]]:
-    """Return the one network that serves all groups, and its lineage: the general one if they share no other."""
-    networks = [network for _, network in loaded.model.served_networks()]
-    found = [loaded.model.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
-    place = next(k for k, network in enumerate(networks) if network is found[0])
-    if not place or any(one is not found[0] for one in found):
-        return networks[0], lineage_of(loaded.card)
-    cards = loaded.card.routed
-    known = len(cards) == len(networks) - 1
-    return networks[place], lineage_of(cards[place - 1] if known else RoutedRecord(hosts=[]))
-
-
-def _sizes_of(given: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
-    """Take over the sizes of given weights, but the dropout of the run; the estimate of the error is fitted anew."""
-    changes = {
-        "dropout": wanted.dropout,
-        "error_head_features": 0,
-        "states": given.states or wanted.states,
-        "element_descriptors": getattr(given, "element_descriptors", False)
-        or getattr(wanted, "element_descriptors", False),
-    }
-    return _changed(given, CheckpointError, changes)
-
-
-def _with_starts(model: NetworkConfig) -> NetworkConfig:
-    return _changed(model, TrainingError, {"noisy_starts": True}, {"noisy_starts": "noisy_start_fraction"})
-
-
-def _changed(
-    model: NetworkConfig,
-    refuse: type[DefiNetError],
-    changes: Mapping[str, Any],
-    names: Mapping[str, str] = MappingProxyType({}),
-) -> NetworkConfig:
-    """Return a config with some sizes changed.
-
-    Args:
-        model: The config.
-        refuse: What is raised where it has no such size, unless what is wanted is nothing.
-        changes: Values by size.
-        names: What users call a size, where that is something else.
-    """
-    sizes: Any = model
-    known = {f.name for f in fields(sizes)}
-    for name, value in changes.items():
-        if value and name not in known:
-            title = ARCHITECTURES[architecture_of(model)].title
-            raise refuse(f"{names.get(name, name)} is not known to {title}; set it to 0")
-    out: NetworkConfig = replace(sizes, **{name: value for name, value in changes.items() if name in known})
-    return out

@@ -19,7 +19,7 @@ from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.relaxation.inputs import sites_of
+from ase_definet.relaxation.inputs import lattice_of, sites_of
 from ase_definet.relaxation.lattices import build_lattice
 from research.benchmarks.cells import mos2
 from research.benchmarks.transcription import Transcription
@@ -37,10 +37,7 @@ def forward_of(kind: str, batch: int) -> tuple[torch.nn.Module, list[Tensor]]:
         config = SiteNetworkConfig(short_range_cutoff=4.5, dropout=0.1)
         net = SiteNetwork(config)
         if kind == "default":
-            cell, positions = maps[0].unit
-            lattice = build_lattice(
-                maps[0].host.numbers, positions, cell, maps[0].pbc, maps[0].supercell, config.cutoff
-            )
+            lattice = build_lattice(lattice_of(maps[0]), config.cutoff)
             numbers = torch.stack([torch.as_tensor(m.numbers) for m in maps], 1)
             kinds = torch.stack([torch.as_tensor(m.kinds) for m in maps], 1)
             host = torch.as_tensor(maps[0].host_numbers)
