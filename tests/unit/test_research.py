@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
+import click
 import pytest
 
+from ase_definet.cli import cli
 from ase_definet.training.config import make_config, read_config
 from research.experiments import comparisons, error_vs_pairs
 from research.paths import RECIPES
@@ -39,3 +46,67 @@ def test_error_vs_pairs_are_runs():
     config = make_config(error_vs_pairs.options("2dmd.pack", "high/P", "half", 0.5, 1))
     assert config.training_fraction == 0.5
     assert config.sampling_weights == {"high/P": 1.0}
+
+
+def pretend(line: list[str]) -> None:
+    """Do as a command of make.sh would, with empty files: fail where a file that it reads has not been made yet."""
+    program, *args = line
+    words = [word for word in args if word not in {"weights", "data"}]
+    if program == "python":
+        assert args[0] == "-m"
+        importlib.import_module(args[1])
+        words = [args[1].rsplit(".", maxsplit=1)[-1], *args[2:]]
+    files = [word.split("=")[-1] for word in words if re.search(r"\.(safetensors|pack|toml)$", word)]
+    if words[0] == "pack":
+        made, read = [words[2]], [words[1]]
+    elif words[0] == "train":
+        config = read_config(Path(files[0]))
+        made = [f"{config.out}/last.pt"]
+        read = [files[0], config.data, *([config.initial_weights] if config.initial_weights else [])]
+    elif words[0] == "export":
+        made, read = [words[2]], [f"{words[1]}/last.pt"]
+    elif words[0] == "distill":
+        made, read = [words[2]], [file for file in files if file != words[2]]
+    elif words[0] == "comparisons":
+        (name,) = (name for name in comparisons.experiments() if words[2] in name)
+        made, read = [str(comparisons.RUNS / comparisons.stem(name) / "weights.safetensors")], [words[1]]
+    else:
+        assert words[0] == "combine"
+        made, read = [words[2]], [file for file in files if file != words[2]]
+    assert all(Path(file).exists() for file in read), f"{words[0]} reads {read}"
+    for file in made:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+
+
+def known(args: list[str]) -> bool:
+    """Return whether the command line has a command, or one in a group, with these options."""
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        command = command.commands[args[0]]
+        args = args[1:]
+    options = {name for parameter in command.params for name in parameter.opts}
+    return all(word in options for word in args if word.startswith("--"))
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_the_script_makes_every_file_before_it_is_read(tmp_path, monkeypatch):
+    """With programs that log their arguments only; what they would read and write is followed afterwards."""
+    shutil.copytree(RECIPES, tmp_path / "research" / "recipes")
+    log, programs = tmp_path / "log", tmp_path / "bin"
+    programs.mkdir()
+    for program in ("ase-definet", "python"):
+        (programs / program).write_text(f'#!/bin/sh\n(echo {program}; printf "%s\\n" "$@"; echo) >> "{log}"\n')
+        (programs / program).chmod(0o755)
+    (tmp_path / "2dmd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    for first in (True, False):  # the second time everything is there
+        log.write_text("")
+        subprocess.run(["bash", "research/recipes/make.sh"], check=True)
+        lines = [line.split("\n") for line in log.read_text().strip().split("\n\n")]
+        assert [line for line in lines if line[0] == "ase-definet" and not known(line[1:])] == []
+        assert any("train" in line for line in lines) == first
+        for line in lines:
+            pretend(line)
+    assert (tmp_path / "ase_definet" / "weights" / "default.safetensors").exists()
