@@ -22,9 +22,12 @@ import torch
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.data import MatchedPair, PackedDataset, PairGroup, pack_rows, save_groups
 from ase_definet.relaxation.inputs import build_lattice
+from ase_definet.structures.state import State
 from ase_definet.training.card import LABELLED
 
 BATCH = 16
+STATE = State()
+"""Of labelled structures: neutral, in the ground state, PBE, as 2DMD is."""
 INTERPOLATION = 0.5
 """How far towards the prediction so far a repeated prediction starts."""
 NOISE = 0.1
@@ -66,7 +69,9 @@ class Teacher:
             if starts is not None:
                 some = torch.as_tensor(starts[start : start + BATCH].transpose(1, 0, 2), dtype=torch.float32)
                 begun = some * (part > 0)[..., None]
-            out.append(self.network.stages(self.lattice, part, self.host, kinds, begun)[-1].permute(1, 0, 2).numpy())
+            state = torch.tensor(STATE.codes).expand(1, part.shape[1], -1)
+            stages = self.network.stages(self.lattice, part, self.host, kinds, begun, state)
+            out.append(stages[-1].permute(1, 0, 2).numpy())
         return np.concatenate(out).astype(np.float64)
 
 
@@ -119,6 +124,7 @@ def labelled(
             numbers=numbers[k],
             offset=np.zeros_like(moves[k]),
             move=moves[k] * (numbers[k] > 0)[:, None],
+            state=STATE,
             warnings=(),
         )
 

@@ -76,7 +76,16 @@ def predicted_parts(group: PairGroup, batches: SiteBatches, network: torch.nn.Mo
     for start in range(0, len(chosen), BATCH):
         pairs = chosen[start : start + BATCH]
         numbers, kinds, target, real = batches.batch(pairs)
-        parts.append(Part(pairs, numbers, kinds, target, real, batches.predict(network, numbers, kinds)[-1]))
+        parts.append(
+            Part(
+                pairs,
+                numbers,
+                kinds,
+                target,
+                real,
+                batches.predict(network, numbers, kinds, state=batches.states(pairs))[-1],
+            )
+        )
     return parts
 
 

@@ -10,12 +10,21 @@ import subprocess
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import torch
 
+from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.cli import cli
+from ase_definet.data import PackedDataset, PairSource, pack_pairs
+from ase_definet.model.config import SiteNetworkConfig
+from ase_definet.model.site_network import SiteNetwork
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.training.config import make_config, read_config
+from research import distill
 from research.experiments import comparisons, error_vs_pairs
 from research.paths import RECIPES
+from tests.conftest import pristine
 
 SCRIPT = (RECIPES / "make.sh").read_text(encoding="utf-8")
 
@@ -110,3 +119,65 @@ def test_the_script_makes_every_file_before_it_is_read(tmp_path, monkeypatch):
         for line in lines:
             pretend(line)
     assert (tmp_path / "ase_definet" / "weights" / "default.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """Return a pack of a few pairs of MoS2, two of them for training."""
+    references = []
+    for k, split in enumerate(("train", "train", "val")):
+        unrelaxed = pristine("MoS2", 5)
+        unrelaxed.numbers[3 * k] = 74
+        del unrelaxed[[3 * k + 7]]
+        relaxed = unrelaxed.copy()
+        relaxed.positions[0, 2] += 0.1
+        references.append(PairSource(f"pair{k}", "high/MoS2", split, "MoS2", unrelaxed, relaxed))
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pack"
+    assert pack_pairs(references, path, workers=1)[1] == []
+    return path
+
+
+def run_distill(monkeypatch, *args: object) -> None:
+    monkeypatch.setattr("sys.argv", ["distill", *map(str, args)])
+    distill.main()
+
+
+def test_labels_are_the_mean_of_the_networks_for_the_host(tiny, tmp_path, monkeypatch):
+    run_distill(monkeypatch, tiny, tmp_path / "out.pack", 4, "default", "MoS2=default", "BN=no such file")
+    pack = PackedDataset.open(tmp_path / "out.pack")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.pack"]
+    (given,) = pack.subsets["high/MoS2"]
+    (group,) = pack.subsets["labelled/MoS2"]
+    assert len(given) == 3
+    assert len(group.indices("train")) == len(group) == 4
+    for index in range(4):
+        defects = group.numbers[index] != group.host_numbers
+        assert sorted(group.numbers[index][defects]) == [0, 74]  # as in the training pairs
+        atoms, labelled = group.atoms(index)
+        expected = DefiNetRelaxer("default", "MoS2", "cpu").predict(atoms).atoms.positions - atoms.positions
+        found = labelled.positions - atoms.positions
+        assert np.abs(found).max() > 0.01
+        np.testing.assert_allclose(found - found.mean(axis=0), expected - expected.mean(axis=0), atol=1e-4)
+
+
+def test_networks_without_noisy_starts_do_not_predict_again(tiny, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="its training ended without noisy starts"):
+        run_distill(monkeypatch, tiny, tmp_path / "out.pack", 2, "default", "--repeat", "default")
+    assert not (tmp_path / "out.pack").exists()
+
+
+def test_repeated_predictions_are_drawn_as_often_as_asked_for(tiny, tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    net = SiteNetwork(SiteNetworkConfig(features=8, layers=2, noisy_starts=True))
+    card = {"training": {"config": {"noisy_start_fraction": 0.5}}}
+    noisy = save_checkpoint(tmp_path / "noisy.safetensors", net, card)
+    calls = []
+    predict = distill.Teacher.__call__
+    monkeypatch.setattr(
+        distill.Teacher,
+        "__call__",
+        lambda self, numbers, starts=None: calls.append(starts) or predict(self, numbers, starts),
+    )
+    run_distill(monkeypatch, tiny, tmp_path / "out.pack", 2, noisy, "--repeat", f"MoS2={noisy}", "--draws", 3)
+    assert [starts is None for starts in calls] == [True] + [False] * 6
+    assert len({starts.tobytes() for starts in calls[1:]}) == 6  # each with noise of its own
