@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,14 @@ from ase_definet.model.site_network import SiteNetwork
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.training.config import make_config, read_config
 from research import distill
-from research.experiments import comparisons, error_vs_pairs
+from research.experiments import (
+    cell_size,
+    comparisons,
+    data_limits,
+    data_summary,
+    error_vs_pairs,
+    generalization_gap,
+)
 from research.paths import RECIPES
 from tests.conftest import pristine
 
@@ -181,3 +189,32 @@ def test_repeated_predictions_are_drawn_as_often_as_asked_for(tiny, tmp_path, mo
     run_distill(monkeypatch, tiny, tmp_path / "out.pack", 2, noisy, "--repeat", f"MoS2={noisy}", "--draws", 3)
     assert [starts is None for starts in calls] == [True] + [False] * 6
     assert len({starts.tobytes() for starts in calls[1:]}) == 6  # each with noise of its own
+
+
+@pytest.mark.parametrize(
+    "module",
+    [data_limits, data_summary, generalization_gap],
+    ids=lambda module: module.__name__.rsplit(".", maxsplit=1)[-1],
+)
+def test_experiments_write_what_the_pages_read(tiny, tmp_path, monkeypatch, module):
+    committed = json.loads(module.OUT.read_text(encoding="utf-8"))
+    monkeypatch.setattr(module, "OUT", tmp_path / "out.json")
+    monkeypatch.setattr("sys.argv", ["experiment", str(tiny)])
+    module.main()
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert set(found) == set(committed)
+    assert list(found["subsets"]) == ["high/MoS2"]
+    assert set(found["subsets"]["high/MoS2"]) == set(committed["subsets"]["high/MoS2"])
+
+
+def test_cells_of_every_size_are_relaxed(tmp_path, monkeypatch):
+    committed = json.loads(cell_size.OUT.read_text(encoding="utf-8"))
+    monkeypatch.setattr(cell_size, "OUT", tmp_path / "out.json")
+    monkeypatch.setattr(cell_size, "SIZES", (4,))
+    cell_size.main()
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    for name, (row,) in found["cases"].items():
+        first = committed["cases"][name][0]
+        assert set(row) == set(first)
+        for key in ("sites", "largest", "near_mean"):
+            assert row[key] == pytest.approx(first[key], rel=1e-3)
