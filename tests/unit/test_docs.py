@@ -15,7 +15,10 @@ from tests.conftest import REPO
 
 
 def test_readme_table_is_that_of_card_and_scores():
-    assert readme.table() in (REPO / "README.md").read_text(encoding="utf-8")
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    assert readme.table() in text
+    hosts = bundled_cards()["default"]["training"]["hosts"].values()
+    assert f"Weights trained on {sum(host['training_pairs'] for host in hosts):,} real" in " ".join(text.split())
 
 
 def test_cards_and_results_mean_the_same_by_ideal_sites():
