@@ -44,7 +44,7 @@ def radial_pairs(
 
 
 def pack_of(path: Path, *references: Iterator[PairSource]) -> PackedDataset:
-    """PackedDataset pairs that are all good."""
+    """Pack pairs that are all good."""
     pack, problems = pack_pairs((one for some in references for one in some), path, workers=1)
     assert problems == []
     return pack

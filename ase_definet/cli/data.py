@@ -145,7 +145,7 @@ def references(
 
 
 def packed(pairs: Iterable[PairSource], out: Path, workers: int | None = None) -> tuple[PackedDataset, list[Problem]]:
-    """PackedDataset pairs with a progress bar."""
+    """Pack pairs with a progress bar."""
     from ase_definet.data import pack_pairs  # noqa: PLC0415
 
     pairs = list(pairs)

@@ -30,6 +30,7 @@ from ase_definet.data.pairs import SPLITS, PairSource
 from ase_definet.errors import StructureError
 from ase_definet.matching.supercell import cells_of, waves_of
 from ase_definet.structures.files import replacing
+from ase_definet.structures.state import State
 
 Array: TypeAlias = NDArray[Any]
 
@@ -138,11 +139,12 @@ class PairGroup:
         return replace(self, **arrays)
 
     def atoms(self, index: int) -> tuple[Atoms, Atoms | None]:
-        """Return unrelaxed and relaxed structure of a pair, atoms in the order of the sites."""
+        """Return both structures of a pair, atoms in the order of the sites and their state in ``info``."""
         numbers = self.numbers[index]
         real = numbers > 0
         at = (self.sites + self.offsets(np.array([index]))[0])[real]
-        unrelaxed = Atoms(numbers[real], at, cell=self.cell, pbc=True)
+        state = State.from_codes(self.state[index])
+        unrelaxed = Atoms(numbers[real], at, cell=self.cell, pbc=True, info=state.info)
         if not self.has_relaxed[index]:
             return unrelaxed, None
         relaxed = unrelaxed.copy()
@@ -239,7 +241,7 @@ def pack_pairs(
 def pack_rows(
     results: Iterable[MatchedPair | Problem], out: Path, *, progress: Any = None
 ) -> tuple[PackedDataset, list[Problem]]:
-    """PackedDataset pairs that are on their sites already.
+    """Pack pairs that are on their sites already.
 
     Args:
         results: The pairs, and what is wrong with those that are not.

@@ -34,6 +34,7 @@ class SiteNetworkConfig:
         noisy_starts: Whether atoms may start elsewhere than on the host's sites, as training with
             ``noisy_start_fraction`` wants it.
         states: Whether sites know the state of their structure: charge, spin multiplicity, functional, excitation.
+        element_descriptors: Whether sites know the periods and valence electrons of their elements.
     """
 
     cutoff: float = 7.0
@@ -57,6 +58,7 @@ class SiteNetworkConfig:
     error_head_features: int = 0
     noisy_starts: bool = False
     states: bool = False
+    element_descriptors: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,14 @@ from torch.nn import functional
 
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.edge_convolution import N_PATHS, Geometry
+from ase_definet.model.elements import N_DESCRIPTORS, N_ELEMENTS, element_descriptors, valence_table
 from ase_definet.model.short_range import ShortRangeMessages
-from ase_definet.structures.state import N_CODES
+from ase_definet.structures.state import MAX_CHARGE, N_CODES
 
-N_ELEMENTS = 119
-"""Rows of an element table: 0 is an empty site, the rest are atomic numbers."""
+_MOST_ELECTRONS = 16
+"""Electrons more or fewer than the host's that are told apart."""
+_STATE_SCALE = 0.1
+"""Standard deviation of the embeddings of a state before training."""
 
 
 class SiteNetwork(nn.Module):
@@ -40,6 +43,7 @@ class SiteNetwork(nn.Module):
         self.host_element = nn.Embedding(N_ELEMENTS, embedding)
         self.kind = nn.Embedding(3, embedding)
         self.embed = nn.Linear(3 * embedding, width)
+        self.descriptors = _Descriptors(width) if config.element_descriptors else None
         self.state = _StateEmbedding(width) if config.states else None
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         between = config.layers - 1 if config.short_range_cutoff > 0 else 0
@@ -147,14 +151,7 @@ class SiteNetwork(nn.Module):
         state: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Return the stages and the scalars of the last layer, normalised."""
-        host = self.host_element(host_numbers)[:, None].expand(-1, numbers.shape[1], -1)
-        if not self.config.host_elements:
-            host = torch.zeros_like(host)
-        site = self.embed(torch.cat([self.element(numbers), host, self.kind(kinds)], dim=-1))
-        if self.state is not None:
-            if state is None:
-                state = numbers.new_zeros(*geometry.total(numbers[:, :, None]).shape[:2], len(N_CODES))
-            site = site + geometry.spread(self.state(state))
+        site = self._sites(geometry, numbers, host_numbers, kinds, state)
         scalars = site
         vectors = site.new_zeros(*site.shape[:2], 3, site.shape[2])
         if start is not None:
@@ -184,9 +181,52 @@ class SiteNetwork(nn.Module):
             displacement = displacement - geometry.spread(mean)
         return [*guesses, displacement * real], hidden
 
+    def _sites(
+        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None
+    ) -> Tensor:
+        """Return the features of what is on every site, before any message, shape ``(n_sites, batch, F)``."""
+        host = self.host_element(host_numbers)[:, None].expand(-1, numbers.shape[1], -1)
+        if not self.config.host_elements:
+            host = torch.zeros_like(host)
+        site: Tensor = self.embed(torch.cat([self.element(numbers), host, self.kind(kinds)], dim=-1))
+        if self.state is not None:
+            if state is None:
+                state = numbers.new_zeros(*geometry.total(numbers[:, :, None]).shape[:2], len(N_CODES))
+            site = site + geometry.spread(self.state(state, _excess(geometry, numbers, host_numbers)))
+        if self.descriptors is not None:
+            site = site + self.descriptors(numbers, host_numbers[:, None].expand_as(numbers))
+        return site
+
+
+def _excess(geometry: Geometry, numbers: Tensor, host_numbers: Tensor) -> Tensor:
+    """Return how many valence electrons a neutral structure has more than its host, ``(n_structures, batch)``."""
+    table = valence_table().to(numbers.device)
+    return geometry.total(table[numbers] - table[host_numbers][:, None])
+
+
+class _Descriptors(nn.Module):
+    """What the periodic table says of an element and of the host's, for elements that training has seldom seen."""
+
+    table: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("table", element_descriptors(), persistent=False)
+        self.linear = nn.Linear(2 * N_DESCRIPTORS, features, bias=False)
+
+    def forward(self, numbers: Tensor, host_numbers: Tensor) -> Tensor:
+        """Return what is added to each site, shape ``(..., F)``."""
+        change = self.table[numbers] - self.table[host_numbers]
+        out: Tensor = self.linear(torch.cat([self.table[numbers], change], dim=-1))
+        return out
+
 
 class _StateEmbedding(nn.Module):
-    """What the state of a structure adds to each of its sites, the sum of a vector a property.
+    """What the state of a structure adds to each of its sites: a vector a property, and one for its electrons.
+
+    What a charge does depends on the defect: the electrons that the cell has more than its host decide which levels
+    are filled (C_B at +1 has as many as the host). They are the valence electrons
+    of the atoms less those of the host and the charge, a number of their own where the charge is known.
 
     References:
         The global charge embedding of Wang, Mosquera-Lois et al., arXiv 2603.05238.
@@ -195,13 +235,17 @@ class _StateEmbedding(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(n, features) for n in N_CODES)
-        for weight in self.tables.parameters():
-            nn.init.zeros_(weight)  # weights trained without states begin as they were
+        self.electrons = nn.Embedding(2 * _MOST_ELECTRONS + 2, features)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=_STATE_SCALE)
 
-    def forward(self, state: Tensor) -> Tensor:
-        """Return the sum for codes of shape ``(..., 4)``, shape ``(..., F)``."""
+    def forward(self, state: Tensor, excess: Tensor) -> Tensor:
+        """Return the sum for codes of shape ``(..., 4)`` and excess electrons of shape ``(...)``, ``(..., F)``."""
         parts = [table(state[..., k]) for k, table in enumerate(self.tables)]
-        return torch.stack(parts).sum(0)
+        charge = state[..., 0]
+        electrons = (excess - (charge - MAX_CHARGE - 1)).clamp(-_MOST_ELECTRONS, _MOST_ELECTRONS)
+        code = torch.where(charge > 0, electrons + _MOST_ELECTRONS + 1, 0)
+        return torch.stack([*parts, self.electrons(code)]).sum(0)
 
 
 class _Layer(nn.Module):

@@ -97,6 +97,12 @@ class State:
             excited=excited == 2 if excited else None,  # noqa: PLR2004 - 1 is the ground state
         )
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known of it as keys of ``atoms.info``, which :func:`state_of` reads."""
+        values = {name: getattr(self, name) for name in ("charge", "spin_multiplicity", "functional", "excited")}
+        return {name: value for name, value in values.items() if value is not None}
+
     def __str__(self) -> str:
         """Say the state in a few words: ``charge -1, triplet, HSE06``."""
         words = [

@@ -655,7 +655,13 @@ def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:
         return given  # type: ignore[no-any-return]
     if not isinstance(wanted, SiteNetworkConfig):
         return replace(given, dropout=0.0, error_head_features=0)
-    return replace(given, dropout=wanted.dropout, error_head_features=0, states=given.states or wanted.states)
+    return replace(
+        given,
+        dropout=wanted.dropout,
+        error_head_features=0,
+        states=given.states or wanted.states,
+        element_descriptors=given.element_descriptors or wanted.element_descriptors,
+    )
 
 
 def _with_starts(model: ModelConfig) -> ModelConfig:

@@ -53,13 +53,13 @@ SAME = 1e-5
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> str:
-    """PackedDataset 18 training and 6 validation pairs."""
+    """Pack 18 training and 6 validation pairs."""
     return str(pack_of(tmp_path_factory.mktemp("data") / "pack", radial_pairs()).path)
 
 
 @pytest.fixture(scope="session")
 def several(tmp_path_factory) -> str:
-    """PackedDataset two subsets, the first in cells of two sizes."""
+    """Pack two subsets, the first in cells of two sizes."""
     parts = (
         radial_pairs(12, 2),
         radial_pairs(6, 2, seed=1, host=pristine("MoS2", 3)),
