@@ -37,7 +37,6 @@ from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.structures.files import replacing
 from ase_definet.structures.run_folder import RunFolder
-from ase_definet.structures.state import FUNCTIONAL
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import CONFIG, ModelConfig, TrainConfig, make_config, with_model
 
@@ -140,11 +139,9 @@ def withheld(state: Tensor, share: float) -> Tensor:
 
     Args:
         state: Codes, shape ``(1, batch, 4)``.
-        share: Of the structures; the functional, which every data set knows, stays.
+        share: Of the structures, for each property.
     """
-    hidden = torch.rand(state.shape, device=state.device) < share
-    hidden[..., FUNCTIONAL] = False
-    return state.masked_fill(hidden, 0)
+    return state.masked_fill(torch.rand(state.shape, device=state.device) < share, 0)
 
 
 class _Stages(nn.Module):

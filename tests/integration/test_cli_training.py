@@ -135,7 +135,7 @@ def test_bad_pairs_are_named_and_left_out(tmp_path):
 def test_a_run_from_a_config_is_resumed_by_the_same_command(tmp_path):
     (tmp_path / "mine.toml").write_text(
         f'preset = "small"\ndata = "set.pack"\nout = "{tmp_path / "run"}"\naccelerator = "cpu"\n'
-        "steps = 4\ncheck = 2\n[model]\nfeatures = 8\nlayers = 1\n"
+        "steps = 4\nvalidate_every = 2\n[model]\nfeatures = 8\nlayers = 1\n"
     )
     first = ok("train", tmp_path / "mine.toml")
     assert re.findall(r"step (\d) of 4, \d+ s, loss 0\.\d+, validation 0\.\d+ Å", first.output) == ["2", "4"]
