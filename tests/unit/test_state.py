@@ -237,6 +237,18 @@ def test_the_host_of_a_frame_may_be_a_file_beside_it(tmp_path):
     assert "nowhere.vasp" in problems[0].reason
 
 
+def test_mixed_fidelities_need_a_label(tmp_path):
+    source, frames = states_file(tmp_path, 5)
+    frames[1].info["functional"] = "PBE"
+    for k in (2, 4):
+        del frames[k].info["functional"]
+    write(source, frames)
+    pack, problems = pack_pairs(find_pairs(source, "BN", relaxed_only=True), tmp_path / "pack", workers=1)
+    assert sum(len(group) for group in pack.groups) == 3
+    assert [problem.id for problem in problems] == ["q2", "q4"]
+    assert "no functional is named, where others of this file say HSE06, PBE" in problems[0].reason
+
+
 def test_training_learns_what_a_charge_does(dataset, tmp_path):
     """Sites and occupation are the same for both charges: only a network that knows the state can tell them apart."""
     pack, _ = dataset
