@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.formula import Formula
 from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, StructureError
 from ase_definet.matching.symmetry import SYMMETRY_PRECISION, primitive_cell
 from ase_definet.structures.cell import check_structure, layer_frame
-from ase_definet.structures.neighbors import pairs_within
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -51,33 +51,18 @@ class Host:
     @property
     def formula(self) -> str:
         """Reduced chemical formula, in the order of the basis."""
-        elements, counts = np.unique(self.numbers, return_counts=True)
-        divisor = int(np.gcd.reduce(counts))
-        order = sorted(range(len(elements)), key=lambda k: int(np.flatnonzero(self.numbers == elements[k])[0]))
-        return "".join(
-            chemical_symbols[elements[k]] + (str(counts[k] // divisor) if counts[k] > divisor else "") for k in order
-        )
+        reduced_formula, _ = Formula.from_dict(Counter(chemical_symbols[z] for z in self.numbers)).reduce()
+        return str(reduced_formula)
 
     @property
     def composition(self) -> dict[int, int]:
         """Atoms of each element in the primitive cell, by atomic number: the order of the basis does not matter."""
-        elements, counts = np.unique(self.numbers, return_counts=True)
-        return dict(zip(elements.tolist(), counts.tolist(), strict=True))
+        return dict(Counter(self.numbers.tolist()))
 
     @property
     def periodic(self) -> tuple[bool, bool, bool]:
         """Along which axes of :attr:`cell` the host repeats."""
         return (True, True, not self.layered)
-
-    @cached_property
-    def nearest_neighbor(self) -> float:
-        """Shortest distance between two sites, in Å."""
-        radius = 2.0
-        while True:
-            _, _, vector = pairs_within(self.positions, self.cell, self.periodic, radius)
-            if len(vector):
-                return float(np.linalg.norm(vector, axis=1).min())
-            radius *= 1.5
 
 
 def reduced(atoms: Atoms, name: str, source: str) -> Host:

@@ -446,30 +446,31 @@ def _blame_strain(host: Host, found: _Reading, placed: Placement, max_strain: fl
 
 def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
     """Raise where atoms have no site, most sites are defects, or a sublattice is another element's."""
-    sites, host_numbers, chosen = reading.sites, reading.host_numbers, reading.assigned.site
-    n_atoms, matched = len(chosen), chosen >= 0
-    same = int((host_numbers[chosen[matched]] == placed.numbers[matched]).sum())
+    sites, host_numbers = reading.sites, reading.host_numbers
+    n_atoms, loose = len(placed.numbers), np.flatnonzero(reading.assigned.site < 0)
+    same = len(sites) - len(reading.empty) - np.count_nonzero(reading.substituted)
     if same < MIN_PRISTINE * len(sites):
         raise MatchError(
             f"only {same} of the {len(sites)} sites of host {host.name} hold the host's own element "
-            f"({(~matched).sum()} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
+            f"({len(loose)} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
             f"check the host, its polytype and the cell{remark_on(host)}"
         )
     for element in np.unique(host_numbers):
-        here = placed.numbers[matched & (host_numbers[chosen] == element)]
-        there, own = int((host_numbers == element).sum()), int((here == element).sum())
+        replacing = placed.numbers[reading.substituted == element]
+        there = np.count_nonzero(host_numbers == element)
         if there < SUBLATTICE * len(sites):  # a dopant of the host
             continue
-        if len(here) - own > MIN_PRISTINE * there:
+        if len(replacing) > MIN_PRISTINE * there:
             symbol = chemical_symbols[element]
-            held = Counter(chemical_symbols[z] for z in here[here != element].tolist())
-            held["nothing"] = there - len(here)
+            vacant = np.count_nonzero(host_numbers[reading.empty] == element)
+            held = Counter(chemical_symbols[z] for z in replacing.tolist())
+            held["nothing"] = int(vacant)
             found = ", ".join(f"{n} hold {what}" for what, n in held.most_common() if n)
             raise MatchError(
-                f"only {own} of the {there} {symbol} sites of host {host.name} hold {symbol} ({found}): a replaced "
-                "sublattice is no defect but another crystal; give the host that the structure is a defect of"
+                f"only {there - len(replacing) - vacant} of the {there} {symbol} sites of host {host.name} hold "
+                f"{symbol} ({found}): a replaced sublattice is no defect but another crystal; give the host that the "
+                "structure is a defect of"
             )
-    loose = np.flatnonzero(~matched)
     if len(loose) == 0:
         return
     if len(loose) > MAX_LOOSE * n_atoms:

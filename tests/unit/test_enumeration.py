@@ -23,8 +23,9 @@ from ase_definet.cli import enumerate as enumerate_module
 from ase_definet.errors import EnumerationError
 from ase_definet.matching.library import get_host
 from ase_definet.matching.site_map import match_sites
-from ase_definet.screening.enumeration import Configuration, DefectSpace, count_all, parse_defects
+from ase_definet.screening.enumeration import Configuration, DefectSpace, parse_defects
 from ase_definet.structures.files import new_database
+from tests.conftest import count_all
 
 OBLIQUE = [[3, 1, 0], [-1, 2, 0], [0, 0, 1]]
 

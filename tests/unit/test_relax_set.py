@@ -18,7 +18,7 @@ from pymatgen.io.vasp.sets import VaspInputSet
 
 from ase_definet.dft.vasp import ORDER_FILE, DefiNetRelaxSet, restore_order, write_vasp_inputs
 from ase_definet.errors import DefiNetWarning, InputSetError
-from ase_definet.structures.conversion import to_structure
+from ase_definet.structures.conversion import as_structure
 from tests.conftest import mos2_with_defects
 
 pytestmark = pytest.mark.filterwarnings("ignore::ase_definet.errors.DefiNetWarning")
@@ -59,7 +59,7 @@ def input_set(structure: Structure | None, options: dict) -> DefiNetRelaxSet:
 def test_the_set_holds_what_the_files_hold(name, symbols, tmp_path):
     atoms, options = layer(symbols), CASES[name]
     report = write_vasp_inputs(atoms, tmp_path, **options)
-    made = input_set(to_structure(atoms), options)
+    made = input_set(as_structure(atoms), options)
     assert isinstance(made, VaspInputSet)
     assert str(made.incar) == (tmp_path / "INCAR").read_text()
     assert dict(made.incar) == report.incar
@@ -74,7 +74,7 @@ def test_the_set_holds_what_the_files_hold(name, symbols, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_what_pymatgen_writes_reads_back(name, tmp_path):
     atoms = layer()
-    made = input_set(to_structure(atoms), CASES[name])
+    made = input_set(as_structure(atoms), CASES[name])
     made.write_input(tmp_path / "pymatgen", potcar_spec=True)
     write_vasp_inputs(atoms, tmp_path / "ours", **CASES[name])
     ours, theirs = tmp_path / "ours", tmp_path / "pymatgen"
@@ -93,7 +93,7 @@ def test_a_set_without_a_structure_serves_any_number():
     with pytest.raises(InputSetError, match="no structure"):
         _ = made.incar
     for symbols, species in (("BBNN", ["B", "N"]), ("SiCSiC", ["Si", "C"])):
-        found = made.get_input_set(to_structure(layer(symbols)), potcar_spec=True)
+        found = made.get_input_set(as_structure(layer(symbols)), potcar_spec=True)
         assert found["POSCAR"].site_symbols == species
         assert found["INCAR"]["IBRION"] == 2
         assert len(found["INCAR"]["MAGMOM"]) == 4
@@ -105,7 +105,7 @@ def test_a_set_survives_json(name, symbols):
     options = CASES[name]
     if symbols == "WSSW":
         options = {key: value for key, value in options.items() if key != "incar"}
-    made = input_set(to_structure(layer(symbols)), options)
+    made = input_set(as_structure(layer(symbols)), options)
     text = json.dumps(made.as_dict(), default=lambda value: value.as_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of pymatgen: overridden POTCARs
@@ -131,7 +131,7 @@ def test_a_set_survives_json(name, symbols):
     ],
 )
 def test_options_of_pymatgen_without_effect_are_refused(option, value):
-    structure = to_structure(layer())
+    structure = as_structure(layer())
     made = DefiNetRelaxSet(structure)
     setattr(made, option, value)  # as atomate2's powerups do
     with pytest.raises(InputSetError, match=f"{option} = .* has no effect"):
@@ -145,7 +145,7 @@ def test_other_potcars_are_refused(options):
 
 
 def test_the_charge_is_that_of_the_structure_unless_told_otherwise():
-    structure = to_structure(layer())
+    structure = as_structure(layer())
     structure.set_charge(1)
     neutral = 2 * (3 + 5)
     assert DefiNetRelaxSet(structure).incar["NELECT"] == neutral - 1
@@ -154,7 +154,7 @@ def test_the_charge_is_that_of_the_structure_unless_told_otherwise():
 
 
 def test_what_deserves_a_second_look_is_a_warning():
-    structure = to_structure(bulk("NaCl", "rocksalt", a=5.64).repeat(2))
+    structure = as_structure(bulk("NaCl", "rocksalt", a=5.64).repeat(2))
     made = DefiNetRelaxSet(structure)
     with pytest.warns(DefiNetWarning, match="Γ alone") as caught:
         made.get_input_set(potcar_spec=True)
@@ -163,7 +163,7 @@ def test_what_deserves_a_second_look_is_a_warning():
 
 
 def test_a_changed_option_counts_at_once():
-    made = DefiNetRelaxSet(to_structure(layer()))
+    made = DefiNetRelaxSet(as_structure(layer()))
     before = made.incar["NSW"]
     made.user_incar_settings["NSW"] = before + 7
     assert made.incar["NSW"] == before + 7
@@ -175,7 +175,7 @@ def test_atomate2_writes_it(tmp_path, monkeypatch):
     atoms = mos2_with_defects()
     made = DefiNetRelaxSet(profile="robust", kpoint_grid=(1, 1, 1))
     monkeypatch.chdir(tmp_path)
-    files.write_vasp_input_set(to_structure(atoms), made, potcar_spec=True)
+    files.write_vasp_input_set(as_structure(atoms), made, potcar_spec=True)
     write_vasp_inputs(atoms, tmp_path / "ours", "robust")
     assert Incar.from_file(tmp_path / "INCAR") == Incar.from_file(tmp_path / "ours" / "INCAR")
     back = restore_order(read(tmp_path / "POSCAR"), tmp_path)
