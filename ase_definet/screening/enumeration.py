@@ -41,8 +41,6 @@ _LONGEST_NAME = 200
 """Of a configuration, in characters: file systems allow 255 bytes, an ending included."""
 _MANY = 32
 """Defects from which on the shortest distance is looked for among neighbours, not among all pairs."""
-_BOND = 3.0
-"""Distance up to which defects are looked for as neighbours, in Å; further where there are none."""
 _REMEMBERED = 4_096
 """Sites within a largest distance of one another up to which all of their distances are remembered."""
 _ENDLESS = 69.0
@@ -161,9 +159,10 @@ class Configuration:
         """Between two defects, in Å; None for a single one."""
         if len(self.sites) <= _MANY:
             return self.distances[0] if self.distances else None
-        positions, radius = self.space.positions[list(self.sites)], _BOND
+        host = self.space.host
+        positions, radius = self.space.positions[list(self.sites)], 1.01 * host.nearest_neighbor
         while True:
-            one, other, vector = pairs_within(positions, self.space.cell, self.space.host.periodic, radius)
+            one, other, vector = pairs_within(positions, self.space.cell, host.periodic, radius)
             lengths = np.linalg.norm(vector[one != other], axis=1)
             if len(lengths):
                 return round(float(lengths.min()), 4)
@@ -475,6 +474,15 @@ class _Surroundings:
     def _within(self, site: int, sites: Array, limit: float) -> Array:
         """Say which sites are near one; by distances as they are given out, so that symmetry changes nothing."""
         return np.asarray(np.round(self.space.distances(np.full(len(sites), site), sites), 4) <= limit)
+
+
+def count_all(space: DefectSpace, defects: dict[DefectKind, int]) -> int:
+    """Return the number of configurations, symmetry ignored: what all multiplicities add up to."""
+    total, used = 1, dict.fromkeys({kind.host for kind in defects}, 0)
+    for kind, count in defects.items():
+        total *= math.comb(int((space.numbers == kind.host).sum()) - used[kind.host], count)
+        used[kind.host] += count
+    return total
 
 
 def _hermite_normal_form(matrix: Array) -> Array:

@@ -11,7 +11,6 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from ase_definet.errors import HostError, StructureError
 from ase_definet.matching.library import ALIASES, get_host, library
 from ase_definet.structures.cell import VACUUM_LENGTH, check_structure, completed_cell, layer_frame, vacuum_axis
-from ase_definet.structures.neighbors import pairs_within
 from ase_definet.structures.reading import read_structure
 
 LENGTH_TOLERANCE = 1e-6  # Å
@@ -28,11 +27,6 @@ def layer(name="MoS2", c=20.0):
     return atoms
 
 
-def shortest_bond(host):
-    _, _, vectors = pairs_within(host.positions, host.cell, host.periodic, 5.0)
-    return np.linalg.norm(vectors, axis=1).min()
-
-
 def assert_same_crystal(host, like, tolerance=LENGTH_TOLERANCE):
     assert host.formula == like.formula
     assert sorted(host.numbers) == sorted(like.numbers)
@@ -42,7 +36,7 @@ def assert_same_crystal(host, like, tolerance=LENGTH_TOLERANCE):
     np.testing.assert_allclose(lengths, expected, atol=tolerance)
     volume, expected = (abs(np.linalg.det(h.cell)) for h in (host, like))
     assert volume == pytest.approx(expected, rel=tolerance)
-    assert shortest_bond(host) == pytest.approx(shortest_bond(like), abs=tolerance)
+    assert host.nearest_neighbor == pytest.approx(like.nearest_neighbor, abs=tolerance)
 
 
 # Library
@@ -55,7 +49,7 @@ def test_library_hosts_are_the_crystals_of_the_data():
         assert host.name == host.formula == name
         assert host.layered
         assert host.periodic == (True, True, False)
-        assert shortest_bond(host) == pytest.approx(BONDS[name], abs=0.02)
+        assert host.nearest_neighbor == pytest.approx(BONDS[name], abs=0.02)
         assert np.linalg.det(host.cell) > 0
         np.testing.assert_allclose(host.cell[2], [0, 0, VACUUM_LENGTH])
 
