@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from ase_definet.errors import HostError, StructureError
 from ase_definet.matching.symmetry import SYMMETRY_PRECISION, primitive_cell
 from ase_definet.structures.cell import check_structure, layer_frame
+from ase_definet.structures.neighbors import pairs_within
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -58,6 +60,16 @@ class Host:
     def composition(self) -> dict[int, int]:
         """Atoms of each element in the primitive cell, by atomic number: the order of the basis does not matter."""
         return dict(Counter(self.numbers.tolist()))
+
+    @cached_property
+    def nearest_neighbor(self) -> float:
+        """Shortest distance between two sites, in Å."""
+        radius = 2.0
+        while True:
+            _, _, vector = pairs_within(self.positions, self.cell, self.periodic, radius)
+            if len(vector):
+                return float(np.linalg.norm(vector, axis=1).min())
+            radius *= 1.5
 
     @property
     def periodic(self) -> tuple[bool, bool, bool]:

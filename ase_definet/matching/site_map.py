@@ -500,7 +500,7 @@ def _warnings(site_map: SiteMap, atom: str, distance: float) -> tuple[str, ...]:
     """Return the reasons to distrust a match, given its least certain atom and how far that is from its site."""
     out = []
     if abs(site_map.max_strain) > STRAIN_NOTICE:
-        out.append(f"the host is strained by {site_map.max_strain:+.1%} onto the cell")
+        out.append(strain_notice(site_map))
     if site_map.margin < MIN_MARGIN:
         out.append(
             f"ambiguous match (margin {site_map.margin:.2f} Å, expected at least {MIN_MARGIN} Å): {atom} lies "
@@ -512,6 +512,11 @@ def _warnings(site_map: SiteMap, atom: str, distance: float) -> tuple[str, ...]:
             f"{site_map.cost:.3f} Å; check the host and the defects listed"
         )
     return tuple(out)
+
+
+def strain_notice(site_map: SiteMap) -> str:
+    """Return the warning of a host that is strained by more than :data:`STRAIN_NOTICE`."""
+    return f"the host is strained by {site_map.max_strain:+.1%} onto the cell"
 
 
 def _override(site_map: SiteMap, markers: Sequence[int] | None, substitutions: Sequence[int] | None) -> SiteMap:

@@ -476,15 +476,6 @@ class _Surroundings:
         return np.asarray(np.round(self.space.distances(np.full(len(sites), site), sites), 4) <= limit)
 
 
-def count_all(space: DefectSpace, defects: dict[DefectKind, int]) -> int:
-    """Return the number of configurations, symmetry ignored: what all multiplicities add up to."""
-    total, used = 1, dict.fromkeys({kind.host for kind in defects}, 0)
-    for kind, count in defects.items():
-        total *= math.comb(int((space.numbers == kind.host).sum()) - used[kind.host], count)
-        used[kind.host] += count
-    return total
-
-
 def _hermite_normal_form(matrix: Array) -> Array:
     """Return an upper triangular matrix, positive on its diagonal, whose rows span the same lattice of integers.
 
