@@ -16,7 +16,7 @@ they come in. One structure is bound by many small operations, a batch by memory
 are cut to what stays in cache (2,000 sites). Time and memory are linear in the sites beyond 3,000. The first call for a new
 supercell makes its kernels (0.1 to 1 s).
 
-**The published network.** It runs a block of sites at a time, small enough for the cache, with the gates of the markers in
+**The published network.** It runs a block of sites at a time, small enough for the cache, with the gates of the site kinds in
 tables, without the radial functions that no distance reaches, and without vector messages where no vector points anywhere
 yet (the first layer). Most of its time is matrix products. In training the blocks keep nothing and are worked out once more
 on the way back.

@@ -15,7 +15,7 @@ class SiteNetworkConfig:
         layers: Message passes.
         radial: Gaussians over the edge length.
         shortest: Centre of the first Gaussian, in Å.
-        embedding: Size of the element, host-element and marker embeddings.
+        embedding: Size of the element, host-element and site-kind embeddings.
         neighbors: Typical number of neighbours; scales the messages.
         near_cutoff: Longest pair of the messages at guessed distances, in Å, at most ``cutoff``; 0 for none of those.
         near_features: Their channels.

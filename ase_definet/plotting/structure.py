@@ -21,7 +21,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.matching.site_map import Defect, SiteKind
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import Defect
 from ase_definet.structures.cell import completed_cell, facing
 from ase_definet.structures.files import keep_existing, replacing
 from ase_definet.structures.metrics import minimum_image

@@ -103,8 +103,8 @@ class RelaxResult:
     outside: tuple[str, ...] = ()
 
     @property
-    def markers(self) -> Array:
-        """Marker of every host site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``."""
+    def kinds(self) -> Array:
+        """:class:`~ase_definet.matching.site_kind.SiteKind` of every host site, shape ``(n_sites,)``."""
         return self.site_map.kinds
 
     @property
@@ -295,7 +295,7 @@ class DefiNetRelaxer:
         Args:
             atoms: An Atoms or a pymatgen Structure, in Å.
             host: Its host, if not the relaxer's own.
-            match_options: ``markers`` or ``substitutions`` for :func:`~ase_definet.matching.site_map.match_sites`.
+            match_options: ``kinds`` or ``substitutions`` for :func:`~ase_definet.matching.site_map.match_sites`.
 
         Raises:
             DefiNetError: As in :meth:`relax`.

@@ -178,11 +178,11 @@ def test_structure_in_structure_out(relaxer, mos2):
 def test_result_says_how(relaxer, mos2):
     result = relaxer.predict(mos2)
     assert result.site_map.supercell_name == "8x8x1"
-    assert result.markers.shape == (192,)
-    assert (result.markers == 2).sum() == 2
+    assert result.kinds.shape == (192,)
+    assert (result.kinds == 2).sum() == 2
     assert set(result.timings) == {"match", "graph", "forward"}
     assert np.abs(result.displacement - (result.atoms.positions - mos2.positions)).max() == 0
-    assert np.abs(result.site_displacement[result.markers == 2]).max() == 0
+    assert np.abs(result.site_displacement[result.kinds == 2]).max() == 0
     with pytest.raises(AttributeError):
         result.atoms = mos2
 
@@ -320,7 +320,7 @@ def test_errors(relaxer, mos2):
     with pytest.raises(HostError, match="no host"):
         DefiNetRelaxer(device="cpu").relax(mos2)
     with pytest.raises(MatchError):
-        relaxer.predict(mos2, markers=[0] * 192)
+        relaxer.predict(mos2, kinds=[0] * 192)
     with pytest.raises(DeviceError, match="unknown device"):
         DefiNetRelaxer(device="quantum")
     if not torch.cuda.is_available():
