@@ -484,7 +484,7 @@ def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
     atom = f"atom {k} ({chemical_symbols[placed.numbers[k]]})"
     raise MatchError(
         f"{atom} at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site of host {host.name}{where}: "
-        "DefiNet has no kind of site for adatoms, interstitials and split vacancies; remove it or relax it with DFT "
+        "DefiNet has no kind of site for an adatom, interstitial or split vacancy; remove it or relax it with DFT "
         "alone"
     )
 
