@@ -55,7 +55,9 @@ def enumerate_command(
     """List all symmetry-distinct configurations of DEFECTS in a supercell of HOST, or a random sample.
 
     In *.extxyz and *.db, each carries its name, its multiplicity and the shortest distance between two of its
-    defects, and a screen takes them over; POSCARs carry the name alone, as that of the file. Any number is streamed:
+    defects, and a screen takes them over; POSCARs carry the name alone, as that of the file, and list the atoms
+    species by species, those of one species in the order of the sites: "match" says which site each is on. Any number
+    is streamed:
     nothing is held but the one that is written. A file or a new folder appears when it is complete. With --overwrite,
     exactly the files that an earlier enumeration wrote to the folder go, no others.
     """
@@ -183,4 +185,8 @@ def _to_database(database: Any, space: DefectSpace, configuration: Configuration
 def _to_folder(folder: Path, space: DefectSpace, configuration: Configuration) -> None:
     from ase.io import write  # noqa: PLC0415
 
-    write(folder / f"{configuration.name}.vasp", space.atoms(configuration), format="vasp", direct=True)
+    from ase_definet.dft.input_plan import poscar_order  # noqa: PLC0415
+
+    atoms = space.atoms(configuration)
+    # VASP needs one POTCAR block for each run of atoms of a species
+    write(folder / f"{configuration.name}.vasp", atoms[poscar_order(atoms.numbers)], format="vasp", direct=True)

@@ -16,7 +16,8 @@ from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host, library
-from ase_definet.matching.site_map import SiteKind, SiteMap
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import SiteMap
 from ase_definet.relaxation.inputs import displaced
 from ase_definet.relaxation.relaxer import SEEN_OFFSET, DefiNetRelaxer, RelaxFailure, RelaxResult, known_host
 from ase_definet.structures.cell import completed_cell

@@ -29,10 +29,12 @@ class DefiNetRelaxMaker(Maker):
         max_strain: Largest principal strain of the host onto a cell.
 
     Examples:
-        Ahead of an atomate2 relaxation::
+        Ahead of a relaxation in atomate2, with the input set made for a start close to the minimum::
+
+            from ase_definet.dft.vasp import DefiNetRelaxSet
 
             first = DefiNetRelaxMaker().make(structure, host="MoS2")
-            then = DoubleRelaxMaker().make(first.output["structure"])
+            then = RelaxMaker(input_set_generator=DefiNetRelaxSet()).make(first.output["structure"])
             flow = Flow([first, then])
     """
 

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ase_definet.errors import StructureError
-from ase_definet.matching.site_map import SiteKind, SiteMap
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import SiteMap
 from ase_definet.matching.supercell import cells_of, waves_of
 from ase_definet.model.graph import DefectGraph, build_graph
 from ase_definet.model.lattice_convolution import LatticeGeometry

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet import __version__
@@ -28,7 +29,7 @@ from ase_definet.errors import (
 )
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import LIBRARY_SOURCE, get_host, library
-from ase_definet.matching.site_map import SiteMap, match_sites
+from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model import predict
 from ase_definet.model.graph import DefectGraph, batch_graphs
@@ -102,8 +103,8 @@ class RelaxResult:
     outside: tuple[str, ...] = ()
 
     @property
-    def markers(self) -> Array:
-        """Marker of every host site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``."""
+    def kinds(self) -> Array:
+        """:class:`~ase_definet.matching.site_kind.SiteKind` of every host site, shape ``(n_sites,)``."""
         return self.site_map.kinds
 
     @property
@@ -283,9 +284,10 @@ class DefiNetRelaxer:
             DefiNetError: The structure is unusable, the host does not fit, or atoms have no site.
         """
         item = self._prepare(atoms, host)
-        for text in item.warnings:
+        predicted = self._one(item)
+        for text in predicted.warnings:
             warnings.warn(text, DefiNetWarning, stacklevel=2)
-        return like(atoms, self._one(item).atoms)
+        return like(atoms, self._refined(predicted, item.atoms).atoms)
 
     def predict(self, atoms: object, host: object = None, **match_options: Any) -> RelaxResult:
         """Relax one structure and say how: see :class:`RelaxResult`.
@@ -293,19 +295,20 @@ class DefiNetRelaxer:
         Args:
             atoms: An Atoms or a pymatgen Structure, in Å.
             host: Its host, if not the relaxer's own.
-            match_options: ``markers`` or ``substitutions`` for :func:`~ase_definet.matching.site_map.match_sites`.
+            match_options: ``kinds`` or ``substitutions`` for :func:`~ase_definet.matching.site_map.match_sites`.
 
         Raises:
             DefiNetError: As in :meth:`relax`.
         """
-        return self._one(self._prepare(atoms, host, **match_options))
+        item = self._prepare(atoms, host, **match_options)
+        return self._refined(self._one(item), item.atoms)
 
     def _one(self, item: _Prepared) -> RelaxResult:
-        """Relax one structure, or raise what went wrong with it."""
+        """Predict one structure, or raise what went wrong with it."""
         (found,) = self._run([item])
         if isinstance(found, Exception):
             raise found
-        return self._refined(found, item.atoms)
+        return found
 
     def relax_many(
         self, structures: Iterable[object], host: object = None, batch_sites: int = BATCH_SITES
@@ -422,7 +425,9 @@ class DefiNetRelaxer:
         quick = ideal and LatticeGeometry.suits(torch.as_tensor(site_map.supercell))
         graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start, self._precision)
         reservations = tuple(self._reservations(given, site_map))
-        reasons = site_map.warnings + tuple(text for _, text in reservations)
+        reasons = tuple(text for _, text in reservations)
+        said = {strain_notice(site_map)} if "strain" in dict(reservations) else set()
+        reasons = tuple(text for text in site_map.warnings if text not in said) + reasons
         if self.strict and reasons:
             raise StrictError("; ".join(reasons))
         charge = charge_of(given)
@@ -498,6 +503,9 @@ class DefiNetRelaxer:
     def _result(self, item: _Prepared, displacement: Array, expected: Array | None, seconds: float) -> RelaxResult:
         if not np.isfinite(displacement).all():
             raise DeviceError(f"{self.model} gave numbers that are not finite: the weights are damaged")
+        reasons = item.warnings + tuple(_far_moves(item.site_map, displacement))
+        if self.strict and len(reasons) > len(item.warnings):
+            raise StrictError("; ".join(reasons[len(item.warnings) :]))
         uncertainty = None
         if expected is not None and HARMLESS.issuperset(item.outside):
             uncertainty = np.zeros(len(item.atoms))
@@ -514,14 +522,14 @@ class DefiNetRelaxer:
         }
         if uncertainty is not None:
             relaxed.set_array("definet_uncertainty", uncertainty)
-        if item.warnings:
-            relaxed.info["definet_warnings"] = "; ".join(item.warnings)
+        if reasons:
+            relaxed.info["definet_warnings"] = "; ".join(reasons)
         return RelaxResult(
             atoms=relaxed,
             displacement=relaxed.positions - item.atoms.positions,
             site_displacement=displacement,
             site_map=item.site_map,
-            warnings=item.warnings,
+            warnings=reasons,
             timings=item.timings | {"forward": seconds},
             model=self.model,
             uncertainty=uncertainty,
@@ -595,9 +603,30 @@ class DefiNetRelaxer:
                 f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}",
             )
         if abs(strain) > SEEN_STRAIN:
-            yield "strain", f"the cell is strained by {strain:+.1%} against the {name} of the training data"
+            own = f"; {strain_notice(site_map)}" if abs(site_map.max_strain - strain) > SEEN_STRAIN else ""
+            yield "strain", f"the cell is strained by {strain:+.1%} against the {name} of the training data{own}"
         if offset > SEEN_OFFSET:
             yield "sites", f"the host's sites lie {offset:.2f} Å (rms) from those of the {name} in the training data"
+
+
+def _far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
+    """Yield a warning where an atom moves further than the sites of the host are apart.
+
+    Args:
+        site_map: The match.
+        displacement: Of every site, shape ``(n_sites, 3)``, in Å; that of empty sites is ignored.
+    """
+    length = np.where(site_map.atom_index >= 0, np.linalg.norm(displacement, axis=1), 0.0)
+    bond = site_map.host.nearest_neighbor
+    far = np.count_nonzero(length > bond)
+    if far:
+        site = int(length.argmax())
+        atom = f"atom {site_map.atom_index[site]} ({chemical_symbols[site_map.numbers[site]]})"
+        more = f", and {far - 1} more such atoms" if far > 1 else ""
+        yield (
+            f"{atom} is predicted {length[site]:.2f} Å from its site, further than a bond of the host is long "
+            f"({bond:.2f} Å){more}: look at the result before you use it"
+        )
 
 
 @lru_cache(maxsize=32)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from ase_definet.checkpoints.format import load_checkpoint, resolve_model
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
-from ase_definet.matching.site_map import SiteKind
+from ase_definet.matching.site_kind import SiteKind
 from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult, checked_device
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.conversion import with_moments

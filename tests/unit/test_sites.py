@@ -7,7 +7,8 @@ from ase.build import bulk, make_supercell, mx2
 
 from ase_definet.errors import DefiNetError, HostError, MatchError, StructureError
 from ase_definet.matching.library import library
-from ase_definet.matching.site_map import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, SiteKind, match_sites
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, match_sites
 
 POSITION_TOLERANCE = 1e-3  # Å, a structure on its sites
 RATTLE_TOLERANCE = 0.2  # Å, the rigid shift of a rattled one is a median
@@ -629,12 +630,12 @@ def test_auto_without_a_host_that_fits_says_so():
 def test_case_13_consistent_overrides_are_taken(name):
     atoms, _ = plant(pristine(name), {5: FOREIGN[name], 50: None})
     inferred = match_sites(atoms, host_of(name))
-    np.testing.assert_array_equal(match_sites(atoms, host_of(name), markers=inferred.kinds).kinds, inferred.kinds)
+    np.testing.assert_array_equal(match_sites(atoms, host_of(name), kinds=inferred.kinds).kinds, inferred.kinds)
     np.testing.assert_array_equal(match_sites(atoms, host_of(name), substitutions=[5]).kinds, inferred.kinds)
     both = match_sites(atoms, host_of(name), substitutions=[5, 7])
     assert both.kinds[both.atom_index == 7] == SiteKind.SUBSTITUTION
     assert (both.kinds != inferred.kinds).sum() == 1
-    again = match_sites(atoms, host_of(name), markers=both.kinds.tolist())
+    again = match_sites(atoms, host_of(name), kinds=both.kinds.tolist())
     np.testing.assert_array_equal(again.kinds, both.kinds)
 
 
@@ -652,16 +653,16 @@ def test_case_13_contradictory_overrides_are_refused(name):
     more = kinds.copy()
     more[np.flatnonzero(kinds == SiteKind.PRISTINE)[0]] = SiteKind.SUBSTITUTION
     for options, reason in (
-        ({"markers": full}, "marked pristine but is empty"),
-        ({"markers": empty}, "marked vacancy but holds atom"),
-        ({"markers": unknown}, "another value"),
-        ({"markers": kinds[:-1]}, f"expected {len(kinds)} markers"),
-        ({"markers": kinds + 0.5}, "another value"),
-        ({"markers": foreign}, f"marked pristine but holds {FOREIGN[name]}"),
+        ({"kinds": full}, "marked pristine but is empty"),
+        ({"kinds": empty}, "marked vacancy but holds atom"),
+        ({"kinds": unknown}, "another value"),
+        ({"kinds": kinds[:-1]}, f"expected {len(kinds)} kinds"),
+        ({"kinds": kinds + 0.5}, "another value"),
+        ({"kinds": foreign}, f"marked pristine but holds {FOREIGN[name]}"),
         ({"substitutions": []}, f"marked pristine but holds {FOREIGN[name]}"),
         ({"substitutions": [5, len(atoms)]}, f"names atom {len(atoms)}"),
         ({"substitutions": [5, -1]}, "names atom -1"),
-        ({"substitutions": [5], "markers": more}, "disagree"),
+        ({"substitutions": [5], "kinds": more}, "disagree"),
     ):
         with pytest.raises(MatchError, match=reason):
             match_sites(atoms, host, **options)
