@@ -493,7 +493,7 @@ def page() -> str:
         lines += [
             "## Ionic steps, counted",
             "",
-            "`ase-definet validate FILE --host HOST --calculator CALCULATOR [--fit-lattice]`: relaxed at fixed cell to",
+            "`ase-definet compare-steps FILE --host HOST --calculator CALCULATOR [--fit-lattice]`: relaxed at fixed cell to",
             "0.05 eV/Å with ASE's BFGS, from the host's sites and from the prediction, same settings. GPAW: PBE, LCAO dzp,",
             'h = 0.2 Å, Γ only, no spin; CHGNet 0.3.0. "Scaled" where the calculator\'s own lattice constant was fitted first.',
             "",

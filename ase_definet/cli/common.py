@@ -298,6 +298,11 @@ def match_record(site_map: SiteMap) -> dict[str, Any]:
     }
 
 
+def training_missing(error: ModuleNotFoundError) -> click.ClickException:
+    """Return what to raise where a package that training needs is not installed."""
+    return click.ClickException(f"training needs {error.name}: pip install 'ase-definet[train]'")
+
+
 def saved_text(share: float) -> str:
     """Say a share of ionic steps that was saved, or lost."""
     return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"

@@ -26,8 +26,8 @@ from ase_definet.cli.common import (
     strain_option,
     unknown_error,
 )
-from ase_definet.cli.deliver import deliver, make_folders, write_report
-from ase_definet.cli.plan import CONTROL, Job, plan_jobs
+from ase_definet.cli.relax_plan import CONTROL, Job, plan_jobs
+from ase_definet.cli.relax_results import deliver, make_folders, write_report
 from ase_definet.errors import CheckpointError, DeviceError, StructureError
 
 if TYPE_CHECKING:

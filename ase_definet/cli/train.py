@@ -1,16 +1,15 @@
-"""``ase-definet train`` and ``ase-definet export``."""
+"""``ase-definet train``: train a network, resumably."""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option, refuse_existing
+from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, training_missing
 from ase_definet.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -40,12 +39,12 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
     """Train a network, from CONFIG (TOML) or from --data, --preset and --out.
 
     Killed runs are resumed by the same command, exactly. The last checkpoint, log.csv and the config are in the
-    output folder; `ase-definet export` makes weights of them that `--model` takes.
+    output folder; `ase-definet weights export` makes weights of them that `--model` takes.
     """
     try:
         from ase_definet.training.run import train  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise click.ClickException(_missing(error)) from error
+        raise training_missing(error) from error
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
     plan = _config(config, preset, values)
@@ -70,7 +69,9 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
             click.echo(f"wrote {path}")
         if not run.table:
             click.echo("warning   no validation pairs: nothing is known of how good this is, nor of its uncertainty")
-        click.echo(f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet export {plan.out} FILE")
+        click.echo(
+            f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet weights export {plan.out} FILE"
+        )
 
 
 def _curve(run: Run) -> list[Path]:
@@ -80,37 +81,6 @@ def _curve(run: Run) -> list[Path]:
     except ModuleNotFoundError:
         return []
     return [draw_learning_curve({run.out.name: run.out / "log.csv"}, run.out / "learning_curve.png")]
-
-
-@click.command("export")
-@click.argument("run", type=FOLDER)
-@click.argument("out", type=FILE)
-@click.option("--name", help="Name on the card; by default that of the file.")
-@click.option("--version", default="0", show_default=True, help="Version on the card.")
-@overwrite_option
-def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
-    """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
-    try:
-        from ase_definet.checkpoints.format import bundled_models  # noqa: PLC0415
-        from ase_definet.training.card import export_weights  # noqa: PLC0415
-        from ase_definet.training.config import CONFIG, config_of_run  # noqa: PLC0415
-        from ase_definet.training.run import Run  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise click.ClickException(_missing(error)) from error
-    if out.suffix != ".safetensors":
-        raise BadUsage(f"{out}: weights end in .safetensors")
-    refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
-    if not (run / CONFIG).exists():
-        raise BadUsage(f"{run}: holds no training run (no {CONFIG})")
-    config = replace(config_of_run(run), accelerator="cpu", devices=1, nodes=1)
-    if config.init and config.init not in bundled_models() and not Path(config.init).exists():
-        config = replace(config, init="")  # the run holds all that is needed
-    finished = Run(config)
-    if not finished.resume():
-        raise BadUsage(f"{run}: holds no checkpoint yet")
-    check_folder(out.parent)
-    export_weights(finished, out, name or out.stem, version)
-    click.echo(f"wrote {out} and its card; use it as --model {out}")
 
 
 def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> TrainConfig:
@@ -129,10 +99,6 @@ def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> Tr
         return make_config(values, preset)
     except TrainingError as error:
         raise BadUsage(str(error)) from error
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    return f"training needs {error.name}: pip install 'ase-definet[train]'"
 
 
 class _Bar:

@@ -1,19 +1,57 @@
-"""``import-checkpoint``, ``combine`` and ``upgrade-weights``: bring, join, convert weights."""
+"""``ase-definet weights list|import|combine|export|upgrade``: weights, listed and made."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import FILE, BadUsage, check_folder, overwrite_option, refuse_existing
+from ase_definet.cli.common import (
+    FILE,
+    FOLDER,
+    BadUsage,
+    check_folder,
+    overwrite_option,
+    refuse_existing,
+    training_missing,
+)
 
 
-@click.command("import-checkpoint")
+@click.group("weights")
+def weights_group() -> None:
+    """List, import, combine, export and upgrade weights."""
+
+
+@weights_group.command("list")
+def list_command() -> None:
+    """List the bundled weights, what they were trained on and how well they do."""
+    from ase_definet.checkpoints.bundled import bundled_cards  # noqa: PLC0415
+
+    for name, card in bundled_cards().items():
+        hosts = ", ".join(card["training"]["hosts"])
+        click.echo(
+            f"{name} {card['version']}: {card['architecture']}, {card['parameters']:,} parameters, {card['date']}"
+        )
+        click.echo(f"  hosts     {hosts}")
+        if experts := card.get("experts"):
+            served = "; ".join(", ".join(one["hosts"]) for one in experts)
+            click.echo(f"  networks  one each for {served}; one for all others")
+        click.echo(f"  elements  {', '.join(card['training']['elements'])}")
+        click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect; unrelaxed: the same):")
+        for subset, row in card["validation"].items():
+            click.echo(
+                f"    {subset:12s} {row['mae']:.4f}  {row['a3']:.4f};  {row['dummy']:.4f}  {row['dummy_a3']:.4f}"
+            )
+        click.echo(f"  sha256    {card['sha256']}")
+        click.echo(f"  {card['attribution']}")
+
+
+@weights_group.command("import")
 @click.argument("source", type=FILE)
 @click.argument("out", type=FILE)
 @overwrite_option
-def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
+def import_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
     """Convert SOURCE, saved by the authors' code, to OUT (.safetensors). Pickled code is never run."""
     from ase_definet.checkpoints.format import import_authors_checkpoint, save_checkpoint  # noqa: PLC0415
 
@@ -27,11 +65,11 @@ def import_checkpoint_command(source: Path, out: Path, overwrite: bool) -> None:
     click.echo("Nothing is known about its training data: every result will carry that warning.")
 
 
-@click.command("upgrade-weights")
+@weights_group.command("upgrade")
 @click.argument("source", type=FILE)
 @click.argument("out", type=FILE)
 @overwrite_option
-def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
+def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
     """Convert SOURCE, weights of format version 1, to OUT in the present format, and write its card beside it."""
     from ase_definet.checkpoints.format import upgrade_checkpoint, write_card  # noqa: PLC0415
 
@@ -43,12 +81,12 @@ def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  
     click.echo(f"wrote {out}; use it as --model {out}")
 
 
-@click.command("combine")
+@weights_group.command("combine")
 @click.argument("general", type=str)
 @click.argument("out", type=FILE)
 @click.option(
-    "--expert",
-    "experts",
+    "--host-weights",
+    "routed",
     type=(str, str),
     multiple=True,
     required=True,
@@ -61,7 +99,7 @@ def upgrade_weights_command(source: Path, out: Path, overwrite: bool) -> None:  
 def combine_command(
     general: str,
     out: Path,
-    experts: tuple[tuple[str, str], ...],
+    routed: tuple[tuple[str, str], ...],
     name: str,
     version: str,
     overwrite: bool,  # noqa: FBT001
@@ -73,10 +111,41 @@ def combine_command(
         raise BadUsage(f"{out}: weights end in .safetensors")
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     check_folder(out.parent)
-    others = {tuple(filter(None, hosts.split(","))): weights for hosts, weights in experts}
-    if len(others) < len(experts):
-        raise BadUsage("--expert names the same hosts twice; give one weights file for each")
+    others = {tuple(filter(None, hosts.split(","))): weights for hosts, weights in routed}
+    if len(others) < len(routed):
+        raise BadUsage("--host-weights names the same hosts twice; give one weights file for each")
     out.parent.mkdir(parents=True, exist_ok=True)
     combine_weights(out, general, others, name=name or out.stem, version=version, overwrite=overwrite)
     served = "; ".join(f"{', '.join(hosts)} by {weights}" for hosts, weights in others.items())
     click.echo(f"wrote {out}: {served}; all others by {general}; use it as --model {out}")
+
+
+@weights_group.command("export")
+@click.argument("run", type=FOLDER)
+@click.argument("out", type=FILE)
+@click.option("--name", help="Name on the card; by default that of the file.")
+@click.option("--version", default="0", show_default=True, help="Version on the card.")
+@overwrite_option
+def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
+    """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
+    try:
+        from ase_definet.checkpoints.format import bundled_models  # noqa: PLC0415
+        from ase_definet.training.card import export_weights  # noqa: PLC0415
+        from ase_definet.training.config import CONFIG, config_of_run  # noqa: PLC0415
+        from ase_definet.training.run import Run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise training_missing(error) from error
+    if out.suffix != ".safetensors":
+        raise BadUsage(f"{out}: weights end in .safetensors")
+    refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
+    if not (run / CONFIG).exists():
+        raise BadUsage(f"{run}: holds no training run (no {CONFIG})")
+    config = replace(config_of_run(run), accelerator="cpu", devices=1, nodes=1)
+    if config.init and config.init not in bundled_models() and not Path(config.init).exists():
+        config = replace(config, init="")  # the run holds all that is needed
+    finished = Run(config)
+    if not finished.resume():
+        raise BadUsage(f"{run}: holds no checkpoint yet")
+    check_folder(out.parent)
+    export_weights(finished, out, name or out.stem, version)
+    click.echo(f"wrote {out} and its card; use it as --model {out}")

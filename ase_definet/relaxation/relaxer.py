@@ -192,7 +192,7 @@ class DefiNetRelaxer:
     """Relax defect structures in one forward pass.
 
     Args:
-        model: Name of bundled weights (see ``ase-definet models``) or the path of a ``.safetensors`` file.
+        model: Name of bundled weights (see ``ase-definet weights list``) or the path of a ``.safetensors`` file.
         host: Default host: a library name, a file, an Atoms, a Structure, a Host, or ``"auto"``.
         device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         start: ``"ideal"`` predicts from the host's sites, as in training; ``"given"`` from the caller's positions.

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=0.7.0
-run() { ase-definet train "docs/recipe/$1.toml"; ase-definet export "runs/$1" "runs/$1.safetensors" --version $version; }
+run() { ase-definet train "docs/recipe/$1.toml"; ase-definet weights export "runs/$1" "runs/$1.safetensors" --version $version; }
 
 ase-definet data pack 2dmd .data/2dmd.pack
 
@@ -60,9 +60,9 @@ python docs/distill.py .data/2dmd.pack .data/labelled-bn-last.pack 1500 BN=runs/
   --again BN=runs/bn-wide.safetensors
 run bn-last
 
-ase-definet combine runs/low.safetensors runs/0.6.0.safetensors --name default --version 0.6.0 --overwrite \
-  --expert GaSe,InSe runs/gase-inse-last.safetensors --expert P runs/p-last.safetensors --expert BN runs/bn-last.safetensors \
-  --expert MoS2,WSe2 runs/mos2-wse2-end.safetensors
+ase-definet weights combine runs/low.safetensors runs/0.6.0.safetensors --name default --version 0.6.0 --overwrite \
+  --host-weights GaSe,InSe runs/gase-inse-last.safetensors --host-weights P runs/p-last.safetensors --host-weights BN runs/bn-last.safetensors \
+  --host-weights MoS2,WSe2 runs/mos2-wse2-end.safetensors
 
 # 0.7.0: deep networks, and Muon
 run gase-inse-deep
@@ -72,5 +72,5 @@ python docs/distill.py .data/2dmd.pack .data/labelled-gase-inse-deep.pack 1700 \
   {GaSe,InSe}=runs/{0.6.0,gase-inse-deep}.safetensors --again {GaSe,InSe}=runs/gase-inse-deep.safetensors
 run gase-inse-deep-end
 
-ase-definet combine runs/0.6.0.safetensors ase_definet/weights/default.safetensors --name default --version $version --overwrite \
-  --expert GaSe,InSe runs/gase-inse-deep-end.safetensors --expert BN runs/bn-deep.safetensors
+ase-definet weights combine runs/0.6.0.safetensors ase_definet/weights/default.safetensors --name default --version $version --overwrite \
+  --host-weights GaSe,InSe runs/gase-inse-deep-end.safetensors --host-weights BN runs/bn-deep.safetensors

@@ -85,7 +85,9 @@ def test_from_files_to_scores(tmp_path):
     assert re.search(r"v_S x\d+, v_Mo x\d+|v_Mo x\d+, v_S x\d+", info)
     assert re.search(r"mean 0\.0\d+, 50% 0\.0\d+, 90% 0\.0\d+, 99% 0\.\d+, largest 0\.\d+", info)
     weights = tmp_path / "mine.safetensors"
-    assert f"use it as --model {weights}" in " ".join(ok("export", "run", weights, "--version", "3").output.split())
+    assert f"use it as --model {weights}" in " ".join(
+        ok("weights", "export", "run", weights, "--version", "3").output.split()
+    )
     card = load_checkpoint(weights).card
     assert (card["name"], card["version"], card["training"]["steps"]) == ("mine", "3", 6)
     result = tmp_path / "scores.json"
@@ -96,8 +98,8 @@ def test_from_files_to_scores(tmp_path):
     # the card and the evaluation call the same thing the validation error; the mean displacement they treat apart
     assert row["dummy"]["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["dummy"], rel=0.1)
     assert row["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["mae"], rel=0.1)
-    assert run("export", "run", weights).exit_code == 2
-    assert "wrote" in ok("export", "run", weights, "--overwrite", "--name", "yours").output
+    assert run("weights", "export", "run", weights).exit_code == 2
+    assert "wrote" in ok("weights", "export", "run", weights, "--overwrite", "--name", "yours").output
     assert load_checkpoint(weights).card["name"] == "yours"
 
 
@@ -149,11 +151,11 @@ def test_a_run_from_a_config_is_resumed_by_the_same_command(tmp_path):
 
 
 def test_fine_tuning_from_weights(tmp_path):
-    ok("export", "run", tmp_path / "a.safetensors")
+    ok("weights", "export", "run", tmp_path / "a.safetensors")
     weights, out = tmp_path / "a.safetensors", tmp_path / "tuned"
     ok("train", "--data", "set.pack", "--preset", "base", "-o", out, "--init", weights, "--steps", 1, *CPU)
     weights.unlink()
-    ok("export", out, tmp_path / "b.safetensors")
+    ok("weights", "export", out, tmp_path / "b.safetensors")
     tuned = load_checkpoint(tmp_path / "b.safetensors")
     assert tuned.config.features == 48
     assert tuned.card["training"]["config"]["steps"] == 1
@@ -216,9 +218,9 @@ def test_at_a_terminal_there_is_a_bar(tmp_path):
         (("train", "--preset", "small", "--data", "nothing", "-o", "x"), "nothing: no such file.*data pack"),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--steps", 0), "--steps"),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--devices", 99), "shared by 99 devices"),
-        (("export", "run", "a.txt"), "weights end in .safetensors"),
-        (("export", "nothing", "a.safetensors"), "holds no training run"),
-        (("export", "empty", "a.safetensors"), "holds no checkpoint yet"),
+        (("weights", "export", "run", "a.txt"), "weights end in .safetensors"),
+        (("weights", "export", "nothing", "a.safetensors"), "holds no training run"),
+        (("weights", "export", "empty", "a.safetensors"), "holds no checkpoint yet"),
     ],
 )
 def test_bad_usage(made, args, message):

@@ -40,7 +40,7 @@ def test_package_is_light():
     assert loaded.isdisjoint({"torch", "pymatgen", "torch_geometric"})
 
 
-@pytest.mark.parametrize("args", [["--help"], ["relax", "--help"], ["--version"], ["hosts"], ["models"]])
+@pytest.mark.parametrize("args", [["--help"], ["relax", "--help"], ["--version"], ["hosts"], ["weights", "list"]])
 def test_help_and_lists_need_no_torch(args):
     assert modules_after(COMMAND, *args).isdisjoint({"torch", "pymatgen"})
 

@@ -173,22 +173,22 @@ def test_command(files):
     arguments = [
         str(files / "general.safetensors"),
         str(out),
-        "--expert",
+        "--host-weights",
         "GaSe,InSe",
         str(files / "own.safetensors"),
     ]
-    done = CliRunner().invoke(cli, ["combine", *arguments])
+    done = CliRunner().invoke(cli, ["weights", "combine", *arguments])
     assert done.exit_code == 0, done.output
     assert "GaSe, InSe by" in done.output
     assert load_checkpoint(out).card["name"] == "both"
-    again = CliRunner().invoke(cli, ["combine", *arguments])
+    again = CliRunner().invoke(cli, ["weights", "combine", *arguments])
     assert again.exit_code == 2
     assert "--overwrite" in again.output
-    twice = CliRunner().invoke(cli, ["combine", *arguments, *arguments[2:], "--overwrite"])
+    twice = CliRunner().invoke(cli, ["weights", "combine", *arguments, *arguments[2:], "--overwrite"])
     assert twice.exit_code == 2
     assert "the same hosts twice" in twice.output
-    assert CliRunner().invoke(cli, ["combine", arguments[0], "x.pt", *arguments[2:]]).exit_code == 2
-    wrong = CliRunner().invoke(cli, ["combine", *arguments[:3], "GaSi", arguments[4], "--overwrite"])
+    assert CliRunner().invoke(cli, ["weights", "combine", arguments[0], "x.pt", *arguments[2:]]).exit_code == 2
+    wrong = CliRunner().invoke(cli, ["weights", "combine", *arguments[:3], "GaSi", arguments[4], "--overwrite"])
     assert wrong.exit_code == 1
     assert "GaSi" in wrong.output
 

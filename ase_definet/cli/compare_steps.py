@@ -1,4 +1,4 @@
-"""``ase-definet validate``: how many ionic steps a prediction saves, with a calculator of your own."""
+"""``ase-definet compare-steps``: how many ionic steps a prediction saves, with a calculator of your own."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from ase_definet.errors import CalculatorError, DefiNetError
 from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
-    from ase_definet.evaluation.compare_starts import Comparison
+    from ase_definet.evaluation.compare_steps import Comparison
     from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxResult
 
 _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 
 
-@click.command("validate")
+@click.command("compare-steps")
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @host_option
 @click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp (any ASE calculator from Python).")
@@ -50,7 +50,7 @@ _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 )
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @overwrite_option
-def validate_command(
+def compare_steps_command(
     files: tuple[Path, ...],
     host: str,
     calculator: str,
@@ -71,7 +71,7 @@ def validate_command(
     chosen = _settings(settings)
     make = _maker(calculator, chosen)
     resolved = checked_host(host)
-    from ase_definet.evaluation.compare_starts import compare_starts  # noqa: PLC0415
+    from ase_definet.evaluation.compare_steps import compare_steps  # noqa: PLC0415
     from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
 
     relaxer = DefiNetRelaxer(model, host=resolved)
@@ -93,7 +93,7 @@ def validate_command(
         click.echo(f"{file}: {counts(result.site_map.defect_counts)}, {len(result.atoms)} atoms, {calculator}")
         if fitted is not None:
             click.echo(f"  the lattice constant of {calculator} is {scale - 1:+.2%} off; the cell was scaled to it")
-        comparison = compare_starts(result, make, optimizer, fmax, max_steps, scale)
+        comparison = compare_steps(result, make, optimizer, fmax, max_steps, scale)
         for line in table_lines(comparison):
             click.echo(f"  {line}")
         record = {"file": str(file), "warnings": list(result.warnings)} | comparison.summary()
@@ -117,7 +117,7 @@ class _Fitted:
         self.known: dict[tuple[object, ...], float] = {}
 
     def __call__(self, result: RelaxResult) -> float:
-        from ase_definet.evaluation.compare_starts import fit_scale  # noqa: PLC0415
+        from ase_definet.evaluation.compare_steps import fit_scale  # noqa: PLC0415
 
         key = (result.site_map.supercell.tobytes(), result.site_map.cell.round(4).tobytes())
         if key not in self.known:

@@ -23,7 +23,7 @@ _SHOWN = 12
     "--control", type=click.Path(path_type=Path), help="The run without the prediction: PATHS are compared with it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def count_command(paths: tuple[Path, ...], control: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def count_steps_command(paths: tuple[Path, ...], control: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """Count the ionic steps of PATHS: OUTCAR, vasprun.xml, OSZICAR, ASE trajectories, or folders with one of them.
 
     \b

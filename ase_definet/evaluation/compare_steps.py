@@ -77,7 +77,7 @@ class Comparison:
         }
 
 
-def compare_starts(
+def compare_steps(
     result: RelaxResult,
     make_calculator: Callable[[], Any],
     optimizer: str = "BFGS",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
-from ase_definet.cli.plan import Job, output_format
+from ase_definet.cli.relax_plan import Job, output_format
 from ase_definet.errors import DefiNetWarning, StructureError
 from ase_definet.structures.files import new_database, replacing
 
