@@ -18,25 +18,25 @@ LABELS = {"BN": "h-BN", "P": "black P"}
 def main_table(result: dict) -> list[str]:
     """Return the table of one evaluation."""
     lines = [
-        "| subset | n | all atoms | A3 | A4 | A5 | A6 | unrelaxed, all | A3 | superposition, all | A3 | test, all | A3 |",
+        "| subset | n | all atoms | A3 | A4 | A5 | A6 | ideal sites, all | A3 | superposition, all | A3 | test, all | A3 |",
         "| --- " * 13 + "|",
     ]
     for name, row in [*result["subsets"].items(), ("**average**", result["overall"])]:
         own = [f"{row[k]:.4f}" for k in ("coordinate_mae", "a3", "a4", "a5", "a6")]
-        others = [f"{row[m][k]:.4f}" for m in ("dummy", "superposition") for k in ("coordinate_mae", "a3")]
+        others = [f"{row[m][k]:.4f}" for m in ("ideal_sites", "superposition") for k in ("coordinate_mae", "a3")]
         lines.append(f"| {name} | {row['n']} | {' | '.join([*own, *others])} | | |")
     return lines
 
 
 def atoms_table(result: dict) -> list[str]:
-    """Return quantiles of the atoms' errors, uncertainty and time."""
+    """Return quantiles of the atoms' errors, expected errors and time."""
     lines = [
         "| subset | median | 90 % | 99 % | largest | rank correlation, atoms | structures | mean estimate | mean error | ms |",
         "| --- " * 10 + "|",
     ]
     for name, row in result["subsets"].items():
         q = row["error_quantiles"]
-        u = row.get("uncertainty", {})
+        u = row.get("expected_error", {})
         cells = [f"{q[k]:.4f}" for k in ("0.5", "0.9", "0.99", "max")]
         cells += [f"{u[k]:.2f}" if k in u else "" for k in ("rank_correlation", "rank_correlation_of_structures")]
         cells += [f"{u[k]:.4f}" if k in u else "" for k in ("mean_estimate", "mean_error")]
@@ -301,7 +301,7 @@ def dft_section() -> list[str]:
                 row["file"].removeprefix("examples/"),
                 f"{scale - 1:+.2%}" if scale != 1 else "-",
             ]
-            cells += [*steps, saved, *above, f"{row['unrelaxed_error']:.4f}", f"{row['prediction_error']:.4f}"]
+            cells += [*steps, saved, *above, f"{row['ideal_sites_error']:.4f}", f"{row['prediction_error']:.4f}"]
             lines.append("| " + " | ".join(cells) + " |")
             if row["steps_saved"] is not None:
                 shares.setdefault((content["calculator"], row["file"].split("/")[1]), []).append(row["steps_saved"])
@@ -430,12 +430,12 @@ def experiment_section(done: dict[str, dict]) -> list[str]:
 
 def scaling_section(scaling: dict) -> list[str]:
     """Return the tables of cell sizes."""
-    lines = ["| case | cell | sites | largest move | mean within 3 Å | mean beyond 8 Å | uncertainty within 3 Å |"]
+    lines = ["| case | cell | sites | largest move | mean within 3 Å | mean beyond 8 Å | expected error within 3 Å |"]
     lines.append("| --- " * 7 + "|")
     for name, rows in scaling["cases"].items():
         for row in rows:
             far = f"{row['far_mean']:.4f}" if row["far_mean"] is not None else ""
-            doubt = f"{row['uncertainty_near']:.4f}" if row["uncertainty_near"] is not None else ""
+            doubt = f"{row['expected_error_near']:.4f}" if row["expected_error_near"] is not None else ""
             lines.append(
                 f"| {name} | {row['n']}x{row['n']} | {row['sites']} | {row['largest']:.4f} | {row['near_mean']:.4f} | "
                 f"{far} | {doubt} |"

@@ -180,7 +180,7 @@ def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
 
 def table_lines(comparison: Comparison) -> list[str]:
     """Return the comparison as lines of text."""
-    lines = ["start       steps  first |F|max  energy above its end      s"]
+    lines = ["from        steps  first |F|max  energy above its end      s"]
     for name in ("unrelaxed", "predicted"):
         run = getattr(comparison, name)
         numbers = run.summary()
@@ -199,7 +199,7 @@ def table_lines(comparison: Comparison) -> list[str]:
     if not (comparison.unrelaxed.steps and comparison.predicted.steps):
         return lines
     lines.append(
-        f"coordinate MAE to the end of each run: host's sites {comparison.unrelaxed_error:.4f} Å, prediction "
+        f"coordinate MAE to the end of each run: host's sites {comparison.ideal_sites_error:.4f} Å, prediction "
         f"{comparison.prediction_error:.4f} Å"
     )
     return lines

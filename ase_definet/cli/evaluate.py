@@ -48,7 +48,7 @@ def evaluate_command(
     plot: Path | None,
     overwrite: bool,  # noqa: FBT001
 ) -> None:
-    """Score weights on the pairs of a split, beside unrelaxed structures and sums of single-defect fields.
+    """Score weights on the pairs of a split, beside the ideal sites and sums of single-defect fields.
 
     Coordinate MAE in Å, averaged over structures; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
     """
@@ -66,7 +66,7 @@ def evaluate_command(
     _show_left_out(left_out)
     result: dict[str, Any] = {"model": relaxer.model, "split": split, "data_sha256": pack.sha256}
     result |= summarise(scores) | {"left_out": left_out}
-    if all(score.uncertainty is not None for score in scores):
+    if all(score.expected_error is not None for score in scores):
         result["reliability"] = reliability(scores)
     for line in table_lines(result):
         click.echo(line)
@@ -116,21 +116,21 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     rows = [*result["subsets"].items(), ("average", result["overall"])]
     width = max(len(name) for name, _ in rows)
     lines = [f"{result['model']}, {result['split']}: coordinate MAE in Å"]
-    head = "     n     all      A3      A4      A5      A6 unrelaxed      A3 superpos.      A3     ms"
+    head = "     n     all      A3      A4      A5      A6   ideal s.      A3 superpos.      A3     ms"
     lines.append(f"{'subset':{width}s} {head}")
     for name, row in rows:
         own = " ".join(f"{row.get(key, float('nan')):7.4f}" for key in _COLUMNS)
         others = " ".join(
             f"{other.get('coordinate_mae', float('nan')):9.4f} {other.get('a3', float('nan')):7.4f}"
-            for other in (row.get("dummy", {}), row.get("superposition", {}))
+            for other in (row.get("ideal_sites", {}), row.get("superposition", {}))
         )
         lines.append(f"{name:{width}s} {row['n']:6d} {own} {others} {1e3 * row['seconds_per_structure']:6.0f}")
-    if "uncertainty" in result["overall"]:
-        own = result["overall"]["uncertainty"]
+    if "expected_error" in result["overall"]:
+        own = result["overall"]["expected_error"]
         lines.append(
-            f"uncertainty: rank correlation with the error {own['rank_correlation']:.2f} (atoms), "
+            f"expected error: rank correlation with the error {own['rank_correlation']:.2f} (atoms), "
             f"{own['rank_correlation_of_structures']:.2f} (structures); "
-            f"mean {own['mean_estimate']:.4f} Å estimated, {own['mean_error']:.4f} Å found"
+            f"mean {own['mean_estimate']:.4f} Å expected, {own['mean_error']:.4f} Å found"
         )
     return lines
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -56,7 +56,13 @@ if TYPE_CHECKING:
 @input_set_options
 @click.option("--charge", type=int, help="Net charge of each FILE's cell, in e; default is what FILE says, or 0.")
 @click.option("--report", type=FILE, help="Write what was found and done as JSON.")
-@click.option("--keep-positions", is_flag=True, help="Predict from the given positions, not the host's ideal sites.")
+@click.option(
+    "--initial-positions",
+    type=click.Choice(["ideal", "given"]),
+    default="ideal",
+    show_default=True,
+    help="Where the network sees the atoms: on the host's ideal sites, or where FILE has them.",
+)
 @strain_option
 @click.option("--strict", is_flag=True, help="Fail where a result is not to be trusted, instead of warning.")
 @overwrite_option
@@ -73,7 +79,7 @@ def relax_command(
     from_unrelaxed: bool,  # noqa: FBT001
     charge: int | None,
     report: Path | None,
-    keep_positions: bool,  # noqa: FBT001
+    initial_positions: Literal["ideal", "given"],
     max_strain: float,
     strict: bool,  # noqa: FBT001
     overwrite: bool,  # noqa: FBT001
@@ -99,7 +105,7 @@ def relax_command(
             model,
             resolved,
             device,
-            start="given" if keep_positions else "ideal",
+            initial_positions=initial_positions,
             strict=strict,
             max_strain=max_strain,
         )
@@ -209,14 +215,14 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
 
 
 def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Say how far off the atoms may be, where the weights estimate that and something supports it."""
+    """Return the row on the expected error, where the weights estimate one and their training data support it."""
     if result.unsupported:
-        return [("off by", unknown_error(result.unsupported))]
-    if record["mean_uncertainty"] is None:
+        return [("accuracy", unknown_error(result.unsupported))]
+    if record["mean_expected_error"] is None:
         return []
-    atom, largest = record["largest_uncertainty_atom"], record["largest_uncertainty"]
+    atom, largest = record["largest_expected_error_atom"], record["largest_expected_error"]
     worst = f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]})"
-    return [("off by", f"{record['mean_uncertainty']:.3f} Å expected, {worst}")]
+    return [("accuracy", f"expected error {record['mean_expected_error']:.3f} Å on average, {worst}")]
 
 
 def _progress(total: int, *, quiet: bool) -> AbstractContextManager[Callable[[], None]]:

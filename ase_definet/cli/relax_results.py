@@ -54,13 +54,13 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "outside": list(result.outside),
         "warnings": [*result.warnings, *image_notes(job.source)],
     }
-    record |= dict.fromkeys(("mean_uncertainty", "largest_uncertainty", "largest_uncertainty_atom"))
-    if result.uncertainty is not None:
-        doubtful = int(result.uncertainty.argmax())
+    record |= dict.fromkeys(("mean_expected_error", "largest_expected_error", "largest_expected_error_atom"))
+    if result.expected_error is not None:
+        doubtful = int(result.expected_error.argmax())
         record |= {
-            "mean_uncertainty": finite(result.uncertainty.mean()),
-            "largest_uncertainty": finite(result.uncertainty[doubtful]),
-            "largest_uncertainty_atom": doubtful,
+            "mean_expected_error": finite(result.expected_error.mean()),
+            "largest_expected_error": finite(result.expected_error[doubtful]),
+            "largest_expected_error_atom": doubtful,
         }
     atoms, lost = _writable(result.atoms, output_format(job))
     record["warnings"] += lost

@@ -19,7 +19,8 @@ from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwri
 def report_command(results: Path, output: Path, pictures: int, overwrite: bool) -> None:  # noqa: FBT001
     """Write one self-contained page about RESULTS, a folder of `ase-definet screen`.
 
-    A table to sort and filter, distributions, and the most uncertain structures drawn before and after.
+    A table to sort and filter, distributions, and pictures of the structures with the largest expected errors, before
+    and after.
     """
     if not results.is_dir():
         raise BadUsage(f"{results}: no such folder")

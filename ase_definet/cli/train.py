@@ -68,7 +68,7 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
         for path in _curve(run):
             click.echo(f"wrote {path}")
         if not run.table:
-            click.echo("warning   no validation pairs: nothing is known of how good this is, nor of its uncertainty")
+            click.echo("warning   no validation pairs: nothing is known of the error of these weights")
         click.echo(
             f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet weights export {plan.out} FILE"
         )

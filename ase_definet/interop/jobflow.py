@@ -51,7 +51,7 @@ class DefiNetRelaxMaker(Maker):
 
         Returns:
             A job. Its output is a dict: ``structure``, relaxed, a pymatgen Structure in the order given;
-            ``displacement``, shape ``(n_atoms, 3)``, and ``uncertainty``, shape ``(n_atoms,)``, in Å; ``host``,
+            ``displacement``, shape ``(n_atoms, 3)``, and ``expected_error``, shape ``(n_atoms,)``, in Å; ``host``,
             ``supercell``, ``defects``, ``outside``, ``warnings`` and ``model``.
 
         Raises:
@@ -71,7 +71,7 @@ class DefiNetRelaxMaker(Maker):
         return {
             "structure": like(structure, result.atoms),
             "displacement": result.displacement.tolist(),
-            "uncertainty": None if result.uncertainty is None else result.uncertainty.tolist(),
+            "expected_error": None if result.expected_error is None else result.expected_error.tolist(),
             "host": result.site_map.host.name,
             "supercell": result.site_map.supercell_name,
             "defects": dict(result.site_map.defect_counts),

@@ -45,8 +45,8 @@ def write_report(
     Args:
         results: Folder that ``ase-definet screen`` wrote.
         out: The HTML file.
-        pictures: Structures to draw, the most uncertain ones.
-        rows: Rows of the table, the most uncertain ones.
+        pictures: Structures to draw, those with the largest expected errors.
+        rows: Rows of the table, those with the largest expected errors.
         overwrite: Replace a file that is in the way.
 
     Returns:
@@ -152,7 +152,7 @@ def _doubt(row: dict[str, Any]) -> float:
     """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
     if unsupported(row["outside"]):
         return math.inf
-    for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
+    for key in ("mean_expected_error_near", "mean_expected_error", "largest_displacement"):
         if isinstance(row.get(key), float):
             return float(row[key])
     return 0.0
@@ -172,7 +172,7 @@ def _picture(atoms: Atoms) -> dict[str, Any]:
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         raise ValueError("a coordinate is not a number")
     displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
-    doubt = atoms.arrays.get("definet_uncertainty")
+    doubt = atoms.arrays.get("definet_expected_error")
     named = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";")]
     sites = [part for part in named if len(part) == 4]  # noqa: PLR2004 - ASE reads no text at all back as a truth value
     depth, sides = facing(atoms.cell.array, atoms.positions, atoms.pbc)

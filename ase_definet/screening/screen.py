@@ -55,13 +55,13 @@ RUN, JOURNAL = "run.json", "journal.json"
 PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
-    *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_uncertainty"),
-    *("mean_uncertainty", "mean_uncertainty_near", "strain", "outside", "warnings", "seconds"),
+    *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
+    *("mean_expected_error", "mean_expected_error_near", "strain", "outside", "warnings", "seconds"),
 )
 NUMBERS = frozenset(
     (
         *("index", "sites", "density", "multiplicity", "largest_displacement", "mean_displacement"),
-        *("mean_displacement_near", "largest_uncertainty", "mean_uncertainty", "mean_uncertainty_near"),
+        *("mean_displacement_near", "largest_expected_error", "mean_expected_error", "mean_expected_error_near"),
         *("strain", "seconds"),
     )
 )
@@ -394,7 +394,7 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     near = np.zeros(len(atoms), bool)
     if len(defects):
         near = near_sites(given, defects, completed_cell(atoms.cell.array, given, atoms.pbc), NEAR)
-    doubt = result.uncertainty
+    doubt = result.expected_error
     row: dict[str, Any] = {
         "index": index,
         "name": name,
@@ -415,9 +415,9 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     }
     if doubt is not None:
         row |= {
-            "largest_uncertainty": round(float(doubt.max()), 5),
-            "mean_uncertainty": round(float(doubt.mean()), 5),
-            "mean_uncertainty_near": round(float(doubt[near].mean()), 5) if near.any() else "",
+            "largest_expected_error": round(float(doubt.max()), 5),
+            "mean_expected_error": round(float(doubt.mean()), 5),
+            "mean_expected_error_near": round(float(doubt[near].mean()), 5) if near.any() else "",
         }
     return row
 

@@ -73,15 +73,15 @@ def test_the_model_beats_what_needs_no_network(source, ids, cache, tmp_path):
     assert row["n"] == SIZES["val"] == len(ids["val"])
     assert set(row["worst"]) <= set(ids["val"])
     for key, low, high in (("coordinate_mae", 0.02, 0.1), ("a3", 0.03, 0.15)):
-        assert low < row["dummy"][key] < high  # as the data set's own table has it
-        assert row[key] < LEFT * row["dummy"][key]
-        assert row[key] < row["superposition"][key] < 1.1 * row["dummy"][key]
+        assert low < row["ideal_sites"][key] < high  # as the data set's own table has it
+        assert row[key] < LEFT * row["ideal_sites"][key]
+        assert row[key] < row["superposition"][key] < 1.1 * row["ideal_sites"][key]
     assert row["a3"] > row["a6"] > row["coordinate_mae"]
     assert 0 < row["error_quantiles"]["0.5"] < row["error_quantiles"]["0.99"] < row["error_quantiles"]["max"] < 5
     assert result["overall"]["a3"] == pytest.approx(row["a3"])
     line = next(line for line in done.output.splitlines() if line.startswith(SUBSET))
     assert f"{row['coordinate_mae']:.4f}" in line
-    assert f"{row['dummy']['a3']:.4f}" in line
+    assert f"{row['ideal_sites']['a3']:.4f}" in line
 
     (packed,) = cache.iterdir()
     assert result["data_sha256"] == Pack.open(packed).sha256

@@ -153,12 +153,12 @@ def test_selective_dynamics_survive():
     assert moved.max() > MOVED
 
 
-def test_keep_positions_predicts_from_what_is_given():
+def test_initial_positions_given_predicts_from_what_is_given():
     atoms = mos2_with_defects()
     atoms.rattle(0.05, seed=1)
     write("a.vasp", atoms)
     ok("relax", "a.vasp", *RELAX, "-o", "ideal.vasp")
-    ok("relax", "a.vasp", *RELAX, "-o", "given.vasp", "--keep-positions")
+    ok("relax", "a.vasp", *RELAX, "-o", "given.vasp", "--initial-positions", "given")
     assert np.abs(read("ideal.vasp").positions - read("given.vasp").positions).max() > MOVED
 
 

@@ -96,7 +96,7 @@ def test_from_files_to_scores(tmp_path):
     row = json.loads(result.read_text())["subsets"]["high/MoS2"]
     assert row["n"] == 4
     # the card and the evaluation call the same thing the validation error; the mean displacement they treat apart
-    assert row["dummy"]["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["dummy"], rel=0.1)
+    assert row["ideal_sites"]["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["dummy"], rel=0.1)
     assert row["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["mae"], rel=0.1)
     assert run("weights", "export", "run", weights).exit_code == 2
     assert "wrote" in ok("weights", "export", "run", weights, "--overwrite", "--name", "yours").output

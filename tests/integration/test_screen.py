@@ -74,8 +74,8 @@ def same(one: Path, other: Path) -> None:
         assert np.abs(a.positions - b.positions).max() < SAME  # blocks of another size round differently
     assert (one / FAILURES).read_text() == (other / FAILURES).read_text()
     first, second = rows(one / TABLE), rows(other / TABLE)
-    numbers = {"largest_displacement", "mean_displacement", "mean_displacement_near", "largest_uncertainty"}
-    numbers |= {"mean_uncertainty", "mean_uncertainty_near"}
+    numbers = {"largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"}
+    numbers |= {"mean_expected_error", "mean_expected_error_near"}
     for a, b in zip(first, second, strict=True):
         for key in a.keys() - {"seconds"}:
             close = (

@@ -120,11 +120,11 @@ def test_a_perfect_prediction_saves_all_but_one_step(result):
     assert comparison.saved == pytest.approx(1 - 1 / comparison.unrelaxed.steps)
     assert comparison.same_minimum
     assert comparison.distance < 1e-9
-    assert comparison.prediction_error < 1e-9 < comparison.unrelaxed_error
+    assert comparison.prediction_error < 1e-9 < comparison.ideal_sites_error
     expected = np.abs(
         (sites.positions - minimum.positions) - (sites.positions - minimum.positions).mean(axis=0)
     ).mean()
-    assert comparison.unrelaxed_error == pytest.approx(expected)
+    assert comparison.ideal_sites_error == pytest.approx(expected)
 
 
 def test_a_calculator_instead_of_its_maker_is_refused(result):

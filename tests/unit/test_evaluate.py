@@ -104,7 +104,7 @@ def test_errors_are_those_of_the_structures_that_went_in(scored, truth, relaxer)
         distance = from_defects(unrelaxed, defects, n)
         regions = {"coordinate_mae": distance < np.inf} | {f"a{r}": distance <= r for r in RADII}
         predicted = relaxer.predict(unrelaxed, "MoS2").atoms.positions
-        for method, positions in {"model": predicted, "dummy": unrelaxed.positions}.items():
+        for method, positions in {"model": predicted, "unrelaxed": unrelaxed.positions}.items():
             error = np.abs(positions - relaxed.positions)
             expected = {name: error[mask].mean() for name, mask in regions.items()}
             assert score.maes[method] == pytest.approx(expected, abs=PACKED)
@@ -134,7 +134,7 @@ def test_superposition_is_that_of_the_training_pairs(scored, pack, truth):
     fit = LinearSuperposition(group, group.indices("train"))
     for score in scored[0]:
         if score.subset != "high/MoS2":
-            assert set(score.maes) == {"model", "dummy", "host_sites"}  # nothing to fit
+            assert set(score.maes) == {"model", "unrelaxed", "ideal_sites"}  # nothing to fit
             continue
         index = group.ids.index(score.id)
         there = group.numbers[index] > 0
@@ -179,8 +179,8 @@ def test_overall_is_the_mean_over_subsets(scored):
     overall = table["overall"]
     assert overall["n"] == N_VAL + 2
     assert overall["a3"] == pytest.approx((high["a3"] + low["a3"]) / 2)
-    assert overall["dummy"]["coordinate_mae"] == pytest.approx(
-        (high["dummy"]["coordinate_mae"] + low["dummy"]["coordinate_mae"]) / 2
+    assert overall["unrelaxed"]["coordinate_mae"] == pytest.approx(
+        (high["unrelaxed"]["coordinate_mae"] + low["unrelaxed"]["coordinate_mae"]) / 2
     )
     assert overall["error_quantiles"]["0.9"] == pytest.approx(
         (high["error_quantiles"]["0.9"] + low["error_quantiles"]["0.9"]) / 2
@@ -247,14 +247,27 @@ def test_a_host_that_shares_its_name_with_another_crystal_is_itself(tmp_path, re
     (score,), left_out = score_pairs(relaxer, made, "val", superposition=False)
     assert left_out == []
     assert any("host MoS2 was not in the training data" in text for text in score.warnings)
-    assert score.maes["dummy"]["coordinate_mae"] == pytest.approx(0.1 / (3 * len(unrelaxed)), abs=1e-5)
+    assert score.maes["unrelaxed"]["coordinate_mae"] == pytest.approx(0.1 / (3 * len(unrelaxed)), abs=1e-5)
+
+
+@pytest.mark.parametrize("thicker", [0.0, 0.04])
+def test_ideal_sites_are_the_prediction_that_moves_nothing(tmp_path, relaxer, thicker):
+    """A structure whose atoms were not put on the sites has another error as it is, not on its ideal sites."""
+    unrelaxed, relaxed = pair(SMALL, {4: VACANCY}, 0)
+    still = np.abs(relaxed.positions - unrelaxed.positions).mean()
+    middle = unrelaxed.positions[unrelaxed.symbols == "Mo", 2].mean()
+    unrelaxed.positions[:, 2] += thicker * np.sign((unrelaxed.positions[:, 2] - middle).round(3))
+    made, _ = pack_pairs([reference("one", "mine", "val", unrelaxed, relaxed)], tmp_path / "pack", workers=1)
+    (score,), _ = score_pairs(relaxer, made, "val", superposition=False)
+    assert score.maes["ideal_sites"]["coordinate_mae"] == pytest.approx(still, abs=1e-4)
+    assert (score.maes["unrelaxed"]["coordinate_mae"] > still + 1e-3) == (thicker > 0)
 
 
 def test_a_pristine_pair_has_no_region_near_a_defect(tmp_path, relaxer):
     made, _ = pack_pairs([reference("none", "mine", "val", *pair(SMALL, {}, 0))], tmp_path / "pack", workers=1)
     (score,), _ = score_pairs(relaxer, made, "val")
     assert np.isinf(score.distance).all()
-    assert set(score.maes["dummy"]) == {"coordinate_mae"}
+    assert set(score.maes["unrelaxed"]) == {"coordinate_mae"}
     assert "a3" not in summarise([score])["overall"]
 
 
@@ -266,32 +279,32 @@ def rank_correlation(one, other):
 def estimated(scored):
     """Return the scores with estimates that are right within a factor."""
     rng = np.random.default_rng(0)
-    return [replace(s, uncertainty=s.error * np.exp(rng.normal(0, 0.7, len(s.error)))) for s in scored[0]]
+    return [replace(s, expected_error=s.error * np.exp(rng.normal(0, 0.7, len(s.error)))) for s in scored[0]]
 
 
-def test_uncertainty_is_compared_with_the_error(estimated):
-    row = summarise(estimated)["subsets"]["high/MoS2"]["uncertainty"]
+def test_the_expected_error_is_compared_with_the_error(estimated):
+    row = summarise(estimated)["subsets"]["high/MoS2"]["expected_error"]
     own = [score for score in estimated if score.subset == "high/MoS2"]
     error = np.concatenate([score.error for score in own])
-    estimate = np.concatenate([score.uncertainty for score in own])
+    estimate = np.concatenate([score.expected_error for score in own])
     assert row["rank_correlation"] == pytest.approx(rank_correlation(estimate, error))
     assert 0.5 < row["rank_correlation"] < 0.99
-    means = [(score.uncertainty.mean(), score.error.mean()) for score in own]
+    means = [(score.expected_error.mean(), score.error.mean()) for score in own]
     assert row["rank_correlation_of_structures"] == pytest.approx(rank_correlation(*zip(*means, strict=True)))
     assert row["mean_estimate"] == pytest.approx(estimate.mean())
     assert row["mean_error"] == pytest.approx(error.mean())
     assert row["within_twice"] == pytest.approx(np.mean(error <= 2 * estimate))
 
 
-def test_no_uncertainty_is_claimed_where_one_is_missing(estimated):
-    some = [replace(estimated[0], uncertainty=None), *estimated[1:]]
-    assert "uncertainty" not in summarise(some)["subsets"]["high/MoS2"]
-    assert "uncertainty" in summarise(some)["subsets"]["low/MoS2"]
+def test_no_error_is_expected_where_one_is_missing(estimated):
+    some = [replace(estimated[0], expected_error=None), *estimated[1:]]
+    assert "expected_error" not in summarise(some)["subsets"]["high/MoS2"]
+    assert "expected_error" in summarise(some)["subsets"]["low/MoS2"]
 
 
 def test_reliability_bins_hold_equal_numbers_of_atoms(estimated):
     rows = reliability(estimated, bins=4)
-    estimate = np.concatenate([score.uncertainty for score in estimated])
+    estimate = np.concatenate([score.expected_error for score in estimated])
     error = np.concatenate([score.error for score in estimated])
     assert sum(row["n"] for row in rows) == len(error)
     assert max(row["n"] for row in rows) - min(row["n"] for row in rows) <= 1
@@ -316,12 +329,12 @@ def test_command_writes_json_and_pictures(pack, scored, tmp_path):
     assert result["left_out"] == ["high/MoS2 hidden: no relaxed structure"]
     assert "left out  high/MoS2 hidden" in done.output
     expected = summarise(scored[0])["subsets"]
-    keys = {"n", "coordinate_mae", "a3", "a4", "a5", "a6", "dummy", "seconds_per_structure"}
+    keys = {"n", "coordinate_mae", "a3", "a4", "a5", "a6", "unrelaxed", "seconds_per_structure"}
     for name, extra in (("high/MoS2", {"superposition"}), ("low/MoS2", set())):
         row = result["subsets"][name]
         assert keys | extra <= set(row)
         assert row["a3"] == pytest.approx(expected[name]["a3"])
-        assert set(row["dummy"]) == {"coordinate_mae", "a3", "a4", "a5", "a6"}
+        assert set(row["unrelaxed"]) == {"coordinate_mae", "a3", "a4", "a5", "a6"}
         assert f"{row['coordinate_mae']:.4f}" in done.output
     assert {"error_by_distance.png", "parity.png"} <= {path.name for path in plots.iterdir()}
 

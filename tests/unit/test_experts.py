@@ -82,26 +82,28 @@ def vacancy(host: str, n: int = 4):
 
 
 @pytest.mark.parametrize(("host", "own"), [("MoS2", "general"), ("GaSe", "own"), ("InSe", "own"), ("BN", "general")])
-@pytest.mark.parametrize("start", ["ideal", "given"])
-def test_every_host_gets_its_network(combined, files, host, own, start):
+@pytest.mark.parametrize("initial_positions", ["ideal", "given"])
+def test_every_host_gets_its_network(combined, files, host, own, initial_positions):
     atoms = vacancy(host)
-    both = DefiNetRelaxer(str(combined), host, "cpu", start=start).predict(atoms)
-    alone = DefiNetRelaxer(str(files / f"{own}.safetensors"), host, "cpu", start=start).predict(atoms)
+    both = DefiNetRelaxer(str(combined), host, "cpu", initial_positions=initial_positions).predict(atoms)
+    alone = DefiNetRelaxer(
+        str(files / f"{own}.safetensors"), host, "cpu", initial_positions=initial_positions
+    ).predict(atoms)
     assert np.abs(alone.site_displacement).max() > FLOAT32
     np.testing.assert_array_equal(both.site_displacement, alone.site_displacement)
-    np.testing.assert_array_equal(both.uncertainty, alone.uncertainty)
-    assert (both.uncertainty is not None) == (host in VACANCIES)
+    np.testing.assert_array_equal(both.expected_error, alone.expected_error)
+    assert (both.expected_error is not None) == (host in VACANCIES)
 
 
 def test_hosts_may_share_a_batch(combined):
-    relaxer = DefiNetRelaxer(str(combined), "auto", "cpu", start="given")
+    relaxer = DefiNetRelaxer(str(combined), "auto", "cpu", initial_positions="given")
     structures = [vacancy("GaSe"), vacancy("MoS2"), mos2_with_defects(4), vacancy("InSe"), vacancy("P")]
     together = list(relaxer.relax_many(structures))
     for found, atoms in zip(together, structures, strict=True):
         one = relaxer.predict(atoms)
         np.testing.assert_allclose(found.site_displacement, one.site_displacement, atol=FLOAT32)
     # results show the estimates of hosts that the weights know; those of the others must be right no less
-    assert [found.uncertainty is not None for found in together] == [True, True, False, False, False]
+    assert [found.expected_error is not None for found in together] == [True, True, False, False, False]
     items = [relaxer._prepare(atoms, None) for atoms in structures]
     with torch.inference_mode():
         _, errors = relaxer._predict(items)

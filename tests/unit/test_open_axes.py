@@ -88,7 +88,7 @@ def expected(relaxer):
 def test_a_comparison_does_not_depend_on_how_the_cell_is_given(relaxer, expected, kind):
     result = relaxer.predict(layer(kind))
     found = compare_steps(result, Springs, scale=1.01).summary()
-    for key in ("distance", "prediction_error", "unrelaxed_error", "scale"):
+    for key in ("distance", "prediction_error", "ideal_sites_error", "scale"):
         assert found[key] == pytest.approx(expected[key], abs=1e-5), key
     for key in ("unrelaxed", "predicted"):
         assert (found[key]["steps"], found[key]["error"]) == (expected[key]["steps"], "")

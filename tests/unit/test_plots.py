@@ -24,9 +24,12 @@ def score(subset: str, seed: int = 0, *, estimated: bool = False, size: float = 
     true = rng.normal(0, size, (N_ATOMS, 3)) * np.exp(-distance / 4)[:, None]
     predicted = true * rng.uniform(0.5, 1.2, (N_ATOMS, 1))
     error = np.linalg.norm(predicted - true, axis=1)
-    maes = {"model": {"coordinate_mae": float(error.mean())}, "dummy": {"coordinate_mae": 2 * float(error.mean())}}
-    uncertainty = error * np.exp(rng.normal(0, 0.3, N_ATOMS)) if estimated else None
-    return Score(f"{subset}{seed}", subset, maes, error, distance, predicted, true, uncertainty, 0.1, ())
+    maes = {
+        "model": {"coordinate_mae": float(error.mean())},
+        "ideal_sites": {"coordinate_mae": 2 * float(error.mean())},
+    }
+    expected_error = error * np.exp(rng.normal(0, 0.3, N_ATOMS)) if estimated else None
+    return Score(f"{subset}{seed}", subset, maes, error, distance, predicted, true, expected_error, 0.1, ())
 
 
 def ink(path) -> float:
@@ -56,7 +59,7 @@ def test_pictures_are_written(tmp_path, n_subsets):
         assert 0.01 < ink(path) < 0.6
 
 
-def test_reliability_is_drawn_only_where_there_are_uncertainties(tmp_path):
+def test_reliability_is_drawn_only_where_errors_are_expected(tmp_path):
     some = [score("a"), score("b", estimated=True)]
     assert [path.name for path in draw_scores(some[:1], tmp_path)] == list(FILES[:2])
     assert [path.name for path in draw_scores(some, tmp_path)] == list(FILES)
