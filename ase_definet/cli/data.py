@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from ase_definet.cli.common import (
     overwrite_option,
     refuse_existing,
 )
+from ase_definet.cli.progress import ProgressBar
 from ase_definet.errors import HostError, StructureError
 
 if TYPE_CHECKING:
@@ -134,8 +134,8 @@ def packed(pairs: Iterable[Reference], out: Path, workers: int | None = None) ->
     from ase_definet.data import pack_pairs  # noqa: PLC0415
 
     pairs = list(pairs)
-    with click.progressbar(length=len(pairs), label="reading pairs", file=sys.stderr) as bar:
-        return pack_pairs(pairs, out, workers=workers, progress=lambda _: bar.update(1))
+    with ProgressBar("reading pairs", len(pairs)) as bar:
+        return pack_pairs(pairs, out, workers=workers, progress=bar.advance)
 
 
 def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:

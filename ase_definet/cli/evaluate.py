@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option, refuse_existing
 from ase_definet.cli.data import open_or_pack
+from ase_definet.cli.progress import ProgressBar
 from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def evaluate_command(
     relaxer = DefiNetRelaxer(model, device=device)
     pack = _only(open_or_pack(data, host), subset)
     total = sum(min(len(group.indices(split)), limit or len(group)) for group in pack.groups)
-    with click.progressbar(length=total, label="scoring", file=sys.stderr) as bar:
+    with ProgressBar("scoring", total) as bar:
         scores, left_out = score_pairs(
-            relaxer, pack, split, superposition=not no_superposition, limit=limit, progress=lambda _: bar.update(1)
+            relaxer, pack, split, superposition=not no_superposition, limit=limit, progress=bar.advance
         )
     _show_left_out(left_out)
     result: dict[str, Any] = {"model": relaxer.model, "split": split, "data_sha256": pack.sha256}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +24,7 @@ from ase_definet.cli.common import (
     strain_option,
     unknown_error,
 )
+from ase_definet.cli.progress import ProgressBar
 from ase_definet.cli.relax_plan import CONTROL, Job, plan_jobs
 from ase_definet.cli.relax_results import deliver, make_folders, write_report
 from ase_definet.errors import CheckpointError, DeviceError, StructureError
@@ -113,13 +112,13 @@ def relax_command(
         raise BadUsage(error_text(error)) from error
     make_folders(jobs, report)
     records = []
-    with _progress(len(jobs), quiet=quiet) as advance:
+    with ProgressBar("relaxing", len(jobs), hidden=quiet or len(jobs) == 1) as bar:
         for job, item in zip(jobs, relaxer.relax_many(_read(jobs, charge)), strict=True):
             record = _settle(job, item, input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
             records.append(record)
-            advance()
+            bar.advance()
     failed = sum("error" in record for record in records)
     if report is not None:
         write_report(report, records)
@@ -223,33 +222,3 @@ def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]
     atom, largest = record["largest_expected_error_atom"], record["largest_expected_error"]
     worst = f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]})"
     return [("accuracy", f"expected error {record['mean_expected_error']:.3f} Å on average, {worst}")]
-
-
-def _progress(total: int, *, quiet: bool) -> AbstractContextManager[Callable[[], None]]:
-    """Return a context that yields a function to call after each structure."""
-    if total == 1 or quiet or not sys.stderr.isatty():
-        return nullcontext(_nothing)
-    return _Bar(total)
-
-
-def _nothing() -> None: ...
-
-
-class _Bar:
-    def __init__(self, total: int) -> None:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import Progress  # noqa: PLC0415
-
-        # rich prints above the bar what goes to the terminal; what goes to a file must still go there
-        self.bar = Progress(console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
-        self.task = self.bar.add_task("relaxing", total=total)
-
-    def advance(self) -> None:
-        self.bar.advance(self.task)
-
-    def __enter__(self) -> Callable[[], None]:
-        self.bar.start()
-        return self.advance
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()

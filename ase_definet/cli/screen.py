@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ase_definet.cli.common import FOLDER, INTERRUPTED, BadUsage, check_folder, checked_host, error_text, host_option
+from ase_definet.cli.progress import ProgressBar
 from ase_definet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _NAMED = 20
 """Files that are no structures, named at the end at most."""
+_SILENCE = 60.0
+"""Seconds without a word where there is no progress bar."""
 
 
 @click.command("screen")
@@ -97,10 +100,12 @@ def screen_command(
             click.echo(f"{output}: going on after {results.progress.resumed} structures", err=True)
         done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
     except KeyboardInterrupt:
+        meter.bar.close()
         same = "the same commands go on" if piped else "the same command goes on"
         click.echo(f"\nstopped after {results.progress.done} structures; {same}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
+        meter.bar.close()
         results.close()
     _tell(skipped)
     if not done.done:
@@ -161,18 +166,20 @@ def _tell(skipped: list[str]) -> None:
 
 
 class _Meter:
-    """Say now and then how far it is."""
+    """Say how far a screen is: a progress bar on a terminal, a line a minute in a log file."""
 
     def __init__(self) -> None:
         self.began = self.last = time.monotonic()
+        self.bar = ProgressBar("relaxing")
 
     def __call__(self, progress: Progress) -> None:
+        text = f"{progress.failed} failed{self.speed(progress)}"
         now = time.monotonic()
-        if sys.stderr.isatty() or now - self.last > 60:  # noqa: PLR2004 - once a minute is enough for a log file
+        if self.bar.shown:
+            self.bar.update(progress.done, text)
+        elif now - self.last > _SILENCE:
             self.last = now
-            end = "\r" if sys.stderr.isatty() else "\n"
-            text = f"{progress.done} done, {progress.failed} failed{self.speed(progress)}"
-            click.echo(f"{text:70s}{end}", err=True, nl=False)
+            click.echo(f"{progress.done} done, {text}", err=True)
 
     def speed(self, progress: Progress) -> str:
         seconds = time.monotonic() - self.began

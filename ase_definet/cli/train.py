@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, training_missing
+from ase_definet.cli.common import FILE, FOLDER, INTERRUPTED, BadUsage, check_folder, training_missing
+from ase_definet.cli.progress import ProgressBar
 from ase_definet.errors import TrainingError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from ase_definet.training.config import TrainConfig
     from ase_definet.training.run import Run
 
@@ -52,16 +50,15 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
         what = "is a folder" if Path(plan.data).is_dir() else "no such file"
         raise BadUsage(f"{plan.data}: {what}; make a packed data set with `ase-definet data pack SOURCE FILE`")
     check_folder(Path(plan.out))
-    bar = _Bar(plan)
+    meter = _Meter(plan)
     try:
-        run = train(plan, bar)
+        run = train(plan, meter)
     except KeyboardInterrupt:
-        bar.close()
-        raise click.ClickException(
-            f"stopped; the last checkpoint is in {plan.out} (one every {plan.save} steps), the same command goes on"
-        ) from None
+        meter.close()
+        click.echo(f"\nstopped; {_resumed_from(plan)}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
-        bar.close()
+        meter.close()
     if run.fabric.global_rank == 0:
         for line in _table(run):
             click.echo(line)
@@ -72,6 +69,15 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
         click.echo(
             f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet weights export {plan.out} FILE"
         )
+
+
+def _resumed_from(plan: TrainConfig) -> str:
+    """Say where the same command would resume a run that was stopped."""
+    from ase_definet.training.run import LAST  # noqa: PLC0415
+
+    if not (Path(plan.out) / LAST).exists():
+        return f"there is no checkpoint yet (one every {plan.save} steps): the same command starts again"
+    return f"the same command resumes from the last checkpoint in {plan.out} (one every {plan.save} steps)"
 
 
 def _curve(run: Run) -> list[Path]:
@@ -101,14 +107,12 @@ def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> Tr
         raise BadUsage(str(error)) from error
 
 
-class _Bar:
-    """A progress bar with the loss and the last validation error; one line per check where there is no terminal."""
+class _Meter:
+    """Show the loss and the last validation error: a progress bar on a terminal, a line per check in a log file."""
 
     def __init__(self, plan: TrainConfig) -> None:
         self.plan = plan
-        self.live = sys.stderr.isatty()
-        self.progress: Progress | None = None
-        self.task: Any = None
+        self.bar = ProgressBar("", plan.steps)
         self.loss: float | None = None
         self.said = 0.0
 
@@ -122,11 +126,8 @@ class _Bar:
         if run.table:
             average = sum(row["mae"] for row in run.table.values()) / len(run.table)
             text += f", validation {average:.4f} Å"
-        if self.live:
-            if self.progress is None:
-                self.progress = _progress()
-                self.task = self.progress.add_task(text, total=self.plan.steps, completed=run.step)
-            self.progress.update(self.task, completed=run.step, description=text)
+        if self.bar.shown:
+            self.bar.update(run.step, text)
         elif run.step % self.plan.check == 0 or time.monotonic() - self.said > _SILENCE:
             self.said = time.monotonic()
             click.echo(f"step {run.step} of {self.plan.steps}, {run.seconds:.0f} s, {text}", err=True)
@@ -144,24 +145,7 @@ class _Bar:
         )
 
     def close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-
-def _progress() -> Progress:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    progress = Progress(*columns, console=Console(stderr=True))
-    progress.start()
-    return progress
+        self.bar.close()
 
 
 def _table(run: Run) -> list[str]:

@@ -272,3 +272,23 @@ def test_evaluation_packs_files_once(tmp_path, monkeypatch):
     changed.positions += np.array([0, 0, 0.5])
     write(tmp_path / "host.cif", changed)
     assert "once" in ok(*command, "--no-superposition").output
+
+
+@pytest.mark.parametrize(("save", "said"), [(1, "resumes from the last checkpoint in"), (100, "starts again")])
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, monkeypatch, save, said):
+    asked = ("train", "--data", "set.pack", "--preset", "small", "-o", tmp_path / "run", "--steps", 6, *CPU)
+
+    def interrupted(_, run, loss):  # noqa: ARG001
+        if run.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ase_definet.cli.train._Meter.__call__", interrupted)
+        stopped = run(*asked, "--save", save)
+    assert stopped.exit_code == 130, stopped.output
+    (line,) = stopped.output.strip().splitlines()
+    assert line.startswith("stopped; ")
+    assert said in line
+    again = ok(*asked)
+    assert ("going on after step" in again.output) == (save == 1)
+    assert "done: 6 steps" in again.output
