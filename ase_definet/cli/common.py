@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,11 +19,59 @@ from ase_definet.errors import DefiNetError, HostError, StructureError
 
 if TYPE_CHECKING:
     from ase_definet.matching.site_map import SiteMap
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
 PROFILES = ("paper", "few-steps", "robust")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+"""A file to write."""
 FOLDER = click.Path(path_type=Path, file_okay=False)
+"""A folder to write to."""
+PATH = click.Path(path_type=Path)
+"""One of several inputs: whether it can be used is seen when its turn comes, so that a bad one costs no other."""
+
+
+class InputPath(click.Path):
+    """The only input of a command: if it is not there, or of the wrong kind, there is nothing to do (exit code 1)."""
+
+    def __init__(self, kind: Literal["file", "folder", "file or folder"]) -> None:
+        super().__init__(path_type=Path)
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, checked to be there."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        problem = wrong_kind(path, self.kind)
+        if problem is not None:
+            raise click.ClickException(problem)
+        return path
+
+
+def wrong_kind(path: Path, kind: Literal["file", "folder", "file or folder"]) -> str | None:
+    """Say what is wrong where an input is not there or not of the kind that is expected, None if nothing is."""
+    if not path.exists():
+        return f"{path}: no such {kind}"
+    if path.is_dir() and kind == "file":
+        return f"{path}: a folder, expected a file"
+    return f"{path}: a file, expected a folder" if kind == "folder" and not path.is_dir() else None
+
+
+IN_FILE, IN_FOLDER, IN_EITHER = InputPath("file"), InputPath("folder"), InputPath("file or folder")
+
+
+class PositiveFloat(click.FloatRange):
+    """A number above zero; unlike click's own range, none that is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or fail."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -42,7 +90,7 @@ host_option = click.option(
 
 strain_option = click.option(
     "--max-strain",
-    type=click.FloatRange(min=0, min_open=True),
+    type=PositiveFloat(),
     default=0.06,
     show_default=True,
     help="Largest strain of the host onto a cell.",
@@ -202,6 +250,16 @@ def checked_host(host: str) -> object:
     try:
         return get_host(host)
     except HostError as error:
+        raise BadUsage(error_text(error)) from error
+
+
+def make_relaxer(model: str, host: object = None, device: str = "auto", **options: Any) -> DefiNetRelaxer:
+    """Make the relaxer of a command; weights, a device or a setting that is not there is bad usage."""
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
+
+    try:
+        return DefiNetRelaxer(model, host, device, **options)
+    except DefiNetError as error:
         raise BadUsage(error_text(error)) from error
 
 

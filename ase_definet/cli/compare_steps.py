@@ -11,18 +11,22 @@ import click
 
 from ase_definet.cli.common import (
     FILE,
+    PATH,
     BadUsage,
+    PositiveFloat,
     about,
     check_folder,
     checked_host,
     counts,
     error_text,
     host_option,
+    make_relaxer,
     overwrite_option,
     refuse_existing,
     saved_text,
+    wrong_kind,
 )
-from ase_definet.errors import CalculatorError, DefiNetError
+from ase_definet.errors import CalculatorError, DefiNetError, StructureError
 from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
@@ -33,11 +37,11 @@ _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 
 
 @click.command("compare-steps")
-@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.argument("files", type=PATH, nargs=-1, required=True)
 @host_option
 @click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp (any ASE calculator from Python).")
 @click.option("--optimizer", type=click.Choice(_OPTIMIZERS), default="BFGS", show_default=True)
-@click.option("--fmax", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True, help="In eV/Å.")
+@click.option("--fmax", type=PositiveFloat(), default=0.05, show_default=True, help="In eV/Å.")
 @click.option("--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Each time, at most.")
 @click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
 @click.option(
@@ -72,9 +76,8 @@ def compare_steps_command(
     make = _maker(calculator, chosen)
     resolved = checked_host(host)
     from ase_definet.evaluation.compare_steps import compare_steps  # noqa: PLC0415
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
 
-    relaxer = DefiNetRelaxer(model, host=resolved)
+    relaxer = make_relaxer(model, resolved)
     head = {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}
     head |= {"settings": chosen} if chosen else {}
     fitted = _Fitted(make) if fit_lattice else None
@@ -168,6 +171,8 @@ def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
     from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
     try:
+        if (problem := wrong_kind(file, "file")) is not None:
+            raise StructureError(problem)
         with about(file):
             result = relaxer.predict(read_structure(file))
     except (click.ClickException, DefiNetError) as error:

@@ -12,6 +12,8 @@ import click
 
 from ase_definet.cli.common import (
     FILE,
+    IN_EITHER,
+    IN_FILE,
     BadUsage,
     check_folder,
     checked_host,
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 
-_source = click.argument("source", type=click.Path(path_type=Path))
+_source = click.argument("source", type=IN_EITHER)
 _host = click.option(
     "--host", metavar="HOST", help="Host of all pairs, a library name or a file; needed where SOURCE names none."
 )
@@ -98,7 +100,7 @@ def check_command(source: Path, host: str | None, workers: int | None) -> None:
 
 
 @data_group.command("info")
-@click.argument("pack", type=FILE)
+@click.argument("pack", type=IN_FILE)
 def info_command(pack: Path) -> None:
     """Say what a packed data set holds: subsets, counts, hosts, defects, displacements."""
     from ase_definet.data import Pack  # noqa: PLC0415
@@ -118,8 +120,6 @@ def references(
     """Find the pairs of a source."""
     from ase_definet.data import find_pairs  # noqa: PLC0415
 
-    if not source.exists():
-        raise BadUsage(f"{source}: no such file or folder")
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004 - rounding
         raise BadUsage(f"--split needs shares of train, val and test that add up to 1, found {fractions}")
     known = None if host is None else checked_host(host)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option, refuse_existing
+from ase_definet.cli.common import (
+    FILE,
+    FOLDER,
+    IN_EITHER,
+    BadUsage,
+    check_folder,
+    finite,
+    make_relaxer,
+    overwrite_option,
+    refuse_existing,
+)
 from ase_definet.cli.data import open_or_pack
 from ase_definet.cli.progress import ProgressBar
 from ase_definet.structures.files import replacing
@@ -22,9 +32,7 @@ _LEFT_OUT_SHOWN = 10
 
 
 @click.command("evaluate")
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Packed data set, or what `data pack` reads."
-)
+@click.option("--data", required=True, type=IN_EITHER, help="Packed data set, or what `data pack` reads.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
 @click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
 @click.option("--host", metavar="HOST", help="Host of all pairs, where the data name none.")
@@ -54,9 +62,8 @@ def evaluate_command(
     """
     _check_targets(out, plot, overwrite=overwrite)
     from ase_definet.evaluation.scores import reliability, score_pairs, summarise  # noqa: PLC0415
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
 
-    relaxer = DefiNetRelaxer(model, device=device)
+    relaxer = make_relaxer(model, device=device)
     pack = _only(open_or_pack(data, host), subset)
     total = sum(min(len(group.indices(split)), limit or len(group)) for group in pack.groups)
     with ProgressBar("scoring", total) as bar:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ase_definet.cli.common import (
-    FILE,
+    IN_FILE,
     about,
     checked_host,
     counts,
@@ -22,7 +22,7 @@ from ase_definet.cli.common import (
 
 
 @click.command("match")
-@click.argument("file", type=FILE)
+@click.argument("file", type=IN_FILE)
 @host_option
 @strain_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")

@@ -8,19 +8,21 @@ import click
 
 from ase_definet.cli.common import (
     FILE,
+    IN_FILE,
     BadUsage,
+    PositiveFloat,
     about,
     check_folder,
     checked_host,
     overwrite_option,
     refuse_existing,
 )
-from ase_definet.errors import DefiNetError
+from ase_definet.errors import DefiNetError, StructureError
 
 
 @click.command("plot")
-@click.argument("file", type=FILE)
-@click.argument("relaxed", type=FILE)
+@click.argument("file", type=IN_FILE)
+@click.argument("relaxed", type=IN_FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="The picture: .png, .svg or .pdf.")
 @click.option(
     "--host", metavar="HOST", help="Mark the defect sites too: a library name, a structure file, or 'auto'."
@@ -28,7 +30,7 @@ from ase_definet.errors import DefiNetError
 @click.option("--view", type=click.Choice(["top", "side"]), default="top", show_default=True)
 @click.option(
     "--enlarged",
-    type=click.FloatRange(min=0),
+    type=PositiveFloat(),
     help="What displacements are multiplied with; default fits the picture.",
 )
 @click.option("--title", default="", help="Written above.")
@@ -50,7 +52,7 @@ def plot_command(
     try:
         from ase_definet.plotting.structure import draw_relaxation  # noqa: PLC0415
     except ImportError as error:
-        raise BadUsage(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
+        raise click.ClickException(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
     from ase_definet.matching.site_map import match_sites  # noqa: PLC0415
     from ase_definet.structures.reading import read_structure  # noqa: PLC0415
 
@@ -71,6 +73,8 @@ def plot_command(
             title=title,
             overwrite=overwrite,
         )
+    except StructureError:
+        raise
     except DefiNetError as error:
         raise BadUsage(str(error)) from error
     click.echo(f"wrote {path}")

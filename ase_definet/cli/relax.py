@@ -12,6 +12,7 @@ import click
 from ase_definet.cli.common import (
     FILE,
     FOLDER,
+    PATH,
     BadUsage,
     checked_host,
     counts,
@@ -19,15 +20,17 @@ from ase_definet.cli.common import (
     host_line,
     host_option,
     input_set_options,
+    make_relaxer,
     overwrite_option,
     show_traceback,
     strain_option,
     unknown_error,
+    wrong_kind,
 )
 from ase_definet.cli.progress import ProgressBar
 from ase_definet.cli.relax_plan import CONTROL, Job, plan_jobs
 from ase_definet.cli.relax_results import deliver, make_folders, write_report
-from ase_definet.errors import CheckpointError, DeviceError, StructureError
+from ase_definet.errors import StructureError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @click.command("relax")
-@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @host_option
 @click.option("-o", "--output", type=FILE, help="Output file, for a single FILE; its name sets the format.")
 @click.option("--output-dir", type=FOLDER, help="Folder for the outputs; made if need be.")
@@ -89,27 +92,19 @@ def relax_command(
     """Relax defect structures in one pass of the network.
 
     The default output is STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. Of a file with
-    several structures the last one is relaxed. A FILE that fails does not stop the others; the exit code is then 1.
+    several structures the last one is relaxed. A FILE that cannot be used costs no other; the exit code is then 1.
     """
     if vasp is None:
         _refuse_input_set_options()
     jobs = plan_jobs(files, output, output_dir, vasp, report, control=from_unrelaxed, overwrite=overwrite)
     resolved = checked_host(host)
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxResult  # noqa: PLC0415
+    from ase_definet.relaxation.relaxer import RelaxResult  # noqa: PLC0415
 
     if quiet:
         warnings.simplefilter("ignore")
-    try:
-        relaxer = DefiNetRelaxer(
-            model,
-            resolved,
-            device,
-            initial_positions=initial_positions,
-            strict=strict,
-            max_strain=max_strain,
-        )
-    except (CheckpointError, DeviceError) as error:
-        raise BadUsage(error_text(error)) from error
+    relaxer = make_relaxer(
+        model, resolved, device, initial_positions=initial_positions, strict=strict, max_strain=max_strain
+    )
     make_folders(jobs, report)
     records = []
     with ProgressBar("relaxing", len(jobs), hidden=quiet or len(jobs) == 1) as bar:
@@ -147,12 +142,16 @@ def _read(jobs: list[Job], charge: int | None) -> Iterator[Atoms | Exception]:
 
     for job in jobs:
         try:
+            problem = wrong_kind(job.source, "file")
+            if problem is not None:
+                raise StructureError(problem)  # noqa: TRY301 - one way for all that fails
             atoms = read_structure(job.source)
             if charge is not None:
                 set_charge(atoms, charge)
-            yield atoms
-        except (StructureError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one bad file must not cost the others
             yield error
+        else:
+            yield atoms
 
 
 def _settle(

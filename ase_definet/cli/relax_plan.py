@@ -90,7 +90,8 @@ def output_format(job: Job) -> str:
 
 def _stem(file: Path) -> Path:
     """Return the name of a file without the suffix of its compression: results are written plainly."""
-    return Path(file.stem) if file.suffix.lower() in COMPRESSED else Path(file.name)
+    name = Path(file.name or file.resolve().name)  # "." has none
+    return Path(name.stem) if name.suffix.lower() in COMPRESSED else name
 
 
 def _relaxed_name(file: Path) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option, refuse_existing
+from ase_definet.cli.common import FILE, IN_FOLDER, check_folder, overwrite_option, refuse_existing
 
 
 @click.command("report")
-@click.argument("results", type=FOLDER)
+@click.argument("results", type=IN_FOLDER)
 @click.option("-o", "--output", type=FILE, required=True, help="The HTML file.")
 @click.option(
     "--pictures", type=click.IntRange(min=0), default=300, show_default=True, help="Structures to draw, at most."
@@ -22,8 +22,6 @@ def report_command(results: Path, output: Path, pictures: int, overwrite: bool) 
     A table to sort and filter, distributions, and pictures of the structures with the largest expected errors, before
     and after.
     """
-    if not results.is_dir():
-        raise BadUsage(f"{results}: no such folder")
     refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
     from ase_definet.screening.html_report import write_report  # noqa: PLC0415

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FOLDER, INTERRUPTED, BadUsage, check_folder, checked_host, error_text, host_option
+from ase_definet.cli.common import (
+    FOLDER,
+    INTERRUPTED,
+    BadUsage,
+    check_folder,
+    checked_host,
+    error_text,
+    host_option,
+    strain_option,
+)
 from ase_definet.cli.progress import ProgressBar
-from ase_definet.errors import DeviceError
+from ase_definet.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
     from ase_definet.screening.screen import Named, Progress
@@ -40,7 +49,7 @@ _SILENCE = 60.0
     "--block", type=click.IntRange(min=1), default=64, show_default=True, help="Structures recorded at a time."
 )
 @click.option("--parquet", is_flag=True, help="Write the finished table as table.parquet too.")
-@click.option("--max-strain", type=float, default=0.06, show_default=True, help="Of the host onto a cell.")
+@strain_option
 def screen_command(
     inputs: tuple[Path, ...],
     host: str,
@@ -76,7 +85,10 @@ def screen_command(
 
     if parquet:
         check_parquet()
-    weights = load_checkpoint(resolve_model(model)).sha256
+    try:
+        weights = load_checkpoint(resolve_model(model)).sha256
+    except CheckpointError as error:
+        raise BadUsage(error_text(error)) from error
     # the host as it is now: its file may be replaced while the screen runs
     settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain, "sha256": weights}
     try:
@@ -129,8 +141,8 @@ def _is_pipe(inputs: tuple[Path, ...]) -> bool:
     if Path("-") in inputs and not piped:
         raise BadUsage("- stands for a pipe alone: give it without other inputs")
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
-    if missing:
-        raise BadUsage(f"no such file or folder: {', '.join(missing)}")
+    if missing:  # it belongs to what a screen is asked: one that begins without it could not be resumed with it
+        raise click.ClickException(f"no such file or folder: {', '.join(missing)}")
     return piped
 
 

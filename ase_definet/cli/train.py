@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, INTERRUPTED, BadUsage, check_folder, training_missing
+from ase_definet.cli.common import (
+    FOLDER,
+    IN_FILE,
+    INTERRUPTED,
+    PATH,
+    BadUsage,
+    check_folder,
+    error_text,
+    training_missing,
+    wrong_kind,
+)
 from ase_definet.cli.progress import ProgressBar
-from ase_definet.errors import TrainingError
+from ase_definet.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
     from ase_definet.training.config import TrainConfig
@@ -23,8 +33,8 @@ PRESET_NAMES = ("small", "base", "deep", "paper")
 
 
 @click.command("train")
-@click.argument("config", type=FILE, required=False)
-@click.option("--data", type=FILE, help="Packed data set, from `ase-definet data pack`.")
+@click.argument("config", type=IN_FILE, required=False)
+@click.option("--data", type=PATH, help="Packed data set, from `ase-definet data pack`.")
 @click.option("--preset", type=click.Choice(PRESET_NAMES), help="Recipe to start from, without a CONFIG.")
 @click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; a run in it is resumed.")
 @click.option("--init", metavar="WEIGHTS", help="Bundled weights or a .safetensors file to start from (fine-tuning).")
@@ -46,13 +56,14 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
     plan = _config(config, preset, values)
-    if not Path(plan.data).is_file():
-        what = "is a folder" if Path(plan.data).is_dir() else "no such file"
-        raise BadUsage(f"{plan.data}: {what}; make a packed data set with `ase-definet data pack SOURCE FILE`")
+    if (problem := wrong_kind(Path(plan.data), "file")) is not None:
+        raise click.ClickException(f"{problem}; make a packed data set with `ase-definet data pack SOURCE FILE`")
     check_folder(Path(plan.out))
     meter = _Meter(plan)
     try:
         run = train(plan, meter)
+    except CheckpointError as error:  # those of --init
+        raise BadUsage(error_text(error)) from error
     except KeyboardInterrupt:
         meter.close()
         click.echo(f"\nstopped; {_resumed_from(plan)}", err=True)

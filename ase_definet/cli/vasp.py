@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ase_definet.cli.common import (
-    FILE,
     FOLDER,
+    IN_FILE,
     BadUsage,
     check_folder,
     error_text,
@@ -22,7 +22,7 @@ from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError,
 
 
 @click.command("vasp")
-@click.argument("file", type=FILE)
+@click.argument("file", type=IN_FILE)
 @click.option("-o", "--output", "directory", required=True, type=FOLDER, help="Folder to write to; made if need be.")
 @input_set_options
 @click.option("--charge", type=int, help="Net charge of the cell, in e; default is what FILE says, or 0.")

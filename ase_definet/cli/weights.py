@@ -9,7 +9,8 @@ import click
 
 from ase_definet.cli.common import (
     FILE,
-    FOLDER,
+    IN_FILE,
+    IN_FOLDER,
     BadUsage,
     check_folder,
     overwrite_option,
@@ -48,7 +49,7 @@ def list_command() -> None:
 
 
 @weights_group.command("import")
-@click.argument("source", type=FILE)
+@click.argument("source", type=IN_FILE)
 @click.argument("out", type=FILE)
 @overwrite_option
 def import_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
@@ -66,7 +67,7 @@ def import_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: F
 
 
 @weights_group.command("upgrade")
-@click.argument("source", type=FILE)
+@click.argument("source", type=IN_FILE)
 @click.argument("out", type=FILE)
 @overwrite_option
 def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
@@ -121,7 +122,7 @@ def combine_command(
 
 
 @weights_group.command("export")
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=IN_FOLDER)
 @click.argument("out", type=FILE)
 @click.option("--name", help="Name on the card; by default that of the file.")
 @click.option("--version", default="0", show_default=True, help="Version on the card.")
@@ -139,13 +140,13 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
         raise BadUsage(f"{out}: weights end in .safetensors")
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     if not (run / CONFIG).exists():
-        raise BadUsage(f"{run}: holds no training run (no {CONFIG})")
+        raise click.ClickException(f"{run}: holds no training run (no {CONFIG})")
     config = replace(config_of_run(run), accelerator="cpu", devices=1, nodes=1)
     if config.init and config.init not in bundled_models() and not Path(config.init).exists():
         config = replace(config, init="")  # the run holds all that is needed
     finished = Run(config)
     if not finished.resume():
-        raise BadUsage(f"{run}: holds no checkpoint yet")
+        raise click.ClickException(f"{run}: holds no checkpoint yet")
     check_folder(out.parent)
     export_weights(finished, out, name or out.stem, version)
     click.echo(f"wrote {out} and its card; use it as --model {out}")

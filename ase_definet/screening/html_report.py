@@ -25,6 +25,7 @@ from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,
     FAILURES,
+    JOURNAL,
     STRUCTURES,
     TABLE,
     read_json,
@@ -59,6 +60,7 @@ def write_report(
     results = results.absolute()  # "." has no name
     keep_existing(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_others(results)
     table = read_rows(results / TABLE, COLUMNS)
     failures = read_rows(results / FAILURES, FAILURE_COLUMNS) if (results / FAILURES).exists() else []
     if not table and not failures:
@@ -87,6 +89,18 @@ def write_report(
     with replacing(out) as fresh:
         fresh.write_text(page, encoding="utf-8")
     return out
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder that no screen wrote, before what is in it is called damaged."""
+    header = ",".join(COLUMNS).encode()
+    table = folder / TABLE
+    ours = table.is_file() and table.read_bytes()[: len(header)] == header
+    if not ours and not (folder / JOURNAL).exists():
+        raise ScreeningError(
+            f"{folder}: not the results of a screen (no {JOURNAL}); expected the folder that `ase-definet screen` "
+            "was given with -o"
+        )
 
 
 def _setting(value: Any) -> str:

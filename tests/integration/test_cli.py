@@ -345,7 +345,6 @@ def test_host_that_is_not_commensurate():
         (["relax", "POSCAR", "--host", "MoS3"], "did you mean 'MoS2'?"),
         (["match", "POSCAR", "--host", "MoS3"], "did you mean 'MoS2'?"),
         (["match", "POSCAR", "--host", "POSCAR2"], "must be a structure file"),
-        (["relax", ".", *RELAX], "directory"),
         (["relax", "POSCAR", *RELAX, "--model", "defalt"], "did you mean 'default'?"),
         (["relax", "POSCAR", *RELAX, "--model", "POSCAR"], "not a safetensors file"),
         (["relax", "POSCAR", "--host", "MoS2", "--device", "quantum"], "unknown device"),

@@ -206,21 +206,17 @@ def test_at_a_terminal_there_is_a_bar(tmp_path):
         (("data", "pack", "set.xyz", "a.pack", "--host", "MoS2", "--split", 0.5, 0.1, 0.1), "--split.*add up to 1"),
         (("data", "pack", "set.xyz", "set.xyz/a.pack", "--host", "MoS2"), "expected a folder"),
         (("data", "pack", "set.xyz", "a.pack", "--workers", 0), "--workers"),
-        (("data", "check", "nothing"), "nothing: no such file or folder"),
         (("data", "info"), "[Mm]issing argument"),
         (("train",), "give a CONFIG, or --data, --preset and --out"),
         (("train", "--preset", "small"), "--preset needs --data and --out"),
         (("train", "--preset", "large"), "'large' is not one of"),
-        (("train", "nothing.toml"), "nothing.toml: cannot be read as TOML"),
         (("train", "bad.toml"), "does not know stpes"),
         (("train", "typed.toml"), "steps must be a whole number, found '5'"),
         (("train", "bad.toml", "--preset", "small"), "a CONFIG or a --preset, not both"),
-        (("train", "--preset", "small", "--data", "nothing", "-o", "x"), "nothing: no such file.*data pack"),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--steps", 0), "--steps"),
+        (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--init", "nothing", *CPU), "nothing"),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--devices", 99), "shared by 99 devices"),
         (("weights", "export", "run", "a.txt"), "weights end in .safetensors"),
-        (("weights", "export", "nothing", "a.safetensors"), "holds no training run"),
-        (("weights", "export", "empty", "a.safetensors"), "holds no checkpoint yet"),
     ],
 )
 def test_bad_usage(made, args, message):
@@ -239,13 +235,24 @@ def test_bad_usage(made, args, message):
         (("data", "pack", "text.txt", "a.pack", "--host", "MoS2"), "text.txt: cannot be read"),
         (("data", "pack", "set.xyz", "a.pack", "--host", "GaSe", "--workers", 1), "no pair could be used"),
         (("data", "info", "set.xyz"), "set.xyz: cannot be read as a packed data set"),
-        (("data", "info", "nothing"), "nothing: cannot be read"),
+        (("data", "info", "nothing"), "nothing: no such file"),
         (("train", "--preset", "small", "--data", "set.xyz", "-o", "x", *CPU), "cannot be read as a packed data set"),
-        (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--init", "nothing", *CPU), "nothing"),
+        (("data", "check", "nothing"), "nothing: no such file or folder"),
+        (
+            ("train", "--preset", "small", "--data", "nothing", "-o", "x"),
+            "no such file; make a packed data set",
+        ),
+        (("weights", "export", "nothing", "a.safetensors"), "nothing: no such folder"),
+        (("weights", "export", "layout", "a.safetensors"), "holds no training run"),
+        (("weights", "export", "empty", "a.safetensors"), "holds no checkpoint yet"),
+        (("train", "nothing.toml"), "nothing.toml: no such file"),
     ],
 )
 def test_input_that_cannot_be_used(made, args, message):
     (made / "text.txt").write_text("what is this?\n")
+    for name in ("layout", "empty"):
+        (made / name).mkdir(exist_ok=True)
+    (made / "empty" / "config.json").write_text((made / "run" / "config.json").read_text())
     assert message in refused(1, *args)
     assert not (made / "a.pack").exists()
     assert not (made / "x").exists()
