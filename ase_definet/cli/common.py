@@ -107,8 +107,8 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(
         *args: Any, profile: str, incar: tuple[str, ...], magnetic: str, kpoints: str, dipole: bool, **rest: Any
     ) -> Any:
-        from ase_definet.dft.incar import parse_incar_overrides  # noqa: PLC0415
-        from ase_definet.errors import InputSetError  # noqa: PLC0415
+        from ase_definet.dft.incar import parse_incar_overrides
+        from ase_definet.errors import InputSetError
 
         chosen: dict[str, Any] = {"profile": profile, "magnetic": magnetic, "dipole": dipole}
         try:
@@ -211,7 +211,7 @@ def show_traceback(error: BaseException) -> None:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
-def _debug(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+def _debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.find_root().meta[_DEBUG] = True
 
@@ -243,7 +243,7 @@ def about(file: Path) -> Iterator[None]:
 
 def checked_host(host: str) -> object:
     """Resolve a host before any structure is read; an unknown one is bad usage."""
-    from ase_definet.matching.library import get_host  # noqa: PLC0415
+    from ase_definet.matching.library import get_host
 
     if host.lower() == "auto":
         return "auto"
@@ -255,7 +255,7 @@ def checked_host(host: str) -> object:
 
 def make_relaxer(model: str, host: object = None, device: str = "auto", **options: Any) -> DefiNetRelaxer:
     """Make the relaxer of a command; weights, a device or a setting that is not there is bad usage."""
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
     try:
         return DefiNetRelaxer(model, host, device, **options)
@@ -282,16 +282,16 @@ def check_folder(folder: Path) -> None:
 
 def file_format(path: Path) -> str:
     """Return ASE's name for the format of an existing file."""
-    from ase_definet.structures.reading import structure_format  # noqa: PLC0415
+    from ase_definet.structures.reading import structure_format
 
     return structure_format(path)
 
 
 def image_notes(path: Path) -> list[str]:
     """Say so if a readable file holds more than the structure that was taken from it."""
-    from ase.io.formats import ioformats  # noqa: PLC0415
+    from ase.io.formats import ioformats
 
-    from ase_definet.structures.reading import read_structures, structure_format  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structures, structure_format
 
     fmt = structure_format(path)
     if fmt in ioformats and ioformats[fmt].single:

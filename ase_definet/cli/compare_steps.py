@@ -63,9 +63,9 @@ def compare_steps_command(
     max_steps: int,
     model: str,
     settings: tuple[str, ...],
-    fit_lattice: bool,  # noqa: FBT001
+    fit_lattice: bool,
     out: Path | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
     """Relax FILES twice at fixed cell, from the host's sites and from the prediction, and count the ionic steps.
 
@@ -75,7 +75,7 @@ def compare_steps_command(
     chosen = _settings(settings)
     make = _maker(calculator, chosen)
     resolved = checked_host(host)
-    from ase_definet.evaluation.compare_steps import compare_steps  # noqa: PLC0415
+    from ase_definet.evaluation.compare_steps import compare_steps
 
     relaxer = make_relaxer(model, resolved)
     head = {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}
@@ -120,7 +120,7 @@ class _Fitted:
         self.known: dict[tuple[object, ...], float] = {}
 
     def __call__(self, result: RelaxResult) -> float:
-        from ase_definet.evaluation.compare_steps import fit_scale  # noqa: PLC0415
+        from ase_definet.evaluation.compare_steps import fit_scale
 
         key = (result.site_map.supercell.tobytes(), result.site_map.cell.round(4).tobytes())
         if key not in self.known:
@@ -138,7 +138,7 @@ def _check_output(out: Path | None, *, overwrite: bool) -> None:
 
 def _maker(calculator: str, settings: dict[str, Any]) -> Callable[[], Any]:
     """Return what makes the calculator, tried once."""
-    from ase_definet.evaluation.calculators import get_calculator  # noqa: PLC0415
+    from ase_definet.evaluation.calculators import get_calculator
 
     def make() -> Any:
         return get_calculator(calculator, **settings)
@@ -168,7 +168,7 @@ def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
     """Return the prediction for a file, or what is wrong with it; say its warnings."""
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structure
 
     try:
         if (problem := wrong_kind(file, "file")) is not None:

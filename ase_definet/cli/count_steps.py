@@ -23,7 +23,7 @@ _SHOWN = 12
     "--control", type=click.Path(path_type=Path), help="The run without the prediction: PATHS are compared with it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def count_steps_command(paths: tuple[Path, ...], control: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def count_steps_command(paths: tuple[Path, ...], control: Path | None, as_json: bool) -> None:
     """Count the ionic steps of PATHS: OUTCAR, vasprun.xml, OSZICAR, ASE trajectories, or folders with one of them.
 
     \b
@@ -59,7 +59,7 @@ def _same_path(one: Path, other: Path) -> bool:
 
 def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
     """Return the steps of a run, or None and the reason at the end of a list."""
-    from ase_definet.dft.ionic_steps import read_steps  # noqa: PLC0415
+    from ase_definet.dft.ionic_steps import read_steps
 
     try:
         return read_steps(path)
@@ -70,7 +70,7 @@ def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
 
 def _problems(control: IonicSteps | None, run: IonicSteps) -> list[str]:
     """Name what keeps a run from being compared with the control, if there is one."""
-    from ase_definet.dft.ionic_steps import compare_settings  # noqa: PLC0415
+    from ase_definet.dft.ionic_steps import compare_settings
 
     return [] if control is None else compare_settings(control, run)
 

@@ -70,7 +70,7 @@ def pack_command(
     fractions: tuple[float, float, float],
     seed: int,
     workers: int | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
     """Check every pair of SOURCE and write the good ones to OUT, one compact file for training and evaluation."""
     refuse_existing(out, overwrite=overwrite)
@@ -89,7 +89,7 @@ def pack_command(
 @_workers
 def check_command(source: Path, host: str | None, workers: int | None) -> None:
     """Report every pair of SOURCE that does not belong together; exit code 1 if there is one."""
-    import tempfile  # noqa: PLC0415
+    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         _, problems = packed(references(source, host), Path(folder) / "pack", workers)
@@ -103,7 +103,7 @@ def check_command(source: Path, host: str | None, workers: int | None) -> None:
 @click.argument("pack", type=IN_FILE)
 def info_command(pack: Path) -> None:
     """Say what a packed data set holds: subsets, counts, hosts, defects, displacements."""
-    from ase_definet.data import Pack  # noqa: PLC0415
+    from ase_definet.data import Pack
 
     opened = Pack.open(pack)
     click.echo(f"{pack}: {sum(len(g) for g in opened.groups)} pairs, sha256 {opened.sha256}")
@@ -118,7 +118,7 @@ def references(
     source: Path, host: str | None, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> list[Reference]:
     """Find the pairs of a source."""
-    from ase_definet.data import find_pairs  # noqa: PLC0415
+    from ase_definet.data import find_pairs
 
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004 - rounding
         raise BadUsage(f"--split needs shares of train, val and test that add up to 1, found {fractions}")
@@ -131,7 +131,7 @@ def references(
 
 def packed(pairs: Iterable[Reference], out: Path, workers: int | None = None) -> tuple[Pack, list[Problem]]:
     """Pack pairs with a progress bar."""
-    from ase_definet.data import pack_pairs  # noqa: PLC0415
+    from ase_definet.data import pack_pairs
 
     pairs = list(pairs)
     with ProgressBar("reading pairs", len(pairs)) as bar:
@@ -147,11 +147,11 @@ def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
 
 
 def _describe(group: Group) -> Iterable[str]:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
-    from ase_definet.data import SPLITS  # noqa: PLC0415
-    from ase_definet.matching.naming import defect_name  # noqa: PLC0415
-    from ase_definet.matching.supercell import describe  # noqa: PLC0415
+    from ase_definet.data import SPLITS
+    from ase_definet.matching.naming import defect_name
+    from ase_definet.matching.supercell import describe
 
     numbers, host = group.numbers, group.host_numbers
     defective = numbers != host
@@ -181,10 +181,10 @@ def open_or_pack(source: Path, host: str | None) -> Pack:
         source: A file made by ``data pack``, or anything that command reads.
         host: Host of all pairs where the source names none.
     """
-    import hashlib  # noqa: PLC0415
-    import os  # noqa: PLC0415
+    import hashlib
+    import os
 
-    from ase_definet.data import FORMAT, Pack, is_pack  # noqa: PLC0415
+    from ase_definet.data import FORMAT, Pack, is_pack
 
     if source.is_file() and is_pack(source):
         return Pack.open(source)

@@ -50,7 +50,7 @@ def enumerate_command(
     seed: int,
     limit: int | None,
     output: Path | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
     """List all symmetry-distinct configurations of DEFECTS in a supercell of HOST, or a random sample.
 
@@ -66,7 +66,7 @@ def enumerate_command(
     resolved = checked_host(host)
     if resolved == "auto":
         raise BadUsage("name the host: there is no structure to infer it from")
-    from ase_definet.screening.enumeration import DefectSpace, parse_defects  # noqa: PLC0415
+    from ase_definet.screening.enumeration import DefectSpace, parse_defects
 
     try:
         space = DefectSpace(resolved, _matrix(supercell))  # type: ignore[arg-type]
@@ -161,13 +161,13 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
 
 
 def _to_extxyz(stream: Any, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.io import write  # noqa: PLC0415
+    from ase.io import write
 
     write(stream, space.atoms(configuration), format="extxyz")
 
 
 def _to_database(database: Any, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.db.core import str_represents  # noqa: PLC0415
+    from ase.db.core import str_represents
 
     atoms = space.atoms(configuration)
     values = atoms.info | {"defects": atoms.info["defects"].replace(", ", " ")}
@@ -181,6 +181,6 @@ def _to_database(database: Any, space: DefectSpace, configuration: Configuration
 
 
 def _to_folder(folder: Path, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.io import write  # noqa: PLC0415
+    from ase.io import write
 
     write(folder / f"{configuration.name}.vasp", space.atoms(configuration), format="vasp", direct=True)

@@ -51,17 +51,17 @@ def evaluate_command(
     subset: tuple[str, ...],
     device: str,
     limit: int | None,
-    no_superposition: bool,  # noqa: FBT001
+    no_superposition: bool,
     out: Path | None,
     plot: Path | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
     """Score weights on the pairs of a split, beside the ideal sites and sums of single-defect fields.
 
     Coordinate MAE in Å, averaged over structures; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
     """
     _check_targets(out, plot, overwrite=overwrite)
-    from ase_definet.evaluation.scores import reliability, score_pairs, summarise  # noqa: PLC0415
+    from ase_definet.evaluation.scores import reliability, score_pairs, summarise
 
     relaxer = make_relaxer(model, device=device)
     pack = _only(open_or_pack(data, host), subset)
@@ -82,7 +82,7 @@ def evaluate_command(
             fresh.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         click.echo(f"wrote {out}")
     if plot is not None:
-        from ase_definet.plotting.scores import draw_scores  # noqa: PLC0415
+        from ase_definet.plotting.scores import draw_scores
 
         for path in draw_scores(scores, plot):
             click.echo(f"wrote {path}")
@@ -93,7 +93,7 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
     targets = [] if out is None else [out]
     if plot is not None:
         try:
-            from ase_definet.plotting.scores import FILES  # noqa: PLC0415
+            from ase_definet.plotting.scores import FILES
         except ModuleNotFoundError as error:
             raise click.ClickException(f"plots need {error.name}: pip install 'ase-definet[plot]'") from error
         targets += [plot / name for name in FILES]

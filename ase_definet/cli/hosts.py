@@ -8,9 +8,9 @@ import click
 @click.command("hosts")
 def hosts_command() -> None:
     """List the built-in hosts and their other names."""
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
-    from ase_definet.matching.library import ALIASES, library  # noqa: PLC0415
+    from ase_definet.matching.library import ALIASES, library
 
     click.echo(f"{'name':6s} {'a, b (Å)':18s} {'height (Å)':11s} other names")
     for name, host in library().items():

@@ -26,14 +26,14 @@ from ase_definet.cli.common import (
 @host_option
 @strain_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> None:  # noqa: FBT001
+def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> None:
     """Say which defects FILE holds and where, without a network.
 
     Of a file with several structures the last one is taken.
     """
     resolved = checked_host(host)
-    from ase_definet.matching.site_map import match_sites  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.matching.site_map import match_sites
+    from ase_definet.structures.reading import read_structure
 
     with about(file):
         site_map = match_sites(read_structure(file), resolved, max_strain=max_strain)

@@ -43,18 +43,18 @@ def plot_command(
     view: str,
     enlarged: float | None,
     title: str,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
     """Draw FILE before and RELAXED after, with arrows for the displacements."""
     refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
     resolved = None if host is None else checked_host(host)
     try:
-        from ase_definet.plotting.structure import draw_relaxation  # noqa: PLC0415
+        from ase_definet.plotting.structure import draw_relaxation
     except ImportError as error:
         raise click.ClickException(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
-    from ase_definet.matching.site_map import match_sites  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.matching.site_map import match_sites
+    from ase_definet.structures.reading import read_structure
 
     before = read_structure(file)
     after = read_structure(relaxed)

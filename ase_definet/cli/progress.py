@@ -56,8 +56,8 @@ class ProgressBar:
 
     def _started(self) -> tuple[Progress, TaskID]:
         if self._bar is None or self._task is None:
-            from rich.console import Console  # noqa: PLC0415
-            from rich.progress import (  # noqa: PLC0415
+            from rich.console import Console
+            from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
                 Progress,

@@ -78,15 +78,15 @@ def relax_command(
     model: str,
     device: str,
     vasp: Path | None,
-    from_unrelaxed: bool,  # noqa: FBT001
+    from_unrelaxed: bool,
     charge: int | None,
     report: Path | None,
     initial_positions: Literal["ideal", "given"],
     max_strain: float,
-    strict: bool,  # noqa: FBT001
-    overwrite: bool,  # noqa: FBT001
-    verbose: bool,  # noqa: FBT001
-    quiet: bool,  # noqa: FBT001
+    strict: bool,
+    overwrite: bool,
+    verbose: bool,
+    quiet: bool,
     input_set: dict[str, Any],
 ) -> None:
     """Relax defect structures in one pass of the network.
@@ -98,7 +98,7 @@ def relax_command(
         _refuse_input_set_options()
     jobs = plan_jobs(files, output, output_dir, vasp, report, control=from_unrelaxed, overwrite=overwrite)
     resolved = checked_host(host)
-    from ase_definet.relaxation.relaxer import RelaxResult  # noqa: PLC0415
+    from ase_definet.relaxation.relaxer import RelaxResult
 
     if quiet:
         warnings.simplefilter("ignore")
@@ -137,8 +137,8 @@ def _refuse_input_set_options() -> None:
 
 def _read(jobs: list[Job], charge: int | None) -> Iterator[Atoms | Exception]:
     """Read the structures, each with the charge that was asked for, if any."""
-    from ase_definet.structures.charges import set_charge  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.structures.charges import set_charge
+    from ase_definet.structures.reading import read_structure
 
     for job in jobs:
         try:
@@ -158,7 +158,7 @@ def _settle(
     job: Job, item: RelaxResult | RelaxFailure, input_set: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
     """Write the results of one structure, or say why there are none; one bad structure must not cost the others."""
-    from ase_definet.relaxation.relaxer import RelaxFailure  # noqa: PLC0415
+    from ase_definet.relaxation.relaxer import RelaxFailure
 
     if isinstance(item, RelaxFailure):
         return _failure(job, item.error)

@@ -124,7 +124,7 @@ def _refuse_clashes(jobs: list[Job], targets: list[tuple[Path, str]]) -> None:
 
 def _named_format(path: Path) -> str:
     """Return the format that the name of a new file stands for."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats  # noqa: PLC0415
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     try:
         fmt = str(filetype(str(path), read=False))
@@ -136,7 +136,7 @@ def _named_format(path: Path) -> str:
 
 
 def _writable(path: Path, fmt: str) -> str:
-    from ase.io.formats import ioformats  # noqa: PLC0415
+    from ase.io.formats import ioformats
 
     if fmt not in ioformats or not ioformats[fmt].can_write:
         raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")

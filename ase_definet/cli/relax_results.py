@@ -37,7 +37,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         DefiNetError: The structure cannot be written in this format, or VASP cannot use it.
         OSError: The file system refuses.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     length = np.linalg.norm(result.displacement, axis=1)
     largest = int(length.argmax())
@@ -84,7 +84,7 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 
     ASE's writer drops FixCartesian, takes the last of several constraints on one atom, and refuses other planes.
     """
-    from ase_definet.structures.constraints import held_directions, hold  # noqa: PLC0415
+    from ase_definet.structures.constraints import held_directions, hold
 
     if fmt != "vasp" or not atoms.constraints:
         return atoms, []
@@ -97,10 +97,10 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 @contextmanager
 def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
-    import numpy as np  # noqa: PLC0415
-    from ase.io import write  # noqa: PLC0415
+    import numpy as np
+    from ase.io import write
 
-    from ase_definet.structures.cell import lacking_vectors  # noqa: PLC0415
+    from ase_definet.structures.cell import lacking_vectors
 
     with replacing(path) as fresh:
         try:
@@ -129,7 +129,7 @@ def _write_input_set(
     directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool, predicted: bool = True
 ) -> dict[str, Any]:
     """Write the input set of the prediction, or that of the control run from the host's sites."""
-    from ase_definet.dft.vasp import write_vasp_inputs  # noqa: PLC0415
+    from ase_definet.dft.vasp import write_vasp_inputs
 
     if not directory.parent.is_dir():
         raise FileNotFoundError(

@@ -16,7 +16,7 @@ from ase_definet.cli.common import FILE, IN_FOLDER, check_folder, overwrite_opti
     "--pictures", type=click.IntRange(min=0), default=300, show_default=True, help="Structures to draw, at most."
 )
 @overwrite_option
-def report_command(results: Path, output: Path, pictures: int, overwrite: bool) -> None:  # noqa: FBT001
+def report_command(results: Path, output: Path, pictures: int, overwrite: bool) -> None:
     """Write one self-contained page about RESULTS, a folder of `ase-definet screen`.
 
     A table to sort and filter, distributions, and pictures of the structures with the largest expected errors, before
@@ -24,7 +24,7 @@ def report_command(results: Path, output: Path, pictures: int, overwrite: bool) 
     """
     refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
-    from ase_definet.screening.html_report import write_report  # noqa: PLC0415
+    from ase_definet.screening.html_report import write_report
 
     path = write_report(results, output, pictures=pictures, overwrite=overwrite)
     click.echo(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")

@@ -59,7 +59,7 @@ def screen_command(
     workers: int,
     scheduler: str | None,
     block: int,
-    parquet: bool,  # noqa: FBT001
+    parquet: bool,
     max_strain: float,
 ) -> None:
     """Relax every structure of INPUTS: files, folders, files with many structures, or - for extended XYZ from a pipe.
@@ -70,67 +70,100 @@ def screen_command(
     piped = _is_pipe(inputs)
     resolved = checked_host(host)
     check_folder(output)
-    from ase_definet.checkpoints.format import load_checkpoint, resolve_model  # noqa: PLC0415
-    from ase_definet.matching.host import Host  # noqa: PLC0415
-    from ase_definet.screening.screen import (  # noqa: PLC0415
-        FAILURES,
-        Results,
-        check_parquet,
-        check_settings,
-        host_digest,
-        screen,
-        structures_of,
-        write_parquet,
-    )
+    # the host as it is now: its file may be replaced while the screen runs
+    settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
+    settings["sha256"] = _ready(settings, workers, scheduler, parquet=parquet)
+    asked = _asked(inputs, host, settings)
+    skipped: list[str] = []
+    source = _from_pipe() if piped else _from_paths(inputs, skipped)
+    meter = _Meter()
+    done = _run(source, output, asked, settings, meter, workers=workers, scheduler=scheduler, block=block)
+    for reason in skipped[:_NAMED]:
+        click.echo(f"skipped   {reason}", err=True)
+    if len(skipped) > _NAMED:
+        click.echo(f"skipped   {len(skipped) - _NAMED} more that are no structures", err=True)
+    if not done.done:
+        hint = "is the enumeration before it empty?" if piped else "are they in a folder below, or in another?"
+        raise click.ClickException(f"no structures in {', '.join(map(str, inputs))}: {hint}")
+    if parquet:
+        from ase_definet.screening.screen import write_parquet
+
+        write_parquet(output)
+    _summarise(output, done, len(skipped), meter.speed(done))
+
+
+def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, parquet: bool) -> str:
+    """Make sure that a screen can start, before there is a folder of it; return the SHA-256 of its weights."""
+    from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+    from ase_definet.screening.screen import check_parquet, check_settings
 
     if parquet:
         check_parquet()
     try:
-        weights = load_checkpoint(resolve_model(model)).sha256
-    except CheckpointError as error:
+        weights = load_checkpoint(resolve_model(settings["model"])).sha256
+        check_settings(settings | {"sha256": weights}, workers=workers, scheduler=scheduler)
+    except (CheckpointError, DeviceError) as error:
         raise BadUsage(error_text(error)) from error
-    # the host as it is now: its file may be replaced while the screen runs
-    settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain, "sha256": weights}
-    try:
-        check_settings(settings, workers=workers, scheduler=scheduler)
-    except DeviceError as error:
-        raise BadUsage(error_text(error)) from error
-    asked: dict[str, Any] = {
+    return weights
+
+
+def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a screen is asked, by which it is known again when it is resumed."""
+    from ase_definet.matching.host import Host
+    from ase_definet.screening.screen import host_digest
+
+    resolved = settings["host"]
+    return {
         "inputs": [str(path) if str(path) == "-" else str(path.resolve()) for path in inputs],
         "host": resolved.name if isinstance(resolved, Host) else host,
         "host_digest": host_digest(resolved) if isinstance(resolved, Host) else "",
-        "model": weights,
-        "max_strain": max_strain,
+        "model": settings["sha256"],
+        "max_strain": settings["max_strain"],
     }
-    skipped: list[str] = []
-    source = _from_pipe() if piped else structures_of(inputs, skipped.append)
+
+
+def _run(
+    source: Iterator[Named],
+    output: Path,
+    asked: dict[str, Any],
+    settings: dict[str, Any],
+    meter: _Meter,
+    *,
+    workers: int,
+    scheduler: str | None,
+    block: int,
+) -> Progress:
+    """Run a screen, or go on with it; Ctrl-C ends it where it is."""
+    from ase_definet.screening.screen import Results, screen
+
     output.parent.mkdir(parents=True, exist_ok=True)  # once: what is moved away later is not made anew
     results = Results(output, asked)
-    meter = _Meter()
     try:
         if results.progress.resumed:
             click.echo(f"{output}: going on after {results.progress.resumed} structures", err=True)
-        done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
+        return screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
     except KeyboardInterrupt:
         meter.bar.close()
-        same = "the same commands go on" if piped else "the same command goes on"
+        same = "the same commands go on" if asked["inputs"] == ["-"] else "the same command goes on"
         click.echo(f"\nstopped after {results.progress.done} structures; {same}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
         meter.bar.close()
         results.close()
-    _tell(skipped)
-    if not done.done:
-        hint = "is the enumeration before it empty?" if piped else "are they in a folder below, or in another?"
-        raise click.ClickException(f"no structures in {', '.join(map(str, inputs))}: {hint}")
-    if parquet:
-        write_parquet(output)
+
+
+def _summarise(output: Path, done: Progress, skipped: int, speed: str) -> None:
+    """Say what became of all structures, and why some failed."""
+    from ase_definet.screening.screen import FAILURE_COLUMNS, FAILURES, read_rows
+
     click.echo(
         f"{done.done} structures in {output}: {done.done - done.failed} relaxed, {done.failed} failed"
-        f"{f', {len(skipped)} skipped' if skipped else ''}{meter.speed(done)}"
+        f"{f', {skipped} skipped' if skipped else ''}{speed}"
     )
     if done.failed:
-        click.echo(f"reasons in {output / FAILURES}, the first: {_first_reason(output / FAILURES)}", err=True)
+        first = next(iter(read_rows(output / FAILURES, FAILURE_COLUMNS)), None)
+        reason = "none is there" if first is None else f"{first['name']}: {first['reason']}"
+        click.echo(f"reasons in {output / FAILURES}, the first: {reason}", err=True)
     if done.failed == done.done:
         raise click.ClickException("none could be relaxed")
 
@@ -146,16 +179,16 @@ def _is_pipe(inputs: tuple[Path, ...]) -> bool:
     return piped
 
 
-def _first_reason(path: Path) -> str:
-    from ase_definet.screening.screen import FAILURE_COLUMNS, read_rows  # noqa: PLC0415
+def _from_paths(inputs: tuple[Path, ...], skipped: list[str]) -> Iterator[Named]:
+    """Read files and folders, and note what is no structure."""
+    from ase_definet.screening.screen import structures_of
 
-    row = next(iter(read_rows(path, FAILURE_COLUMNS)), None)
-    return "none is there" if row is None else f"{row['name']}: {row['reason']}"
+    return structures_of(inputs, skipped.append)
 
 
 def _from_pipe() -> Iterator[Named]:
     """Read what comes through a pipe, in any encoding that contains ASCII."""
-    from ase_definet.screening.screen import structures_from  # noqa: PLC0415
+    from ase_definet.screening.screen import structures_from
 
     binary = getattr(sys.stdin, "buffer", None)
     if binary is None:
@@ -167,14 +200,6 @@ def _from_pipe() -> Iterator[Named]:
     finally:
         with suppress(ValueError):  # closed before this was
             text.detach()
-
-
-def _tell(skipped: list[str]) -> None:
-    """Name what was no structure."""
-    for reason in skipped[:_NAMED]:
-        click.echo(f"skipped   {reason}", err=True)
-    if len(skipped) > _NAMED:
-        click.echo(f"skipped   {len(skipped) - _NAMED} more that are no structures", err=True)
 
 
 class _Meter:

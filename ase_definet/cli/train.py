@@ -50,7 +50,7 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
     output folder; `ase-definet weights export` makes weights of them that `--model` takes.
     """
     try:
-        from ase_definet.training.run import train  # noqa: PLC0415
+        from ase_definet.training.run import train
     except ModuleNotFoundError as error:
         raise training_missing(error) from error
 
@@ -84,7 +84,7 @@ def train_command(config: Path | None, preset: str | None, **given: Any) -> None
 
 def _resumed_from(plan: TrainConfig) -> str:
     """Say where the same command would resume a run that was stopped."""
-    from ase_definet.training.run import LAST  # noqa: PLC0415
+    from ase_definet.training.run import LAST
 
     if not (Path(plan.out) / LAST).exists():
         return f"there is no checkpoint yet (one every {plan.save} steps): the same command starts again"
@@ -94,14 +94,14 @@ def _resumed_from(plan: TrainConfig) -> str:
 def _curve(run: Run) -> list[Path]:
     """Draw the learning curve beside the log, where matplotlib is there to do it."""
     try:
-        from ase_definet.plotting.scores import draw_learning_curve  # noqa: PLC0415
+        from ase_definet.plotting.scores import draw_learning_curve
     except ModuleNotFoundError:
         return []
     return [draw_learning_curve({run.out.name: run.out / "log.csv"}, run.out / "learning_curve.png")]
 
 
 def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> TrainConfig:
-    from ase_definet.training.config import make_config, read_config  # noqa: PLC0415
+    from ase_definet.training.config import make_config, read_config
 
     try:
         if path is not None:

@@ -31,15 +31,15 @@ def vasp_command(
     file: Path,
     directory: Path,
     charge: int | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
     input_set: dict[str, Any],
 ) -> None:
     """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt for FILE.
 
     Of a file with several structures the last one is taken.
     """
-    from ase_definet.dft.vasp import write_vasp_inputs  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.dft.vasp import write_vasp_inputs
+    from ase_definet.structures.reading import read_structure
 
     check_folder(directory)
     try:

@@ -27,7 +27,7 @@ def weights_group() -> None:
 @weights_group.command("list")
 def list_command() -> None:
     """List the bundled weights, what they were trained on and how well they do."""
-    from ase_definet.checkpoints.bundled import bundled_cards  # noqa: PLC0415
+    from ase_definet.checkpoints.bundled import bundled_cards
 
     for name, card in bundled_cards().items():
         hosts = ", ".join(card["training"]["hosts"])
@@ -52,9 +52,9 @@ def list_command() -> None:
 @click.argument("source", type=IN_FILE)
 @click.argument("out", type=FILE)
 @overwrite_option
-def import_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
+def import_command(source: Path, out: Path, overwrite: bool) -> None:
     """Convert SOURCE, saved by the authors' code, to OUT (.safetensors). Pickled code is never run."""
-    from ase_definet.checkpoints.format import import_authors_checkpoint, save_checkpoint  # noqa: PLC0415
+    from ase_definet.checkpoints.format import import_authors_checkpoint, save_checkpoint
 
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
@@ -70,9 +70,9 @@ def import_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: F
 @click.argument("source", type=IN_FILE)
 @click.argument("out", type=FILE)
 @overwrite_option
-def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:  # noqa: FBT001
+def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:
     """Convert SOURCE, weights of format version 1, to OUT in the present format, and write its card beside it."""
-    from ase_definet.checkpoints.format import upgrade_checkpoint, write_card  # noqa: PLC0415
+    from ase_definet.checkpoints.format import upgrade_checkpoint, write_card
 
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     check_folder(out.parent)
@@ -103,10 +103,10 @@ def combine_command(
     routed: tuple[tuple[str, str], ...],
     name: str,
     version: str,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
     """Make one weights file OUT: of GENERAL (a bundled name or a file), and of others for hosts of their own."""
-    from ase_definet.checkpoints.combine import combine_weights  # noqa: PLC0415
+    from ase_definet.checkpoints.combine import combine_weights
 
     if out.suffix != ".safetensors":
         raise BadUsage(f"{out}: weights end in .safetensors")
@@ -127,13 +127,13 @@ def combine_command(
 @click.option("--name", help="Name on the card; by default that of the file.")
 @click.option("--version", default="0", show_default=True, help="Version on the card.")
 @overwrite_option
-def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
+def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:
     """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
     try:
-        from ase_definet.checkpoints.format import bundled_models  # noqa: PLC0415
-        from ase_definet.training.card import export_weights  # noqa: PLC0415
-        from ase_definet.training.config import CONFIG, config_of_run  # noqa: PLC0415
-        from ase_definet.training.run import Run  # noqa: PLC0415
+        from ase_definet.checkpoints.format import bundled_models
+        from ase_definet.training.card import export_weights
+        from ase_definet.training.config import CONFIG, config_of_run
+        from ase_definet.training.run import Run
     except ModuleNotFoundError as error:
         raise training_missing(error) from error
     if out.suffix != ".safetensors":

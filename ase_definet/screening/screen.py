@@ -778,7 +778,7 @@ def check_parquet() -> None:
         ScreeningError: pyarrow is not installed.
     """
     try:
-        import pyarrow.parquet  # noqa: F401, PLC0415
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
 
@@ -790,7 +790,7 @@ def check_dask() -> None:
         ScreeningError: Dask is not installed.
     """
     try:
-        import distributed  # noqa: F401, PLC0415
+        import distributed  # noqa: F401
     except ImportError as error:
         raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
 
@@ -808,9 +808,9 @@ def write_parquet(folder: Path) -> Path:
         ScreeningError: pyarrow is not installed, or there is no table.
     """
     check_parquet()
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.csv  # noqa: PLC0415
-    import pyarrow.parquet  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
 
     source, target = folder / TABLE, folder / PARQUET
     if not source.exists():
@@ -857,7 +857,7 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
         yield lambda tasks: (relax_block(*task) for task in tasks)
         return
     check_dask()
-    from distributed import Client, LocalCluster  # noqa: PLC0415
+    from distributed import Client, LocalCluster
 
     if scheduler is not None:
         with Client(scheduler) as client:
@@ -877,7 +877,7 @@ def _leave_interrupts() -> None:
 
 def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
     """Keep the workers busy, and give results in order; a task whose worker died runs again elsewhere."""
-    from distributed import KilledWorker  # noqa: PLC0415
+    from distributed import KilledWorker
 
     waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
     broken: ScreeningError | None = None
@@ -930,7 +930,7 @@ def _awaited(client: Any, future: Any, *, patient: bool) -> Block:
 
 def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[str, Any]], *, patient: bool) -> Block:
     """Relax the structures of a block one after the other; those whose workers die are failures."""
-    from distributed import KilledWorker  # noqa: PLC0415
+    from distributed import KilledWorker
 
     out: list[Block] = []
     names, structures, first, settings = task
