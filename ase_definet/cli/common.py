@@ -93,14 +93,25 @@ strain_option = click.option(
     type=PositiveFloat(),
     default=0.06,
     show_default=True,
-    help="Largest strain of the host onto a cell.",
+    help="Largest principal strain of the host onto the cell of a structure.",
+)
+model_option = click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="WEIGHTS",
+    help="Bundled weights by name (see 'ase-definet weights list'), or a .safetensors file.",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:N."
 )
 
 
 def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of an input set; it gets them as ``input_set``, arguments of ``write_vasp_inputs``.
+    """Give a command the options of an input set, as ``input_set``: keyword arguments of ``write_vasp_inputs``.
 
-    What does not parse is bad usage. MAGMOM and the like follow the atoms of one structure, so that is left to it.
+    What cannot be parsed is bad usage. Tags that hold a value per atom, such as MAGMOM, are checked for each
+    structure.
     """
 
     @functools.wraps(command)
@@ -124,26 +135,30 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(PROFILES),
                 default="few-steps",
                 show_default=True,
-                help="Of the VASP input set.",
+                help="Settings of the VASP input set.",
             ),
             click.option(
-                "--incar", multiple=True, metavar="KEY=VALUE", help="Override an INCAR tag; may be repeated."
+                "--incar", multiple=True, metavar="KEY=VALUE", help="Set or override an INCAR tag; repeatable."
             ),
             click.option(
                 "--magnetic",
                 type=click.Choice(["high-spin", "parity", "none"]),
                 default="high-spin",
                 show_default=True,
-                help="Spin that VASP starts from.",
+                help="Initial magnetic moments, where the structure has none.",
             ),
             click.option(
                 "--kpoints",
                 default="1x1x1",
                 show_default=True,
                 metavar="GRID",
-                help="Γ-centred grid (2x2x1), or the largest spacing in 1/Å (0.25).",
+                help="Γ-centred k-point grid (2x2x1), or the largest spacing in 1/Å (0.25).",
             ),
-            click.option("--dipole", is_flag=True, help="Dipole correction across a neutral, asymmetric layer."),
+            click.option(
+                "--dipole",
+                is_flag=True,
+                help="Add a dipole correction, for a neutral layer with two different sides.",
+            ),
         ]
     ):
         wrapped = option(wrapped)
@@ -164,20 +179,20 @@ def _kpoints(text: str) -> tuple[int, int, int] | float:
 
 
 class BadUsage(click.ClickException):
-    """What was asked cannot be meant; one line, exit code 2."""
+    """A command line that cannot be meant: one line, exit code 2."""
 
     exit_code = 2
 
 
 def error_text(error: BaseException, file: Path | None = None) -> str:
-    """Say an error in one line that names the file it is about.
+    """Describe an error in one line that names the file it is about.
 
-    What a file system or the memory has no room for is nobody's bug. Anything that is not foreseen is one, and says
-    where to report it.
+    A full disk or too little memory is nobody's bug. Any error that was not foreseen is one, and says where to report
+    it.
 
     Args:
         error: What went wrong.
-        file: The input it is about, unless the error names another file itself.
+        file: The input that it is about, unless the error itself names another file.
     """
     if isinstance(error, DefiNetError) or (isinstance(error, OSError) and not error.strerror):
         text = str(error)
@@ -185,7 +200,7 @@ def error_text(error: BaseException, file: Path | None = None) -> str:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error.strerror)
         file = None if error.filename else file  # full disks are about the output
     elif _is_out_of_memory(error):
-        text = "out of memory: give it more, or smaller structures or fewer at a time"
+        text = "out of memory: try smaller structures, or fewer at a time"
     else:
         frames = traceback.extract_tb(error.__traceback__)
         place = [frame for frame in frames if "ase_definet" in frame.filename or frame is frames[0]][-1:]
@@ -196,7 +211,7 @@ def error_text(error: BaseException, file: Path | None = None) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether Python, numpy or torch, on any device, got no memory."""
+    """Return whether Python, NumPy or torch ran out of memory, on any device."""
     names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for this
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -225,7 +240,7 @@ def add_debug_option(command: click.Command) -> None:
             expose_value=False,
             is_eager=True,
             callback=_debug,
-            help="Show the traceback of an error too.",
+            help="Show the traceback of an error.",
         )
     )
     for below in command.commands.values() if isinstance(command, click.Group) else ():
@@ -264,7 +279,7 @@ def make_relaxer(model: str, host: object = None, device: str = "auto", **option
 
 
 def refuse_existing(*paths: Path, overwrite: bool) -> None:
-    """Refuse to replace files that nobody said may go."""
+    """Refuse to replace existing files unless the user allows it."""
     for path in paths:
         if path.exists() and not overwrite:
             raise BadUsage(f"{path} exists; choose another name or give --overwrite")
@@ -288,7 +303,7 @@ def file_format(path: Path) -> str:
 
 
 def image_notes(path: Path) -> list[str]:
-    """Say so if a readable file holds more than the structure that was taken from it."""
+    """Return a note if a file holds more than the structure that was read from it."""
     from ase.io.formats import ioformats
 
     from ase_definet.structures.reading import read_structures, structure_format
@@ -306,7 +321,7 @@ def image_notes(path: Path) -> list[str]:
 
 
 def counts(defects: Mapping[str, int]) -> str:
-    """Write defect counts as people do: ``v_S x2, W_Mo x1``."""
+    """Return defect counts as text: ``v_S x2, W_Mo x1``."""
     return ", ".join(f"{name} x{n}" for name, n in defects.items()) or "none (pristine)"
 
 
@@ -323,7 +338,7 @@ def finite(value: float) -> float | None:
 
 
 def unknown_error(unsupported: Sequence[str]) -> str:
-    """Say why no error can be expected, given in which respects a structure lies outside the training data."""
+    """Say why no expected error is given, from the respects in which a structure lies outside the training data."""
     if "training" in unsupported:
         return "expected error unknown (these weights have no record of their training data)"
     return f"expected error unknown (outside the training data: {', '.join(unsupported)})"
@@ -362,5 +377,5 @@ def training_missing(error: ModuleNotFoundError) -> click.ClickException:
 
 
 def saved_text(share: float) -> str:
-    """Say a share of ionic steps that was saved, or lost."""
+    """Put the share of ionic steps that was saved, or lost, into words."""
     return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"

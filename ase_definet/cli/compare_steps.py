@@ -21,6 +21,7 @@ from ase_definet.cli.common import (
     error_text,
     host_option,
     make_relaxer,
+    model_option,
     overwrite_option,
     refuse_existing,
     saved_text,
@@ -39,18 +40,26 @@ _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 @click.command("compare-steps")
 @click.argument("files", type=PATH, nargs=-1, required=True)
 @host_option
-@click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp (any ASE calculator from Python).")
+@click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp; from Python, any ASE calculator.")
 @click.option("--optimizer", type=click.Choice(_OPTIMIZERS), default="BFGS", show_default=True)
-@click.option("--fmax", type=PositiveFloat(), default=0.05, show_default=True, help="In eV/Å.")
-@click.option("--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Each time, at most.")
-@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the calculator (JSON); may be repeated."
+    "--fmax",
+    type=PositiveFloat(),
+    default=0.05,
+    show_default=True,
+    help="Largest force of a converged structure, in eV/Å.",
+)
+@click.option(
+    "--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Limit of each relaxation."
+)
+@model_option
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the calculator, as JSON; repeatable."
 )
 @click.option(
     "--fit-lattice",
     is_flag=True,
-    help="Fit the calculator's lattice constant of the host first (three scales), and scale the cell to it.",
+    help="First fit the lattice constant of the host with the calculator, and scale the cell to it.",
 )
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @overwrite_option
@@ -67,9 +76,11 @@ def compare_steps_command(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Relax FILES twice at fixed cell, from the host's sites and from the prediction, and count the ionic steps.
+    """Count the ionic steps that a prediction saves.
 
-    An ionic step is one evaluation of the forces. A calculator that does not converge is a result, not an error.
+    Each of FILES is relaxed twice with a calculator, at fixed cell: from the host's ideal sites and from the
+    prediction. An ionic step is one evaluation of the forces. A relaxation that does not converge is a result, not an
+    error.
     """
     _check_output(out, overwrite=overwrite)
     chosen = _settings(settings)

@@ -31,7 +31,9 @@ SHOWN = 20
 
 _source = click.argument("source", type=IN_EITHER)
 _host = click.option(
-    "--host", metavar="HOST", help="Host of all pairs, a library name or a file; needed where SOURCE names none."
+    "--host",
+    metavar="HOST",
+    help="Host of all pairs: a library name or a file; required if SOURCE does not name one.",
 )
 _fractions = click.option(
     "--split",
@@ -40,10 +42,12 @@ _fractions = click.option(
     default=(0.8, 0.1, 0.1),
     show_default=True,
     metavar="TRAIN VAL TEST",
-    help="Shares where SOURCE does not say which pair is for what.",
+    help="Shares of the splits, where SOURCE does not assign pairs to them.",
 )
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of that shuffle.")
-_workers = click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
+_seed = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random assignment to splits."
+)
+_workers = click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default one per core.")
 
 
 @click.group("data")
@@ -72,7 +76,10 @@ def pack_command(
     workers: int | None,
     overwrite: bool,
 ) -> None:
-    """Check every pair of SOURCE and write the good ones to OUT, one compact file for training and evaluation."""
+    """Pack the sound pairs of SOURCE into OUT.
+
+    OUT is one compact file for training and evaluation; every pair is checked first.
+    """
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
     pack, problems = packed(references(source, host, fractions, seed), out, workers)
@@ -88,7 +95,10 @@ def pack_command(
 @_host
 @_workers
 def check_command(source: Path, host: str | None, workers: int | None) -> None:
-    """Report every pair of SOURCE that does not belong together; exit code 1 if there is one."""
+    """Report every pair of SOURCE that does not match.
+
+    The exit code is 1 if there is one.
+    """
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +112,10 @@ def check_command(source: Path, host: str | None, workers: int | None) -> None:
 @data_group.command("info")
 @click.argument("pack", type=IN_FILE)
 def info_command(pack: Path) -> None:
-    """Say what a packed data set holds: subsets, counts, hosts, defects, displacements."""
+    """Describe a packed data set.
+
+    Lists subsets, numbers of pairs, hosts, defects and displacements.
+    """
     from ase_definet.data import Pack
 
     opened = Pack.open(pack)
@@ -139,7 +152,7 @@ def packed(pairs: Iterable[Reference], out: Path, workers: int | None = None) ->
 
 
 def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
-    """Name what was left out and why."""
+    """Print which pairs were left out, and why."""
     for problem in problems[:shown]:
         click.echo(f"left out  {problem.subset} {problem.id}: {problem.reason}", err=True)
     if shown is not None and len(problems) > shown:

@@ -15,8 +15,10 @@ from ase_definet.cli.common import (
     IN_EITHER,
     BadUsage,
     check_folder,
+    device_option,
     finite,
     make_relaxer,
+    model_option,
     overwrite_option,
     refuse_existing,
 )
@@ -32,13 +34,13 @@ _LEFT_OUT_SHOWN = 10
 
 
 @click.command("evaluate")
-@click.option("--data", required=True, type=IN_EITHER, help="Packed data set, or what `data pack` reads.")
+@click.option("--data", required=True, type=IN_EITHER, help="Packed data set, or any source that `data pack` reads.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
-@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
-@click.option("--host", metavar="HOST", help="Host of all pairs, where the data name none.")
-@click.option("--subset", multiple=True, metavar="NAME", help="Only this subset (high/MoS2); may be repeated.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-@click.option("--limit", type=click.IntRange(min=1), help="Most pairs on the same sites, evenly spread.")
+@model_option
+@click.option("--host", metavar="HOST", help="Host of all pairs, where the data do not name one.")
+@click.option("--subset", multiple=True, metavar="NAME", help="Only this subset, such as high/MoS2; repeatable.")
+@device_option
+@click.option("--limit", type=click.IntRange(min=1), help="Largest number of pairs per set of sites, evenly spread.")
 @click.option("--no-superposition", is_flag=True, help="Leave out the sum of single-defect fields.")
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @click.option("--plot", type=FOLDER, help="Draw error against distance, parity and reliability into this folder.")
@@ -56,9 +58,10 @@ def evaluate_command(
     plot: Path | None,
     overwrite: bool,
 ) -> None:
-    """Score weights on the pairs of a split, beside the ideal sites and sums of single-defect fields.
+    """Score weights on pairs that DFT has relaxed.
 
-    Coordinate MAE in Å, averaged over structures; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
+    Prints the coordinate MAE in Å, averaged over structures, of the prediction, of the ideal sites and of a
+    superposition of single-defect fields; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
     """
     _check_targets(out, plot, overwrite=overwrite)
     from ase_definet.evaluation.scores import reliability, score_pairs, summarise

@@ -19,5 +19,5 @@ def hosts_command() -> None:
         others = ", ".join(sorted(k for k, v in ALIASES.items() if v == name))
         click.echo(f"{name:6s} {f'{a:.5f}, {b:.5f}':18s} {height:<11.4f} {others}".rstrip())
     click.echo(
-        "The weights have seen these cells only, unstrained. Any structure file may be a host, with a warning."
+        "The weights were trained on these cells only, unstrained. Any structure file can be a host, with a warning."
     )

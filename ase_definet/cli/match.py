@@ -27,9 +27,9 @@ from ase_definet.cli.common import (
 @strain_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> None:
-    """Say which defects FILE holds and where, without a network.
+    """Name the defects in FILE and their sites, without running a network.
 
-    Of a file with several structures the last one is taken.
+    If FILE holds several structures, the last one is used.
     """
     resolved = checked_host(host)
     from ase_definet.matching.site_map import match_sites

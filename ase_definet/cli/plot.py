@@ -25,15 +25,17 @@ from ase_definet.errors import DefiNetError, StructureError
 @click.argument("relaxed", type=IN_FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="The picture: .png, .svg or .pdf.")
 @click.option(
-    "--host", metavar="HOST", help="Mark the defect sites too: a library name, a structure file, or 'auto'."
+    "--host",
+    metavar="HOST",
+    help="Also mark the defect sites in this host: a library name, a structure file, or 'auto'.",
 )
 @click.option("--view", type=click.Choice(["top", "side"]), default="top", show_default=True)
 @click.option(
     "--enlarged",
     type=PositiveFloat(),
-    help="What displacements are multiplied with; default fits the picture.",
+    help="Scale factor of the arrows; by default one that suits the picture.",
 )
-@click.option("--title", default="", help="Written above.")
+@click.option("--title", default="", help="Title above the picture.")
 @overwrite_option
 def plot_command(
     file: Path,
@@ -45,7 +47,10 @@ def plot_command(
     title: str,
     overwrite: bool,
 ) -> None:
-    """Draw FILE before and RELAXED after, with arrows for the displacements."""
+    """Draw one relaxation, with arrows for the displacements.
+
+    FILE is the structure before, RELAXED the same one after.
+    """
     refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
     resolved = None if host is None else checked_host(host)

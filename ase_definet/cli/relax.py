@@ -16,11 +16,13 @@ from ase_definet.cli.common import (
     BadUsage,
     checked_host,
     counts,
+    device_option,
     error_text,
     host_line,
     host_option,
     input_set_options,
     make_relaxer,
+    model_option,
     overwrite_option,
     show_traceback,
     strain_option,
@@ -41,23 +43,23 @@ if TYPE_CHECKING:
 @click.command("relax")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @host_option
-@click.option("-o", "--output", type=FILE, help="Output file, for a single FILE; its name sets the format.")
-@click.option("--output-dir", type=FOLDER, help="Folder for the outputs; made if need be.")
+@click.option("-o", "--output", type=FILE, help="Output file, for a single FILE; its suffix sets the format.")
+@click.option("--output-dir", type=FOLDER, help="Folder for the outputs; created if needed.")
+@model_option
+@device_option
 @click.option(
-    "--model", default="default", show_default=True, help="Bundled weights by name, or a .safetensors file."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--vasp", type=FOLDER, help="Also write a VASP input set to this folder (several FILEs: a folder in it each)."
+    "--vasp", type=FOLDER, help="Also write a VASP input set to this folder (for several FILEs, to a subfolder each)."
 )
 @click.option(
     "--from-unrelaxed",
     is_flag=True,
-    help="Also write the control run, from the host's sites, to FOLDER_unrelaxed beside that of --vasp.",
+    help="Also write a control run from the host's ideal sites, to FOLDER_unrelaxed beside FOLDER of --vasp.",
 )
 @input_set_options
-@click.option("--charge", type=int, help="Net charge of each FILE's cell, in e; default is what FILE says, or 0.")
-@click.option("--report", type=FILE, help="Write what was found and done as JSON.")
+@click.option(
+    "--charge", type=int, help="Net charge of the cell of each FILE, in e; by default what FILE says, or 0."
+)
+@click.option("--report", type=FILE, help="Write a report as JSON.")
 @click.option(
     "--initial-positions",
     type=click.Choice(["ideal", "given"]),
@@ -66,10 +68,10 @@ if TYPE_CHECKING:
     help="Where the network sees the atoms: on the host's ideal sites, or where FILE has them.",
 )
 @strain_option
-@click.option("--strict", is_flag=True, help="Fail where a result is not to be trusted, instead of warning.")
+@click.option("--strict", is_flag=True, help="Treat every warning about a result as an error.")
 @overwrite_option
-@click.option("-v", "--verbose", is_flag=True, help="Print timings and the weights used.")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print timings and the weights used.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def relax_command(
     files: tuple[Path, ...],
     host: str,
@@ -91,8 +93,9 @@ def relax_command(
 ) -> None:
     """Relax defect structures in one pass of the network.
 
-    The default output is STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. Of a file with
-    several structures the last one is relaxed. A FILE that cannot be used costs no other; the exit code is then 1.
+    By default the result is written to STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. If a
+    file holds several structures, the last one is relaxed. A FILE that cannot be used does not stop the others; the
+    exit code is then 1.
     """
     if vasp is None:
         _refuse_input_set_options()
@@ -157,7 +160,7 @@ def _read(jobs: list[Job], charge: int | None) -> Iterator[Atoms | Exception]:
 def _settle(
     job: Job, item: RelaxResult | RelaxFailure, input_set: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
-    """Write the results of one structure, or say why there are none; one bad structure must not cost the others."""
+    """Write the results of one structure, or report why there are none: a bad one must not stop the others."""
     from ase_definet.relaxation.relaxer import RelaxFailure
 
     if isinstance(item, RelaxFailure):
@@ -175,7 +178,7 @@ def _failure(job: Job, error: Exception) -> dict[str, Any]:
 
 
 def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several: bool, verbose: bool) -> None:
-    """Print what a person wants to know of one result."""
+    """Print a summary of one result."""
     atom, largest = record["largest_displacement_atom"], record["largest_displacement"]
     mean = record["mean_displacement"]
     rows = [

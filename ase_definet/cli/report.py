@@ -13,14 +13,19 @@ from ase_definet.cli.common import FILE, IN_FOLDER, check_folder, overwrite_opti
 @click.argument("results", type=IN_FOLDER)
 @click.option("-o", "--output", type=FILE, required=True, help="The HTML file.")
 @click.option(
-    "--pictures", type=click.IntRange(min=0), default=300, show_default=True, help="Structures to draw, at most."
+    "--pictures",
+    type=click.IntRange(min=0),
+    default=300,
+    show_default=True,
+    help="Largest number of structures to draw.",
 )
 @overwrite_option
 def report_command(results: Path, output: Path, pictures: int, overwrite: bool) -> None:
-    """Write one self-contained page about RESULTS, a folder of `ase-definet screen`.
+    """Write an HTML page about the results of a screen.
 
-    A table to sort and filter, distributions, and pictures of the structures with the largest expected errors, before
-    and after.
+    RESULTS is the folder that `ase-definet screen` wrote. The page needs no other file and no internet: a table to
+    sort and filter, distributions, and pictures of the structures with the largest expected errors, before and
+    after.
     """
     refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)

@@ -18,8 +18,10 @@ from ase_definet.cli.common import (
     BadUsage,
     check_folder,
     checked_host,
+    device_option,
     error_text,
     host_option,
+    model_option,
     strain_option,
 )
 from ase_definet.cli.progress import ProgressBar
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _NAMED = 20
-"""Files that are no structures, named at the end at most."""
+"""Skipped files that are named at the end, at most."""
 _SILENCE = 60.0
 """Seconds without a word where there is no progress bar."""
 
@@ -38,17 +40,27 @@ _SILENCE = 60.0
 @click.command("screen")
 @click.argument("inputs", type=click.Path(path_type=Path, allow_dash=True), nargs=-1, required=True)
 @host_option
-@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for the results; a screen in it is resumed.")
-@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes (Dask if several)."
+    "-o",
+    "--output",
+    type=FOLDER,
+    required=True,
+    help="Folder for the results; an unfinished screen in it is resumed.",
 )
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead.")
+@model_option
+@device_option
 @click.option(
-    "--block", type=click.IntRange(min=1), default=64, show_default=True, help="Structures recorded at a time."
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; several need Dask."
 )
-@click.option("--parquet", is_flag=True, help="Write the finished table as table.parquet too.")
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask scheduler instead.")
+@click.option(
+    "--block",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Structures relaxed and recorded together.",
+)
+@click.option("--parquet", is_flag=True, help="Also write the finished table as table.parquet.")
 @strain_option
 def screen_command(
     inputs: tuple[Path, ...],
@@ -62,10 +74,11 @@ def screen_command(
     parquet: bool,
     max_strain: float,
 ) -> None:
-    """Relax every structure of INPUTS: files, folders, files with many structures, or - for extended XYZ from a pipe.
+    """Relax any number of structures, resumably.
 
-    Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason; what
-    else lies in a folder is skipped and named.
+    INPUTS are files with one or many structures, folders of such files, or - for extended XYZ from a pipe. If a
+    screen is interrupted, the same command resumes it. Structures that fail are listed in failures.csv with the
+    reason; other files in a folder are skipped and named.
     """
     piped = _is_pipe(inputs)
     resolved = checked_host(host)
@@ -108,7 +121,7 @@ def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, par
 
 
 def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what a screen is asked, by which it is known again when it is resumed."""
+    """Return the request that a screen is recognised by when it is resumed."""
     from ase_definet.matching.host import Host
     from ase_definet.screening.screen import host_digest
 
@@ -133,7 +146,7 @@ def _run(
     scheduler: str | None,
     block: int,
 ) -> Progress:
-    """Run a screen, or go on with it; Ctrl-C ends it where it is."""
+    """Run or resume a screen; Ctrl-C stops it after the last recorded block."""
     from ase_definet.screening.screen import Results, screen
 
     output.parent.mkdir(parents=True, exist_ok=True)  # once: what is moved away later is not made anew
@@ -153,7 +166,7 @@ def _run(
 
 
 def _summarise(output: Path, done: Progress, skipped: int, speed: str) -> None:
-    """Say what became of all structures, and why some failed."""
+    """Print how many structures were relaxed, and why others failed."""
     from ase_definet.screening.screen import FAILURE_COLUMNS, FAILURES, read_rows
 
     click.echo(
@@ -169,12 +182,12 @@ def _summarise(output: Path, done: Progress, skipped: int, speed: str) -> None:
 
 
 def _is_pipe(inputs: tuple[Path, ...]) -> bool:
-    """Return whether the structures come through a pipe, and refuse what is not there."""
+    """Return whether the structures come through a pipe; refuse inputs that do not exist."""
     piped = inputs == (Path("-"),)
     if Path("-") in inputs and not piped:
         raise BadUsage("- stands for a pipe alone: give it without other inputs")
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
-    if missing:  # it belongs to what a screen is asked: one that begins without it could not be resumed with it
+    if missing:  # a screen that began without it could not be resumed with it
         raise click.ClickException(f"no such file or folder: {', '.join(missing)}")
     return piped
 

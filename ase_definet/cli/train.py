@@ -34,20 +34,21 @@ PRESET_NAMES = ("small", "base", "deep", "paper")
 
 @click.command("train")
 @click.argument("config", type=IN_FILE, required=False)
-@click.option("--data", type=PATH, help="Packed data set, from `ase-definet data pack`.")
-@click.option("--preset", type=click.Choice(PRESET_NAMES), help="Recipe to start from, without a CONFIG.")
-@click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; a run in it is resumed.")
-@click.option("--init", metavar="WEIGHTS", help="Bundled weights or a .safetensors file to start from (fine-tuning).")
-@click.option("--steps", type=click.IntRange(min=1), help="Length of the run.")
+@click.option("--data", type=PATH, help="Packed data set, made by `ase-definet data pack`.")
+@click.option("--preset", type=click.Choice(PRESET_NAMES), help="Settings to use instead of a CONFIG.")
+@click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; an unfinished run in it is resumed.")
+@click.option("--init", metavar="WEIGHTS", help="Weights to fine-tune: a bundled name or a .safetensors file.")
+@click.option("--steps", type=click.IntRange(min=1), help="Number of training steps.")
 @click.option("--check", type=click.IntRange(min=1), help="Steps between validations.")
 @click.option("--save", type=click.IntRange(min=1), help="Steps between checkpoints.")
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
-@click.option("--devices", type=click.IntRange(min=1), help="Devices a node.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Device type.")
+@click.option("--devices", type=click.IntRange(min=1), help="Devices per node.")
 def train_command(config: Path | None, preset: str | None, **given: Any) -> None:
-    """Train a network, from CONFIG (TOML) or from --data, --preset and --out.
+    """Train a network, resumably.
 
-    Killed runs are resumed by the same command, exactly. The last checkpoint, log.csv and the config are in the
-    output folder; `ase-definet weights export` makes weights of them that `--model` takes.
+    Settings come from CONFIG (TOML), or from a --preset with --data and --out. The same command resumes an
+    interrupted run exactly. The output folder holds the last checkpoint, log.csv and the configuration;
+    `ase-definet weights export` turns them into weights for `--model`.
     """
     try:
         from ase_definet.training.run import train

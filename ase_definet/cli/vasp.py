@@ -23,9 +23,11 @@ from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError,
 
 @click.command("vasp")
 @click.argument("file", type=IN_FILE)
-@click.option("-o", "--output", "directory", required=True, type=FOLDER, help="Folder to write to; made if need be.")
+@click.option(
+    "-o", "--output", "directory", required=True, type=FOLDER, help="Folder to write to; created if needed."
+)
 @input_set_options
-@click.option("--charge", type=int, help="Net charge of the cell, in e; default is what FILE says, or 0.")
+@click.option("--charge", type=int, help="Net charge of the cell, in e; by default what FILE says, or 0.")
 @overwrite_option
 def vasp_command(
     file: Path,
@@ -34,9 +36,10 @@ def vasp_command(
     overwrite: bool,
     input_set: dict[str, Any],
 ) -> None:
-    """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt for FILE.
+    """Write a VASP input set for any structure.
 
-    Of a file with several structures the last one is taken.
+    The set consists of POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt. If FILE holds several structures, the last
+    one is used.
     """
     from ase_definet.dft.vasp import write_vasp_inputs
     from ase_definet.structures.reading import read_structure

@@ -26,7 +26,10 @@ def weights_group() -> None:
 
 @weights_group.command("list")
 def list_command() -> None:
-    """List the bundled weights, what they were trained on and how well they do."""
+    """List the bundled weights.
+
+    Shows what they were trained on, and their validation errors.
+    """
     from ase_definet.checkpoints.bundled import bundled_cards
 
     for name, card in bundled_cards().items():
@@ -53,7 +56,10 @@ def list_command() -> None:
 @click.argument("out", type=FILE)
 @overwrite_option
 def import_command(source: Path, out: Path, overwrite: bool) -> None:
-    """Convert SOURCE, saved by the authors' code, to OUT (.safetensors). Pickled code is never run."""
+    """Import weights that the authors' code saved.
+
+    Converts SOURCE to OUT (.safetensors). Pickled code is never run.
+    """
     from ase_definet.checkpoints.format import import_authors_checkpoint, save_checkpoint
 
     refuse_existing(out, overwrite=overwrite)
@@ -63,7 +69,7 @@ def import_command(source: Path, out: Path, overwrite: bool) -> None:
     save_checkpoint(out, loaded.model, loaded.card, overwrite=overwrite)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     click.echo(f"wrote {out}: {loaded.architecture}, {parameters:,} parameters; use it as --model {out}")
-    click.echo("Nothing is known about its training data: every result will carry that warning.")
+    click.echo("Its training data are unknown: every result will carry a warning that says so.")
 
 
 @weights_group.command("upgrade")
@@ -71,7 +77,10 @@ def import_command(source: Path, out: Path, overwrite: bool) -> None:
 @click.argument("out", type=FILE)
 @overwrite_option
 def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:
-    """Convert SOURCE, weights of format version 1, to OUT in the present format, and write its card beside it."""
+    """Upgrade weights of format version 1.
+
+    Converts SOURCE to OUT in the present format, and writes its card beside it.
+    """
     from ase_definet.checkpoints.format import upgrade_checkpoint, write_card
 
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
@@ -92,7 +101,7 @@ def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:
     multiple=True,
     required=True,
     metavar="HOST[,HOST...] WEIGHTS",
-    help="Hosts and the weights that are to serve them; repeatable.",
+    help="Hosts, and the weights to use for them; repeatable.",
 )
 @click.option("--name", default="", help="Name of the new weights; by default that of OUT.")
 @click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the new weights.")
@@ -105,7 +114,10 @@ def combine_command(
     version: str,
     overwrite: bool,
 ) -> None:
-    """Make one weights file OUT: of GENERAL (a bundled name or a file), and of others for hosts of their own."""
+    """Combine weights that serve different hosts.
+
+    OUT uses the given weights for each of these hosts, and GENERAL, a bundled name or a file, for all others.
+    """
     from ase_definet.checkpoints.combine import combine_weights
 
     if out.suffix != ".safetensors":
@@ -114,7 +126,7 @@ def combine_command(
     check_folder(out.parent)
     others = {tuple(filter(None, hosts.split(","))): weights for hosts, weights in routed}
     if len(others) < len(routed):
-        raise BadUsage("--host-weights names the same hosts twice; give one weights file for each")
+        raise BadUsage("--host-weights names the same hosts twice: give each set of hosts one weights file")
     out.parent.mkdir(parents=True, exist_ok=True)
     combine_weights(out, general, others, name=name or out.stem, version=version, overwrite=overwrite)
     served = "; ".join(f"{', '.join(hosts)} by {weights}" for hosts, weights in others.items())
@@ -124,11 +136,14 @@ def combine_command(
 @weights_group.command("export")
 @click.argument("run", type=IN_FOLDER)
 @click.argument("out", type=FILE)
-@click.option("--name", help="Name on the card; by default that of the file.")
+@click.option("--name", help="Name on the card; by default that of OUT.")
 @click.option("--version", default="0", show_default=True, help="Version on the card.")
 @overwrite_option
 def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:
-    """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
+    """Export the weights of a training run.
+
+    RUN is the folder of the run; OUT is the .safetensors file to write. Its card is written beside it, too.
+    """
     try:
         from ase_definet.checkpoints.format import bundled_models
         from ase_definet.training.card import export_weights
