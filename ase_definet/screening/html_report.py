@@ -1,4 +1,4 @@
-"""A page to look at the results of a screen: one self-contained HTML file, nothing fetched."""
+"""An HTML page about the results of a screen, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ MOST_PICTURES = 300
 def write_report(
     results: Path, out: Path, *, pictures: int = MOST_PICTURES, rows: int = MOST_ROWS, overwrite: bool = False
 ) -> Path:
-    """Write a page about the results of a screen.
+    """Write an HTML page about the results of a screen.
 
     Args:
         results: Folder that ``ase-definet screen`` wrote.
         out: The HTML file.
-        pictures: Structures to draw, those with the largest expected errors.
-        rows: Rows of the table, those with the largest expected errors.
-        overwrite: Replace a file that is in the way.
+        pictures: Number of structures to draw, at most: those with the largest expected errors.
+        rows: Number of rows in the table, at most: those with the largest expected errors.
+        overwrite: Whether to replace an existing file.
 
     Returns:
         The file.
 
     Raises:
-        ScreeningError: The folder holds no results.
+        ScreeningError: The folder does not hold the results of a screen, or none yet.
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
     results = results.absolute()  # "." has no name
@@ -92,7 +92,7 @@ def write_report(
 
 
 def _refuse_others(folder: Path) -> None:
-    """Refuse a folder that no screen wrote, before what is in it is called damaged."""
+    """Refuse a folder that no screen wrote, rather than call its files damaged."""
     header = ",".join(COLUMNS).encode()
     table = folder / TABLE
     ours = table.is_file() and table.read_bytes()[: len(header)] == header
@@ -104,7 +104,7 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _setting(value: Any) -> str:
-    """Write a setting of a run, long lists and hashes shortened."""
+    """Return a setting of a run as text, with long lists and hashes shortened."""
     if isinstance(value, list):
         shown = ", ".join(str(part) for part in value[:2])
         return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"  # noqa: PLR2004
@@ -127,25 +127,25 @@ def _script_data(value: Any) -> str:
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _address(folder: Path, start: Path) -> str:
-    """Return the relative URL of a folder, which no name can make another scheme (``javascript:``) or a query."""
+def _address(folder: Path, base: Path) -> str:
+    """Return the relative URL of a folder; no name turns it into another scheme (``javascript:``) or a query."""
     try:
-        path = Path(os.path.relpath(folder, start))
+        path = Path(os.path.relpath(folder, base))
     except ValueError:  # on another drive
         return folder.as_uri()
     return "./" + quote(os.fsencode(path.as_posix()))
 
 
 def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[int, dict[str, Any]]:
-    """Return what the page draws, by index.
+    """Return the pictures of structures, by index.
 
     Args:
-        path: The structures.
-        rows: Of the table, in the order of the structures.
-        wanted: Indices of those to draw.
+        path: The file of structures.
+        rows: Rows of the table, in the order of the structures.
+        wanted: Indices of the structures to draw.
 
     Raises:
-        ScreeningError: The structures cannot be read, or hold what no screen writes.
+        ScreeningError: The structures cannot be read, or were not written by a screen.
     """
     drawn = {}
     try:
@@ -156,14 +156,14 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
         raise
     except Exception as error:  # ASE's readers raise anything
         raise ScreeningError(
-            f"{path}: damaged, or not what a screen writes ({type(error).__name__}: {error}); restore it, or start "
-            "anew in another folder"
+            f"{path}: damaged, or not what a screen writes ({type(error).__name__}: {error}); restore it, or begin "
+            "again in another folder"
         ) from error
     return drawn
 
 
 def _doubt(row: dict[str, Any]) -> float:
-    """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
+    """Return the key that rows are sorted by, largest first; an unknown expected error comes before all others."""
     if unsupported(row["outside"]):
         return math.inf
     for key in ("mean_expected_error_near", "mean_expected_error", "largest_displacement"):
@@ -182,7 +182,7 @@ def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _picture(atoms: Atoms) -> dict[str, Any]:
-    """Return what the page draws of one structure, lengths in hundredths of an Å."""
+    """Return the picture of one structure, with lengths in hundredths of an Å."""
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         raise ValueError("a coordinate is not a number")
     displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
