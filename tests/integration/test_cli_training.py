@@ -199,7 +199,6 @@ def test_at_a_terminal_there_is_a_bar(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("data", "pack", "nothing", "a.pack"), "nothing: no such file or folder"),
         (("data", "pack", "set.xyz", "set.pack", "--host", "MoS2"), "set.pack exists.*--overwrite"),
         (("data", "pack", "set.xyz", "a.pack"), "no host is named there.*--host"),
         (("data", "pack", "set.xyz", "a.pack", "--host", "MoS3"), "unknown host 'MoS3'"),
@@ -237,6 +236,7 @@ def test_bad_usage(made, args, message):
         (("data", "info", "set.xyz"), "set.xyz: cannot be read as a packed data set"),
         (("data", "info", "nothing"), "nothing: no such file"),
         (("train", "--preset", "small", "--data", "set.xyz", "-o", "x", *CPU), "cannot be read as a packed data set"),
+        (("data", "pack", "nothing", "a.pack"), "nothing: no such file or folder"),
         (("data", "check", "nothing"), "nothing: no such file or folder"),
         (
             ("train", "--preset", "small", "--data", "nothing", "-o", "x"),
