@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
-Start: TypeAlias = Literal["ideal", "given"]
+InitialPositions: TypeAlias = Literal["ideal", "given"]
+"""Where the network sees the atoms: on the host's sites, as in training, or where they are given."""
 
 
 def to_graph(
     site_map: SiteMap,
     cutoff: float,
     max_neighbors: int | None = None,
-    start: Start = "ideal",
+    initial_positions: InitialPositions = "ideal",
     dtype: torch.dtype = torch.float32,
 ) -> DefectGraph:
     """Build the defect-explicit graph of a matched structure.
@@ -37,10 +38,11 @@ def to_graph(
         site_map: The match; nodes are in its (host) order, vacancies included.
         cutoff: Longest edge, in Å.
         max_neighbors: Cap per site, in whole shells; None for no cap.
-        start: ``"ideal"`` puts atoms on the host's sites, as in training; ``"given"`` leaves them where they are.
+        initial_positions: ``"ideal"`` puts atoms on the host's sites, as in training; ``"given"`` leaves them where
+            they are.
         dtype: Precision of positions and cell.
     """
-    positions = site_map.positions + (site_map.offsets if start == "given" else 0.0)
+    positions = site_map.positions + (site_map.offsets if initial_positions == "given" else 0.0)
     return build_graph(
         positions,
         site_map.cell,
@@ -91,7 +93,9 @@ def build_lattice(
     )
 
 
-def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start = "ideal") -> Atoms:
+def displaced(
+    atoms: Atoms, site_map: SiteMap, displacement: Array, initial_positions: InitialPositions = "ideal"
+) -> Atoms:
     """Return a copy of the structure with its atoms on their sites plus a displacement.
 
     Order, cell, images, arrays, info and constraints are the caller's; constrained atoms stay, the calculator goes.
@@ -101,7 +105,7 @@ def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start
         atoms: The structure that was matched.
         site_map: Its match.
         displacement: Of every site, shape ``(n_sites, 3)``, in Å; that of empty sites is ignored.
-        start: What the displacement is relative to, as in :func:`to_graph`.
+        initial_positions: What the displacement is relative to, as in :func:`to_graph`.
 
     Raises:
         StructureError: The constraints cannot be kept, because they contradict each other or the structure.
@@ -110,7 +114,7 @@ def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start
     order = site_map.atom_index[real]
     move = np.zeros((len(atoms), 3))
     move[order] = displacement[real]
-    if start == "ideal":
+    if initial_positions == "ideal":
         move[order] -= site_map.offsets[real]
     if not atoms.constraints:
         move -= move.mean(axis=0)

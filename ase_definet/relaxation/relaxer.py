@@ -37,7 +37,7 @@ from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.relaxation.inputs import Start, build_lattice, displaced, to_graph
+from ase_definet.relaxation.inputs import InitialPositions, build_lattice, displaced, to_graph
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms, as_structure
 
@@ -84,7 +84,7 @@ class RelaxResult:
         warnings: Reasons to distrust the result, in words.
         timings: Seconds spent in ``match``, ``graph`` and ``forward`` (its share of a batch).
         model: Name, version and hash of the weights.
-        uncertainty: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
+        expected_error: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
             None where the weights have no such estimate, and where nothing supports one, because the structure lies
             outside the training data in any other respect than ``pristine``.
         outside: In which respects the structure lies outside the training data, in a word each: ``host``,
@@ -99,7 +99,7 @@ class RelaxResult:
     warnings: tuple[str, ...]
     timings: Mapping[str, float]
     model: str
-    uncertainty: Array | None = None
+    expected_error: Array | None = None
     outside: tuple[str, ...] = ()
 
     @property
@@ -124,7 +124,7 @@ class RelaxResult:
 
     @property
     def unrelaxed(self) -> Atoms:
-        """The structure that was given, its atoms on the host's sites: where a run without the network starts."""
+        """The structure that was given, its atoms on the host's ideal sites."""
         given = self.atoms.copy()
         given.positions -= self.displacement
         out = displaced(given, self.site_map, np.zeros((len(self.site_map.kinds), 3)))
@@ -193,10 +193,11 @@ class DefiNetRelaxer:
     """Relax defect structures in one forward pass.
 
     Args:
-        model: Name of bundled weights (see ``ase-definet models``) or the path of a ``.safetensors`` file.
+        model: Name of bundled weights (see ``ase-definet weights list``) or the path of a ``.safetensors`` file.
         host: Default host: a library name, a file, an Atoms, a Structure, a Host, or ``"auto"``.
         device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        start: ``"ideal"`` predicts from the host's sites, as in training; ``"given"`` from the caller's positions.
+        initial_positions: Where the network sees the atoms: ``"ideal"``, on the host's sites, as in training, or
+            ``"given"``, where the caller has them.
         strict: Turn every reason to distrust a result into a :class:`~ase_definet.errors.StrictError`.
         max_strain: Largest principal strain of the host onto a cell.
         refine_with: An ASE calculator that takes a few steps after the prediction, at fixed cell; None for none.
@@ -226,15 +227,15 @@ class DefiNetRelaxer:
         host: object = None,
         device: str = "auto",
         *,
-        start: Start = "ideal",
+        initial_positions: InitialPositions = "ideal",
         strict: bool = False,
         max_strain: float = MAX_STRAIN,
         refine_with: Any = None,
         refine_steps: int | None = None,
         working_set: WorkingSet | None = None,
     ) -> None:
-        if start not in {"ideal", "given"}:
-            raise DefiNetError(f"unknown start {start!r}: expected 'ideal' or 'given'")
+        if initial_positions not in {"ideal", "given"}:
+            raise DefiNetError(f"initial_positions must be 'ideal' or 'given', found {initial_positions!r}")
         if not max_strain > 0:
             raise DefiNetError(f"max_strain must be positive, found {max_strain}")
         wanted = checked_device(device)
@@ -249,7 +250,7 @@ class DefiNetRelaxer:
         self.cutoff = float(loaded.config.cutoff)
         self.max_neighbors: int | None = getattr(loaded.config, "max_neighbors", None)
         self.host = host if host is None or _is_auto(host) else get_host(host)
-        self.start: Start = start
+        self.initial_positions: InitialPositions = initial_positions
         self.strict = strict
         self.max_strain = max_strain
         if refine_steps is not None and refine_with is None:
@@ -421,9 +422,13 @@ class DefiNetRelaxer:
         )
         matched = time.perf_counter()
         # on ideal sites the lattice is known without looking for neighbours
-        ideal = self.start == "ideal" and isinstance(self.network, SiteNetwork | HostRoutedModel)
+        ideal = self.initial_positions == "ideal" and isinstance(self.network, SiteNetwork | HostRoutedModel)
         quick = ideal and LatticeGeometry.suits(torch.as_tensor(site_map.supercell))
-        graph = None if quick else to_graph(site_map, self.cutoff, self.max_neighbors, self.start, self._precision)
+        graph = (
+            None
+            if quick
+            else to_graph(site_map, self.cutoff, self.max_neighbors, self.initial_positions, self._precision)
+        )
         reservations = tuple(self._reservations(given, site_map))
         reasons = tuple(text for _, text in reservations)
         said = {strain_notice(site_map)} if "strain" in dict(reservations) else set()
@@ -506,12 +511,12 @@ class DefiNetRelaxer:
         reasons = item.warnings + tuple(_far_moves(item.site_map, displacement))
         if self.strict and len(reasons) > len(item.warnings):
             raise StrictError("; ".join(reasons[len(item.warnings) :]))
-        uncertainty = None
+        expected_error = None
         if expected is not None and HARMLESS.issuperset(item.outside):
-            uncertainty = np.zeros(len(item.atoms))
+            expected_error = np.zeros(len(item.atoms))
             real = item.site_map.atom_index >= 0
-            uncertainty[item.site_map.atom_index[real]] = expected[real]
-        relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
+            expected_error[item.site_map.atom_index[real]] = expected[real]
+        relaxed = displaced(item.atoms, item.site_map, displacement, self.initial_positions)
         _forget(relaxed)
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
         relaxed.info |= {
@@ -520,8 +525,8 @@ class DefiNetRelaxer:
             "definet_host": item.site_map.host.name,
             "definet_defects": counts or "none",
         }
-        if uncertainty is not None:
-            relaxed.set_array("definet_uncertainty", uncertainty)
+        if expected_error is not None:
+            relaxed.set_array("definet_expected_error", expected_error)
         if reasons:
             relaxed.info["definet_warnings"] = "; ".join(reasons)
         return RelaxResult(
@@ -532,7 +537,7 @@ class DefiNetRelaxer:
             warnings=reasons,
             timings=item.timings | {"forward": seconds},
             model=self.model,
-            uncertainty=uncertainty,
+            expected_error=expected_error,
             outside=item.outside,
         )
 

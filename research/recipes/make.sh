@@ -10,7 +10,7 @@ mkdir -p .data runs
 run() {
   [ -e "runs/$1.safetensors" ] && return
   ase-definet train "${2:-research/recipes/$1.toml}"
-  ase-definet export "runs/$1" "runs/$1.safetensors" --version $version
+  ase-definet weights export "runs/$1" "runs/$1.safetensors" --version $version
 }
 
 # label PACK OUT N WEIGHTS...: add structures labelled by networks to a pack, unless that is done
@@ -72,9 +72,9 @@ label .data/2dmd.pack .data/labelled-bn-last.pack 1500 BN=runs/{bn-end,bn-wide,b
   --repeat BN=runs/bn-wide.safetensors
 run bn-last
 
-ase-definet combine runs/low.safetensors runs/0.6.0.safetensors --name default --version 0.6.0 --overwrite \
-  --host-model GaSe,InSe runs/gase-inse-last.safetensors --host-model P runs/p-last.safetensors --host-model BN runs/bn-last.safetensors \
-  --host-model MoS2,WSe2 runs/mos2-wse2-end.safetensors
+ase-definet weights combine runs/low.safetensors runs/0.6.0.safetensors --name default --version 0.6.0 --overwrite \
+  --host-weights GaSe,InSe runs/gase-inse-last.safetensors --host-weights P runs/p-last.safetensors --host-weights BN runs/bn-last.safetensors \
+  --host-weights MoS2,WSe2 runs/mos2-wse2-end.safetensors
 
 # 0.7.0: deep networks, and Muon
 run gase-inse-deep
@@ -84,5 +84,5 @@ label .data/2dmd.pack .data/labelled-gase-inse-deep.pack 1700 \
   {GaSe,InSe}=runs/{0.6.0,gase-inse-deep}.safetensors --repeat {GaSe,InSe}=runs/gase-inse-deep.safetensors
 run gase-inse-deep-end
 
-ase-definet combine runs/0.6.0.safetensors ase_definet/weights/default.safetensors --name default --version $version --overwrite \
-  --host-model GaSe,InSe runs/gase-inse-deep-end.safetensors --host-model BN runs/bn-deep.safetensors
+ase-definet weights combine runs/0.6.0.safetensors ase_definet/weights/default.safetensors --name default --version $version --overwrite \
+  --host-weights GaSe,InSe runs/gase-inse-deep-end.safetensors --host-weights BN runs/bn-deep.safetensors

@@ -46,7 +46,7 @@ def test_the_vasp_input_set_waits_for_pymatgen():
     assert "pymatgen" in modules_after("import sys; from ase_definet.dft.vasp import DefiNetRelaxSet")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["relax", "--help"], ["--version"], ["hosts"], ["models"]])
+@pytest.mark.parametrize("args", [["--help"], ["relax", "--help"], ["--version"], ["hosts"], ["weights", "list"]])
 def test_help_and_lists_need_no_torch(args):
     assert modules_after(COMMAND, *args).isdisjoint({"torch", "pymatgen"})
 

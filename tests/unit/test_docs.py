@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -46,6 +47,14 @@ def test_cards_are_those_in_the_weights():
     for name, card in bundled_cards().items():
         loaded = load_checkpoint(resolve_model(name))
         assert card == json.loads(json.dumps(loaded.card)) | {"sha256": loaded.sha256}
+
+
+def test_files_named_in_the_architecture_exist():
+    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", text)
+    assert "cli/relax.py" in named
+    package = REPO / "ase_definet"
+    assert not [name for name in named if not (package / name).exists() and not (REPO / name).exists()]
 
 
 def test_weights_fit_in_a_wheel_and_name_their_data():

@@ -162,7 +162,7 @@ def test_keeping_the_given_positions_is_another_prediction(mos2):
     rattled = mos2.copy()
     rattled.rattle(0.02, seed=1)
     ideal = DefiNetRelaxer(host="MoS2", device="cpu").relax(rattled)
-    given = DefiNetRelaxer(host="MoS2", device="cpu", start="given").relax(rattled)
+    given = DefiNetRelaxer(host="MoS2", device="cpu", initial_positions="given").relax(rattled)
     assert np.abs(ideal.positions - given.positions).max() > 0.01
 
 
@@ -385,8 +385,8 @@ def test_pristine_is_named(relaxer):
 
 
 def test_options_are_checked():
-    with pytest.raises(DefiNetError, match="unknown start 'IDEAL'"):
-        DefiNetRelaxer(host="MoS2", device="cpu", start="IDEAL")
+    with pytest.raises(DefiNetError, match="'ideal' or 'given', found 'IDEAL'"):
+        DefiNetRelaxer(host="MoS2", device="cpu", initial_positions="IDEAL")
     with pytest.raises(DefiNetError, match="max_strain must be positive"):
         DefiNetRelaxer(host="MoS2", device="cpu", max_strain=-1)
 

@@ -61,7 +61,7 @@ def test_what_a_job_returns(structure, relaxer, tmp_path):
     assert output["warnings"] == []
     assert output["model"] == result.model
     np.testing.assert_allclose(output["displacement"], result.displacement, atol=ROUNDED)
-    np.testing.assert_allclose(output["uncertainty"], result.uncertainty, atol=ROUNDED)
+    np.testing.assert_allclose(output["expected_error"], result.expected_error, atol=ROUNDED)
 
 
 def test_an_atoms_is_taken_too(tmp_path):

@@ -118,7 +118,8 @@ def output_format(job: Job) -> str:
 
 def _stem(file: Path) -> Path:
     """Return the name of a file without the suffix of its compression: results are written plainly."""
-    return Path(file.stem) if file.suffix.lower() in COMPRESSED else Path(file.name)
+    name = Path(file.name or file.resolve().name)  # "." has none
+    return Path(name.stem) if name.suffix.lower() in COMPRESSED else name
 
 
 def _relaxed_name(file: Path) -> str:
@@ -151,7 +152,7 @@ def _refuse_clashes(jobs: list[Job], targets: list[tuple[Path, str]]) -> None:
 
 def _named_format(path: Path) -> str:
     """Return the format that the name of a new file stands for."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats  # noqa: PLC0415
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     try:
         fmt = str(filetype(str(path), read=False))
@@ -163,7 +164,7 @@ def _named_format(path: Path) -> str:
 
 
 def _writable(path: Path, fmt: str) -> str:
-    from ase.io.formats import ioformats  # noqa: PLC0415
+    from ase.io.formats import ioformats
 
     if fmt not in ioformats or not ioformats[fmt].can_write:
         raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")
