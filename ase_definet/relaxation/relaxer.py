@@ -28,7 +28,7 @@ from ase_definet.errors import (
     StructureError,
 )
 from ase_definet.matching.host import Host
-from ase_definet.matching.library import LIBRARY_SOURCE, get_host, library
+from ase_definet.matching.library import get_host, is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model import predict
@@ -644,7 +644,7 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
     """
     from ase import Atoms  # noqa: PLC0415
 
-    if host.source == LIBRARY_SOURCE:
+    if is_library_host(host):
         return host.name, 0.0, 0.0
     repeat = (2, 2, 1 if host.layered else 2)
     atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)
