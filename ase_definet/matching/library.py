@@ -44,8 +44,8 @@ class _Entry:
     """Third vector of a crystal, in Å; None for a layer."""
 
 
-# Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al., npj 2D Mater.
-# Appl. 7, 6 (2023)) and of the h-BN database (QCS-Theory/hBN-database, MIT; HSE06 with D3).
+# Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al., npj 2D
+# Mater. Appl. 7, 6 (2023)) and of the h-BN database (QCS-Theory/hBN-database, MIT; HSE06 with D3).
 _LIBRARY: Mapping[str, _Entry] = MappingProxyType(
     {
         "MoS2": _Entry(3.19031570 * _HEXAGONAL, [(42, *_B, 3.719751), (16, *_C, 2.154866), (16, *_C, 5.284636)]),
