@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.relax_plan import Job, output_format
+from ase_definet.cli.states import state_record
 from ase_definet.errors import DefiNetWarning, StructureError
 from ase_definet.structures.files import new_database, replacing
 
@@ -30,8 +31,17 @@ def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
+def deliver(
+    job: Job, result: RelaxResult, input_set: dict[str, Any], notes: Sequence[str] = (), *, overwrite: bool
+) -> dict[str, Any]:
     """Write the structure and the input set, both or neither; return the report's record.
+
+    Args:
+        job: Where they go.
+        result: What is written.
+        input_set: Keyword arguments of :func:`~ase_definet.dft.vasp.write_vasp_inputs`.
+        notes: What else to warn of.
+        overwrite: Whether files in the way may be replaced.
 
     Raises:
         DefiNetError: The structure cannot be written in this format, or VASP cannot use it.
@@ -45,6 +55,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "file": str(job.source),
         "output": str(job.output),
         **match_record(result.site_map),
+        **state_record(result.atoms),
         "n_atoms": len(length),
         "largest_displacement": finite(length[largest]),
         "largest_displacement_atom": largest,
@@ -52,7 +63,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "model": result.model,
         "timings": dict(result.timings),
         "outside": list(result.outside),
-        "warnings": [*result.warnings, *image_notes(job.source)],
+        "warnings": [*notes, *result.warnings, *image_notes(job.source)],
     }
     record |= dict.fromkeys(("mean_expected_error", "largest_expected_error", "largest_expected_error_atom"))
     if result.expected_error is not None:

@@ -40,6 +40,7 @@ from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.inputs import InitialPositions, build_lattice, displaced, to_graph
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms, as_structure
+from ase_definet.structures.state import PREDICTED_STATE, said_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -524,6 +525,7 @@ class DefiNetRelaxer:
             "definet_version": __version__,
             "definet_host": item.site_map.host.name,
             "definet_defects": counts or "none",
+            PREDICTED_STATE: str(said_of(item.atoms)),
         }
         if expected_error is not None:
             relaxed.set_array("definet_expected_error", expected_error)
