@@ -180,7 +180,7 @@ def state_rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     from ase_definet.structures.state import Said
 
     said = Said(record["charge"], record["spin_multiplicity"], record["functional"])
-    if not said.ordinary:
+    if not said.ordinary and said != Said(None, None, None):
         yield "state", str(said)
 
 

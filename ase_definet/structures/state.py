@@ -227,7 +227,7 @@ def set_state(
         same = own is not None and _same(name, own, value)
         if own is not None and not same:
             word = name.replace("_", " ")
-            shown = f"{value:+d}" if name == "charge" else value
+            shown = f"{value:+d}" if name == "charge" and value else value
             notes.append(f"{word} {shown} was asked for and replaces the {word} {own} that the structure says it has")
         if charge is not None and name == "charge":
             set_charge(atoms, charge)
