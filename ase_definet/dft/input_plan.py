@@ -18,7 +18,7 @@ from ase_definet.dft.incar import CALCULATED_MOMENTS, FUNCTIONAL_TAGS, PROFILES
 from ase_definet.dft.incar_rules import Planned, broken_rules
 from ase_definet.errors import InputSetError, StructureError
 from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
-from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
+from ase_definet.structures.charges import NetCharge, charge_of, is_unknown, whole_charge
 from ase_definet.structures.constraints import held_directions
 from ase_definet.structures.conversion import as_atoms
 from ase_definet.structures.state import PREDICTED_STATE, Said, said_of
@@ -48,6 +48,7 @@ class Options:
         kpoints: Γ-centred grid, or largest spacing in 1/Å.
         dipole: Whether to correct the dipole along the vacuum.
         charge: Of the cell, in e; None for what the structure carries.
+        structure_charge: Whether the charge that the structure carries counts; else it is taken as neutral.
         spin_multiplicity: Unpaired electrons plus one; None for what the structure carries.
         functional: Its name; None for what the structure carries, or PBE.
         large_cell: Whether to project in real space.
@@ -59,6 +60,7 @@ class Options:
     kpoints: tuple[int, int, int] | float = (1, 1, 1)
     dipole: bool = False
     charge: int | None = None
+    structure_charge: bool = True
     spin_multiplicity: int | None = None
     functional: str | None = None
     large_cell: bool = False
@@ -192,7 +194,7 @@ def plan_inputs(structure: object, options: Options, present: frozenset[str] = f
     check_structure(atoms)
     if options.profile not in PROFILES:
         raise InputSetError(f"Unknown profile {options.profile!r}; choose from {', '.join(PROFILES)}.")
-    net = _net_charge(atoms, options.charge)
+    net = _net_charge(atoms, options)
     multiplicity, functional, remarks = _spin_and_functional(atoms, options)
     sites = Sites.of(atoms)
     grid, warnings = _kpoint_grid(options.kpoints, np.asarray(atoms.cell), sites.vacuum)
@@ -207,7 +209,7 @@ def plan_inputs(structure: object, options: Options, present: frozenset[str] = f
     # a Structure has no initial moments but those of its sites: nothing to be said of where they are from
     started = not isinstance(structure, Atoms) or structure.has("initial_magmoms")
     # what nobody asked for is filled in from the structure, so that the rest is told one thing
-    options = replace(options, spin_multiplicity=multiplicity, functional=functional)
+    given, options = options, replace(options, spin_multiplicity=multiplicity, functional=functional)
     written, overridden, remarks = _incar(
         sites, options, net, grid, electrons, present, calculated=atoms.has("initial_magmoms") and not started
     )
@@ -219,9 +221,14 @@ def plan_inputs(structure: object, options: Options, present: frozenset[str] = f
         warnings=tuple(warnings),
     )
     made_for = atoms.info.get(PREDICTED_STATE)
-    if made_for is not None and str(made_for) != str(Said(net.value, multiplicity, functional)):
+    silent = {name for name in ("charge", "functional") if is_unknown(atoms.info.get(name))}
+    silent -= {name for name in ("charge", "functional") if getattr(given, name) is not None}
+    wanted = Said(
+        None if "charge" in silent else net.value, multiplicity, None if "functional" in silent else functional
+    )
+    if made_for is not None and str(made_for) != str(wanted):
         text = (
-            f"The geometry was predicted for another state ({made_for}) than this input set is for ({plan.state}): "
+            f"The geometry was predicted for another state ({made_for}) than this input set is for ({wanted}): "
             "relax it again for this one."
         )
         plan = replace(plan, warnings=(*plan.warnings, text))
@@ -297,12 +304,12 @@ def _gamma_warnings(grid: tuple[int, ...], cell: Array, vacuum: list[int], *, ch
     return [f"{expected}: give kpoints (--kpoints 2x2x1, or a spacing such as 0.25)."]
 
 
-def _net_charge(atoms: Atoms, charge: object) -> NetCharge:
+def _net_charge(atoms: Atoms, options: Options) -> NetCharge:
     """Return the charge that was asked for, else the one the atoms carry."""
-    if charge is None:
-        return charge_of(atoms)
+    if options.charge is None:
+        return charge_of(atoms) if options.structure_charge else NetCharge(0)
     try:
-        return NetCharge(whole_charge(charge, "charge"), "stated")
+        return NetCharge(whole_charge(options.charge, "charge"), "stated")
     except StructureError as error:
         raise InputSetError(str(error)) from error
 

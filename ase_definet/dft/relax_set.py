@@ -119,14 +119,14 @@ class DefiNetRelaxSet(VaspInputSet):
         given = self.structure if structure is None else structure
         if given is None:
             raise InputSetError("the input set has no structure: give it one, as structure or to get_input_set")
-        charge = self.charge if self.charge is not None or self.use_structure_charge else 0
         options = Options(
             profile=self.profile,
             incar=self.user_incar_settings,
             magnetic=self.magnetic,
             kpoints=self.kpoint_grid,
             dipole=self.dipole,
-            charge=charge,
+            charge=self.charge,
+            structure_charge=self.use_structure_charge,
             spin_multiplicity=self.spin_multiplicity,
             functional=self.functional,
             large_cell=self.large_cell,

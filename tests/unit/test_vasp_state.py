@@ -15,7 +15,7 @@ from ase_definet.dft.input_plan import Options, plan_inputs
 from ase_definet.dft.vasp import DefiNetRelaxSet, write_vasp_inputs
 from ase_definet.errors import InputSetError
 from ase_definet.structures.conversion import as_structure
-from ase_definet.structures.state import FUNCTIONALS
+from ase_definet.structures.state import FUNCTIONALS, said_of
 from tests.unit.test_vasp import FAKE_POTCAR, VALENCE_BN, sandwich, slab
 
 
@@ -167,11 +167,26 @@ def test_a_geometry_predicted_for_another_state_is_said(tmp_path):
     assert any("(charge -1, PBE) than this input set is for (charge +1, PBE)" in text for text in report.warnings)
 
 
+def test_a_charge_of_the_structure_that_is_not_to_count_contradicts_nothing():
+    atoms = slab()
+    atoms.info["charge"] = 1
+    tags = {"NELECT": 14}
+    assert (
+        DefiNetRelaxSet(as_structure(atoms), use_structure_charge=False, user_incar_settings=tags).incar["NELECT"]
+        == 14
+    )
+    with pytest.raises(InputSetError, match="that is stated"):
+        DefiNetRelaxSet(as_structure(atoms), user_incar_settings=tags).plan()
+
+
 def test_unknown_is_neutral_pbe_of_any_spin(tmp_path):
     atoms = slab()
     plain = write_vasp_inputs(atoms, tmp_path / "plain").incar
     atoms.info |= {"charge": "unknown", "spin_multiplicity": "unknown", "functional": "unknown"}
-    assert write_vasp_inputs(atoms, tmp_path / "unknown").incar == plain
+    atoms.info["definet_state"] = str(said_of(atoms))
+    report = write_vasp_inputs(atoms, tmp_path / "unknown")
+    assert report.incar == plain
+    assert not any("another state" in text for text in report.warnings)
 
 
 def test_the_moments_follow_the_order_of_poscar():
