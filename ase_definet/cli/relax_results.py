@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ase_definet.relaxation.relaxer import RelaxResult
 
 
+_WITH_INFO = ("extxyz", "db", "json", "traj")
+"""Formats that keep the info of a structure."""
+
+
 def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
     """Make the folders that results go to, once: one that is removed later is not made anew.
 
@@ -74,7 +78,7 @@ def deliver(
             "largest_expected_error_atom": doubtful,
         }
     atoms, lost = _writable(result.atoms, output_format(job))
-    record["warnings"] += lost
+    record["warnings"] += [*lost, *_state_lost(record, output_format(job))]
     with _staged(job.output, atoms, output_format(job)):
         if job.vasp is not None:
             record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
@@ -105,6 +109,16 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
     return out, lost
 
 
+def _state_lost(record: dict[str, Any], fmt: str) -> list[str]:
+    """Say what has to be said again where a file is read whose format holds no state, such as a POSCAR."""
+    if fmt in _WITH_INFO:
+        return []
+    options = {"--charge": record["charge"] or None, "--spin": record["spin_multiplicity"]}
+    options |= {"--functional": record["functional"] if record["functional"] != "PBE" else None}
+    said = " ".join(f"{option} {value}" for option, value in options.items() if value is not None)
+    return [f"a file of the format {fmt} holds no state: give {said} again where it is read"] if said else []
+
+
 @contextmanager
 def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
@@ -117,7 +131,9 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
         try:
             if fmt in {"db", "json"}:
                 with new_database(fresh, fmt) as database:
-                    database.write(atoms)
+                    plain = {str(name): value for name, value in atoms.info.items() if np.isscalar(value)}
+                    python = {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
+                    database.write(atoms, data=python)
             else:
                 write(str(fresh), atoms, format=fmt)
         except (OSError, MemoryError):

@@ -250,6 +250,16 @@ def columns(results: str) -> set[str]:
     return set(json.loads(found[1])["columns"])
 
 
+@pytest.mark.parametrize("suffix", ["extxyz", "db", "json", "traj", "vasp", "cif"])
+def test_a_result_keeps_its_state_or_says_that_it_cannot(suffix):
+    done = ok("relax", "said.extxyz", *RELAX, "-o", f"out.{suffix}")
+    lost = "holds no state: give --charge -1 --spin 2 --functional HSE06 again" in done.output
+    match = json.loads(ok("match", f"out.{suffix}", "--host", "BN", "--json").output)
+    assert (match["charge"], match["functional"]) == ((0, "PBE") if lost else (-1, "HSE06"))
+    assert lost == (suffix in {"vasp", "cif"})
+    assert "holds no state" not in ok("relax", "bare.vasp", *RELAX, "-o", f"plain.{suffix}").output
+
+
 def test_the_control_run_has_the_same_state():
     ok("relax", "said.extxyz", *RELAX, "-o", "o.extxyz", "--vasp", "run", "--from-unrelaxed")
     predicted, control = (Incar.from_file(f"{name}/INCAR") for name in ("run", "run_unrelaxed"))
