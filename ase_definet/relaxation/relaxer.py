@@ -37,7 +37,7 @@ from ase_definet.relaxation.refine import REFINE_STEPS, refined
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult, forget_earlier
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms
-from ase_definet.structures.state import state_of
+from ase_definet.structures.state import PREDICTED_STATE, said_of, state_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -282,6 +282,7 @@ class DefiNetRelaxer:
             "definet_version": __version__,
             "definet_host": item.site_map.host.name,
             "definet_defects": counts or "none",
+            PREDICTED_STATE: str(said_of(item.atoms)),
         }
         if expected_error is not None:
             relaxed.set_array("definet_expected_error", expected_error)
