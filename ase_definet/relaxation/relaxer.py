@@ -420,6 +420,7 @@ class DefiNetRelaxer:
         site_map = match_sites(
             given, host if _is_auto(host) else get_host(host), max_strain=self.max_strain, **match_options
         )
+        site_map.require_sites_only()
         matched = time.perf_counter()
         # on ideal sites the lattice is known without looking for neighbours
         ideal = self.initial_positions == "ideal" and isinstance(self.network, SiteNetwork | HostRoutedModel)
@@ -655,7 +656,7 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
             found = match_sites(atoms, candidate)
         except (HostError, MatchError):
             continue
-        if not found.defects:
+        if not found.defect_counts:
             return name, found.max_strain, found.cost
     return None, 0.0, 0.0
 
