@@ -1,8 +1,8 @@
 """Names of point defects, as doped and pymatgen-analysis-defects write them: ``v_Mo``, ``W_Mo``, ``Li_i``.
 
-An adatom is ``Li_ads``: the ``Li_{ads}`` of the ``Adsorbate`` in pymatgen-analysis-defects without its braces; doped has
-no name of its own for it. Both name the atoms of split interstitials and split vacancies as any interstitial: a split
-vacancy of N is two ``v_N`` and one ``N_i``.
+An adatom is ``Li_ads``: the ``Li_{ads}`` of the ``Adsorbate`` in pymatgen-analysis-defects without its braces; doped
+has no name of its own for it. Both name the atoms of split interstitials and split vacancies as any interstitial: a
+split vacancy of N is two ``v_N`` and one ``N_i``.
 """
 
 from __future__ import annotations

@@ -219,6 +219,29 @@ class SiteMap:
         names = [*(defect.name for defect in self.defects), *(atom.name for atom in self.extra)]
         return dict(Counter(names).most_common())
 
+    def whereabouts(self, extra: ExtraAtom) -> str:
+        """Say what an atom on no site is and where: ``adatom, 1.73 Å above the layer, 1.73 Å from site 48 (v_N)``.
+
+        Args:
+            extra: One of :attr:`extra`.
+        """
+        sites = []
+        for site in extra.sites:
+            host = int(self.host_numbers[site])
+            there = chemical_symbols[host] if self.numbers[site] else defect_name(0, host)
+            sites.append(f"site {site} ({there})")
+        if extra.partner is not None:
+            where = f", shares {sites[0]} with atom {extra.partner}"
+        elif len(sites) > 1:
+            where = f" between {' and '.join(sites)}"
+        else:
+            where = f", {extra.distance:.2f} Å from {sites[0]}"
+        if extra.height is not None:
+            where = f", {extra.height:.2f} Å {extra.side} the layer{where}"
+        if extra.origin is not None and extra.origin not in extra.sites:
+            where += f"; its own free site is {extra.origin}"
+        return f"{extra.kind}{where}"
+
     def require_sites_only(self) -> None:
         """Refuse atoms on no site, where only the sites of the host are known, as to the networks.
 
@@ -518,8 +541,8 @@ def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
         )
     raise MatchError(
         f"{len(loose)} of {n_atoms} atoms are further than {GATE} Å from every free site of host {host.name}, more "
-        "than a defect explains: check the host and its polytype, or start from the unrelaxed structure"
-        f"{remark_on(host)}"
+        "than a defect explains: check the host and its polytype, start from the unrelaxed structure, or use a "
+        f"larger cell{remark_on(host)}"
     )
 
 
