@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.io import write
 from click.testing import CliRunner
 from matplotlib.image import imread
@@ -39,6 +40,19 @@ def test_names_and_factor_are_written(pair, tmp_path):
     text = (tmp_path / "a.svg").read_text()
     for label in ("v_S", "W_Mo", "displacements x 7", "two &amp; one"):
         assert f">{label}</text>" in text or f" {label}</text>" in text
+
+
+def test_atoms_on_no_site_are_marked_with_their_names(tmp_path):
+    atoms = pristine("MoS2", 4)
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])]
+    atoms += Atoms("Li", [top + np.array([0, 0, 2.0])])
+    write(tmp_path / "a.extxyz", atoms)
+    names = ["plot", *[str(tmp_path / "a.extxyz")] * 2, "--host", "MoS2"]
+    for view in ("top", "side"):
+        target = tmp_path / f"{view}.svg"
+        done = CliRunner().invoke(cli, [*names, "--view", view, "-o", str(target)])
+        assert done.exit_code == 0, done.output
+        assert "Li_ads</text>" in target.read_text()
 
 
 def test_arrows_and_rings_are_there(pair, tmp_path):
