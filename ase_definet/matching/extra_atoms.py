@@ -26,8 +26,8 @@ OUTSIDE = 0.7
 DUMBBELL_BALANCE = 0.4
 """Two atoms share a site where the nearer one is off it by more than this share of the other's distance."""
 
-OPPOSITE = -0.5
-"""Two directions are opposite where the cosine of their angle is less: 120 degrees or more."""
+OPPOSITE = -0.7
+"""Two directions are opposite where the cosine of their angle is less: not yet at the 120 degrees of a hexagon."""
 
 SPLIT_BALANCE = 0.25
 """An atom lies midway between two free sites where its distances from them differ by less, in Å."""
@@ -36,7 +36,10 @@ LEAST_SPLIT = 0.5
 """An atom nearer to a free site than this sits on it, in Å."""
 
 DISPLACED_REACH = 2.5
-"""A free site of an atom's own element within this distance is where it came from, in Å."""
+"""A free site of an atom's own element within this distance is one that it may have left, in Å."""
+
+ON_TOP = 0.4
+"""Taken off the margin of an atom beside one that holds a site, in Å: below 0.9 Å there are no bonds but that of H2."""
 
 UNBOUND = 4.0
 """An atom further than this from all sites of the host is bound to none of them, in Å."""
@@ -75,7 +78,8 @@ class ExtraAtom:
         height: Of an adatom, beyond the outermost sites of the layer, in Å; else None.
         side: Of an adatom, ``"above"`` (where the cell vector across the layer points to) or ``"below"``; else None.
         partner: In a split interstitial, index of the other atom in the caller's order; else None.
-        origin: The free site of its own element, within :data:`DISPLACED_REACH`, that it left; None if there is none.
+        origin: The nearest free site of its own element, within :data:`DISPLACED_REACH`, that it may have left; else
+            None.
     """
 
     name: str
@@ -314,7 +318,7 @@ class _Description:
                 name = self._named(atom, site) or f"{host} on its site"
                 text = f"lies {distance:.2f} Å from site {site} ({host}), which is free: the other reading is {name}"
             elif distance < GATE:
-                gap = distance - float(np.linalg.norm(self.offset[other]))
+                gap = distance - float(np.linalg.norm(self.offset[other])) - ON_TOP
                 text = f"lies {distance:.2f} Å from site {site} ({host}), on top of atom {other}: "
                 if self.placed.numbers[other] == self.placed.numbers[atom]:
                     text += "the other reading is that the two share the site"
