@@ -39,7 +39,7 @@ DISPLACED_REACH = 2.5
 """A free site of an atom's own element within this distance is one that it may have left, in Å."""
 
 ON_TOP = 0.4
-"""Taken off the margin of an atom beside one that holds a site, in Å: below 0.9 Å there are no bonds but that of H2."""
+"""Taken off the margin of an atom beside one that holds a site, in Å: no bond but that of H2 is below 0.9 Å."""
 
 UNBOUND = 4.0
 """An atom further than this from all sites of the host is bound to none of them, in Å."""
