@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
 from ase.io.formats import filetype
@@ -297,6 +298,11 @@ def write_adatom(path):
     write(path, atoms + Atoms("S", positions=[above]), format="extxyz")
 
 
+def write_on_top(path):
+    atoms = pristine("MoS2", 6)
+    write(path, atoms + Atoms("Li", [atoms.positions[7] + np.array([0, 0, 0.3])]), format="extxyz")
+
+
 BAD = {
     "empty.vasp": (Path.touch, "empty"),
     "cut.vasp": (write_truncated, "cannot be read"),
@@ -307,6 +313,8 @@ BAD = {
     "overlap.extxyz": (write_overlap, "atoms 3 and 4 overlap"),
     "nocell.xyz": (lambda path: write(path, mos2_with_defects(), format="xyz"), "expected a periodic cell"),
     "bn.vasp": (lambda path: write(path, pristine("BN", 5)), "MoS2"),
+    "molecule.extxyz": (lambda path: write(path, molecule("H2O", vacuum=8)), "found a wire or a molecule"),
+    "on_top.extxyz": (write_on_top, "atoms 7 and 108 overlap (0.300 Å apart)"),
     "adatom.extxyz": (write_adatom, "sits on no free site"),
     "missing.vasp": (lambda path: None, "no such file"),  # noqa: ARG005
 }
