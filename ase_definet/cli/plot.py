@@ -71,8 +71,7 @@ def plot_command(
     defects: list[Defect | ExtraAtom] = []
     if resolved is not None:
         with about(file):
-            site_map = match_sites(before, resolved)
-        defects = [*site_map.defects, *site_map.extra]
+            defects = match_sites(before, resolved).all_defects
     try:
         path = draw_relaxation(
             before,

@@ -216,8 +216,12 @@ class SiteMap:
     @property
     def defect_counts(self) -> dict[str, int]:
         """How often each defect occurs, atoms on no site included, most frequent first: ``{"v_S": 2, "Li_i": 1}``."""
-        names = [*(defect.name for defect in self.defects), *(atom.name for atom in self.extra)]
-        return dict(Counter(names).most_common())
+        return dict(Counter(defect.name for defect in self.all_defects).most_common())
+
+    @property
+    def all_defects(self) -> list[Defect | ExtraAtom]:
+        """The defect sites, in host order, then the atoms on no site: all that has a name and a position."""
+        return [*self.defects, *self.extra]
 
     def whereabouts(self, extra: ExtraAtom) -> str:
         """Say what an atom on no site is and where: ``adatom, 1.73 Å above the layer, 1.73 Å from site 48 (v_N)``.

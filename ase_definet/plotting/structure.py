@@ -67,8 +67,8 @@ def draw_relaxation(
         before: The structure as it was, in Å.
         after: The same atoms in the same order, in the same cell.
         path: The file to write; its name ends in one of :data:`FORMATS`.
-        defects: What to mark, from :attr:`~ase_definet.matching.site_map.SiteMap.defects` and, dotted, from
-            :attr:`~ase_definet.matching.site_map.SiteMap.extra`; vacancies with a dashed ring.
+        defects: What to mark, from :attr:`~ase_definet.matching.site_map.SiteMap.all_defects`; vacancies with a
+            dashed ring, atoms on no site with a dotted one.
         view: From above a layer (``top``; what is none is seen along z), or along it (``side``).
         enlarged: What displacements are multiplied with; by default the longest one is :data:`ARROW` long.
         title: Written above.

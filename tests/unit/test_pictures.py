@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -11,7 +13,9 @@ from matplotlib.image import imread
 
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetError, OutputExistsError, StructureError
+from ase_definet.matching.site_map import match_sites
 from ase_definet.plotting.structure import FORMATS, draw_relaxation
+from ase_definet.screening.screen import defect_sites
 from tests.conftest import mos2_with_defects, pristine
 
 
@@ -53,6 +57,15 @@ def test_atoms_on_no_site_are_marked_with_their_names(tmp_path):
         done = CliRunner().invoke(cli, [*names, "--view", view, "-o", str(target)])
         assert done.exit_code == 0, done.output
         assert "Li_ads</text>" in target.read_text()
+
+
+def test_the_report_gets_atoms_on_no_site_too(pair):
+    atoms, result = pair
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])] + np.array([0, 0, 2.0])
+    site_map = match_sites(atoms + Atoms("Li", [top]), "MoS2")
+    named = [part.split() for part in defect_sites(replace(result, site_map=site_map)).split(";")]
+    assert [part[0] for part in named] == [*(d.name for d in site_map.defects), "Li_ads"]
+    np.testing.assert_allclose([float(v) for v in named[-1][1:]], top, atol=1e-4)
 
 
 def test_arrows_and_rings_are_there(pair, tmp_path):
