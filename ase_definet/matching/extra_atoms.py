@@ -123,16 +123,15 @@ def describe_extra_atoms(
         given: Their positions as the caller has them, shape ``(n_atoms, 3)``, in Å.
         layered: Whether the host is a layer, its normal the last vector of the cell.
     """
-    if (assigned.site >= 0).all() and not _may_be_split(host_numbers, assigned, placed).any():
+    if (assigned.site >= 0).all() and not _may_be_split(assigned).any():
         return Described(assigned, (), {})
     return _Description(sites, host_numbers, assigned, placed, given, layered=layered).run()
 
 
-def _may_be_split(host_numbers: Array, assigned: Assignment, placed: Placement) -> Array:
-    """Return which atoms are the host's own and about as far from another site as from theirs."""
-    own = (assigned.site >= 0) & (placed.numbers == host_numbers[assigned.site])
+def _may_be_split(assigned: Assignment) -> Array:
+    """Return which atoms are off their site and about as far from another one."""
     off = (assigned.offset**2).sum(axis=1) > LEAST_SPLIT**2
-    return np.asarray(own & off & (assigned.margin < SPLIT_BALANCE))
+    return np.asarray((assigned.site >= 0) & off & (assigned.margin < SPLIT_BALANCE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +158,7 @@ class _Description:
     ) -> None:
         self.sites, self.host_numbers, self.placed, self.given = sites, host_numbers, placed, given
         self.site, self.offset, self.margin = assigned.site.copy(), assigned.offset.copy(), assigned.margin.copy()
-        self.suspects = np.flatnonzero(_may_be_split(host_numbers, assigned, placed)).tolist()
+        self.suspects = np.flatnonzero(_may_be_split(assigned)).tolist()
         self.loose = np.flatnonzero(assigned.site < 0).tolist()
         self.around = _look(sites, placed, [*self.suspects, *self.loose])
         self.atom_on = np.full(len(sites), -1)
@@ -383,6 +382,8 @@ def other_reading(sites: Array, host_numbers: Array, assigned: Assignment, place
     else:
         second = int(around.site[others[0]])
         here, there = [*on(own), defect_name(0, int(host_numbers[second]))], [*on(second), left]
+        if here == there:
+            return f"read as {' and '.join(here)}, the other reading has it on site {second}"
     return f"read as {' and '.join(here) or 'on its own site'}, the other reading is {' and '.join(there)}"
 
 

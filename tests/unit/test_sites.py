@@ -665,6 +665,31 @@ def test_case_10_atom_between_two_sites_is_described_or_flagged(name, fraction):
     assert site_map.margin < MIN_MARGIN
 
 
+def test_case_10_split_vacancy_of_an_impurity():
+    """Sn midway between two vacant sites of diamond, its best known split vacancy."""
+    host = bulk("C", cubic=True)
+    atoms = host.repeat(3)
+    other = int(np.argsort(atoms.get_distances(0, range(len(atoms)), mic=True))[1])
+    step = atoms.get_distance(0, other, mic=True, vector=True)
+    places = [atoms.positions[k].copy() for k in (0, other)]
+    for share, split in ((0.5, True), (0.45, True), (0.35, False)):
+        changed = atoms.copy()
+        del changed[[0, other]]
+        changed += Atoms("Sn", [atoms.positions[0] + share * step])
+        site_map = match_sites(changed, host)
+        if not split:
+            assert_consistent(changed, site_map)
+            assert site_map.defect_counts == {"Sn_C": 1, "v_C": 1}
+            assert any("the other reading has it on site" in warning for warning in site_map.warnings)
+            continue
+        extra = the_extra_atom(changed, site_map)
+        assert (extra.name, extra.kind) == ("Sn_i", ExtraKind.SPLIT_VACANCY)
+        assert site_map.defect_counts == {"v_C": 2, "Sn_i": 1}
+        found = [site_map.positions[site] for site in extra.sites]
+        for place in places:
+            assert min(distance(atoms, place, site) for site in found) < POSITION_TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["MoS2", "BN", "Si"])
 def test_case_10_relaxed_structure_is_flagged_with_the_atom(name):
     """Neighbours of a vacancy have moved by 0.45 of the shortest bond, as in a strongly reconstructed defect."""
