@@ -164,8 +164,7 @@ def _named_format(path: Path) -> str:
 
 
 def _writable(path: Path, fmt: str) -> str:
-    from ase.io.formats import ioformats
+    from ase_definet.structures.writing import check_format
 
-    if fmt not in ioformats or not ioformats[fmt].can_write:
-        raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")
+    check_format(path, fmt)
     return fmt

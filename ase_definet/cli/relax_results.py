@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.relax_plan import Job, output_format
-from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.structures.files import new_database, replacing
+from ase_definet.errors import DefiNetWarning
+from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -97,31 +97,10 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 @contextmanager
 def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
-    import numpy as np
-    from ase.io import write
-
-    from ase_definet.structures.cell import lacking_vectors
+    from ase_definet.structures.writing import write_structure
 
     with replacing(path) as fresh:
-        try:
-            if fmt in {"db", "json"}:
-                with new_database(fresh, fmt) as database:
-                    database.write(atoms)
-            else:
-                write(str(fresh), atoms, format=fmt)
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # ASE's writers raise anything
-            cell = np.asarray(atoms.cell)
-            if 0 < np.linalg.matrix_rank(cell) < len(cell):
-                raise StructureError(
-                    f"{path}: {fmt} needs three independent cell vectors, {lacking_vectors(cell)}; or write extended "
-                    "XYZ, which needs none: -o NAME.extxyz"
-                ) from error
-            raise StructureError(
-                f"{path}: ASE cannot write this structure as {fmt} ({type(error).__name__}: {error}); "
-                "choose another format with -o"
-            ) from error
+        write_structure(fresh, atoms, fmt, name=path)
         yield
 
 

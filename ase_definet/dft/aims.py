@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import warnings as python_warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ase import Atoms
 from ase.data import atomic_numbers
 
 from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet
-from ase_definet.dft.run_output import IonicSteps, course, read_images, refuse_other_atoms, text_of
+from ase_definet.dft.run_output import IonicSteps, course, read_images, take_start, text_of
 from ase_definet.errors import InputSetError, StructureError
 
 GEOMETRY, CONTROL, OUTPUT = "geometry.in", "control.in", "aims.out"
 SOURCE = "species_defaults/defaults_2020 of FHI-aims"
 
+_STEP = "Geometry optimization: Attempting to predict improved coordinates."
 _CONVERGED = "Present geometry is converged."
 _DONE = "Have a nice day."
 _NO_SCF = "Self-consistency cycle not converged"
@@ -57,7 +60,9 @@ def _geometry(plan: InputSet) -> str:
     from ase.io.aims import write_aims  # noqa: PLC0415 - slow to import
 
     text = io.StringIO()
-    write_aims(text, plan.atoms)
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")  # ASE's plans for its own writer
+        write_aims(text, plan.atoms)
     return "".join(line for line in text.getvalue().splitlines(keepends=True) if not line.startswith("#"))
 
 
@@ -112,8 +117,8 @@ def _species(plan: InputSet) -> tuple[str, list[str], list[str]]:
             f"  cat FOLDER/{braced} >> {CONTROL}",
         ]
         warning = (
-            f"{CONTROL} has no species defaults for {', '.join(plan.species)} yet: append those of {SOURCE}, or say where "
-            "they are with library (--library FOLDER) or AIMS_SPECIES_DIR."
+            f"{CONTROL} has no species defaults for {', '.join(plan.species)} yet: append those of {SOURCE}, or say "
+            "where they are with library (--library FOLDER) or AIMS_SPECIES_DIR."
         )
         return "", notes, [warning]
     folder = Path(named).expanduser().resolve()
@@ -149,9 +154,7 @@ def read_steps(path: Path) -> IonicSteps:
     if start is None:
         notes.append(f"no {GEOMETRY} beside it: atoms held fixed, if any, count in the largest force")
     else:
-        refuse_other_atoms(path, images[0], beside, start)
-    for image in images:
-        image.set_constraint(start.constraints if start is not None else None)
+        take_start(path, images, beside, start)
     energies, fmax, formula, last = course(images, path)
     settings = _settings(path.with_name(CONTROL))
     return IonicSteps(
@@ -169,22 +172,20 @@ def read_steps(path: Path) -> IonicSteps:
 
 
 def _images(path: Path, text: str) -> list[Atoms]:
-    """Return the steps of an output, those that are whole where it is cut off."""
-    import warnings  # noqa: PLC0415 - ASE's plans for its own reader
-
+    """Return the steps of an output; where its end cannot be read, those before it."""
     from ase.io import read  # noqa: PLC0415 - slow to import
 
-    stream = io.StringIO(text)
-    stream.name = str(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            images = read(stream, ":", format="aims-output", non_convergence_ok=True)
-    except Exception as error:  # ASE's reader raises anything
-        raise StructureError(f"{path}: no complete ionic step, or cut off ({type(error).__name__})") from error
-    if not images:
-        raise StructureError(f"{path}: no complete ionic step")
-    return list(images)
+    whole = text.rfind(_STEP)
+    if whole < 0:
+        raise StructureError(f"{path}: no complete ionic step of a relaxation in it")
+    with TemporaryDirectory() as folder, python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")  # ASE's plans for its own reader, which takes no open file
+        copy = Path(folder) / OUTPUT
+        copy.write_text(text[: whole + len(_STEP)] + "\n\n", encoding="utf-8")
+        try:
+            return list(read(copy, ":", format="aims-output", non_convergence_ok=True))
+        except Exception as error:  # ASE's reader raises anything
+            raise StructureError(f"{path}: no complete ionic step, or cut off ({type(error).__name__})") from error
 
 
 def _settings(path: Path) -> dict[str, str]:

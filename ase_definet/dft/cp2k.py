@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
 
 from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet
-from ase_definet.dft.run_output import IonicSteps, course, read_images, refuse_other_atoms, text_of
+from ase_definet.dft.run_output import IonicSteps, largest, read_images, refuse_other_atoms, text_of
 from ase_definet.errors import InputSetError, StructureError
 
 if TYPE_CHECKING:
@@ -29,81 +30,9 @@ SOURCE = "https://github.com/cp2k/cp2k/tree/master/data (Debian: cp2k-data)"
 PLACES = ("/usr/share/cp2k", "/usr/local/share/cp2k/data", "/opt/cp2k/data")
 """Where CP2K's data may be, if CP2K_DATA_DIR does not say."""
 KNOWN = frozenset(
-    [
-        "H",
-        "He",
-        "Li",
-        "Be",
-        "B",
-        "C",
-        "N",
-        "O",
-        "F",
-        "Ne",
-        "Na",
-        "Mg",
-        "Al",
-        "Si",
-        "P",
-        "S",
-        "Cl",
-        "Ar",
-        "K",
-        "Ca",
-        "Sc",
-        "Ti",
-        "V",
-        "Cr",
-        "Mn",
-        "Fe",
-        "Co",
-        "Ni",
-        "Cu",
-        "Zn",
-        "Ga",
-        "Ge",
-        "As",
-        "Se",
-        "Br",
-        "Kr",
-        "Rb",
-        "Sr",
-        "Y",
-        "Zr",
-        "Nb",
-        "Mo",
-        "Tc",
-        "Ru",
-        "Rh",
-        "Pd",
-        "Ag",
-        "Cd",
-        "In",
-        "Sn",
-        "Sb",
-        "Te",
-        "I",
-        "Xe",
-        "Cs",
-        "Ba",
-        "Hf",
-        "Ta",
-        "W",
-        "Re",
-        "Os",
-        "Ir",
-        "Pt",
-        "Au",
-        "Hg",
-        "Tl",
-        "Pb",
-        "Bi",
-        "Po",
-        "At",
-        "Rn",
-    ]
+    (*range(1, 57), *range(72, 87))  # without the lanthanides
 )
-"""Elements that have the basis set in CP2K's data, for want of the file itself."""
+"""Atomic numbers that have the basis set in CP2K's data, for want of the file itself."""
 OPTIMIZER = "MOTION/GEO_OPT"
 SCF = "FORCE_EVAL/DFT/SCF"
 
@@ -113,6 +42,12 @@ _CONVERGED = "GEOMETRY OPTIMIZATION COMPLETED"
 _STOPPED = "MAXIMUM NUMBER OF OPTIMIZATION STEPS REACHED"
 _ENDED = "PROGRAM ENDED AT"
 _NO_SCF = "SCF run NOT converged"
+_ENERGY_LINE = re.compile(r"\s*ENERGY\| Total FORCE_EVAL .*?(-?\d+\.\d+)\s*$")
+# in versions up to 2024.1, and later
+_FORCES_BEGIN = re.compile(r"\s*(ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\])")
+_FORCE_ROW = re.compile(r"\s*(?:FORCES\|\s+)?\d+\s+(?:\d+\s+)?([A-Z]\w*)" + r"\s+(-?\d+\.\d+(?:[Ee][+-]\d+)?)" * 3)
+_FORCES_END = re.compile(r"\s*(SUM OF ATOMIC FORCES|FORCES\|\s+Sum)", re.IGNORECASE)
+_SAME_ENERGY = 1e-4
 _ENERGY = re.compile(r"\bE\s*=\s*(-?[\d.]+)")
 _PROJECT = re.compile(r"GLOBAL\| Project name\s+(\S+)")
 _INPUT = re.compile(r"GLOBAL\| Input file name\s+(\S+)")
@@ -178,8 +113,7 @@ def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
         f"{geo}/RMS_DR": "1.0",
         "MOTION/PRINT/TRAJECTORY/FORMAT": "XYZ",
         "MOTION/PRINT/TRAJECTORY/EACH/GEO_OPT": "1",
-        f"MOTION/PRINT/FORCES/{_PARAMETER}": "ON",
-        "MOTION/PRINT/FORCES/EACH/GEO_OPT": "1",
+        f"FORCE_EVAL/PRINT/FORCES/{_PARAMETER}": "ON",
         "FORCE_EVAL/METHOD": "QUICKSTEP",
         f"{dft}/BASIS_SET_FILE_NAME": BASIS_FILE,
         f"{dft}/POTENTIAL_FILE_NAME": POTENTIAL_FILE,
@@ -288,7 +222,7 @@ def _kinds(plan: InputSet) -> tuple[list[tuple[str, str, str, str, float | None]
     """
     folder = data_folder(plan.library)
     if folder is None:
-        lacking = [element for element in plan.species if element not in KNOWN]
+        lacking = [element for element in plan.species if atomic_numbers[element] not in KNOWN]
         if lacking:
             raise InputSetError(
                 f"No basis set {BASIS} for {', '.join(lacking)} in CP2K's data; give a folder with a {BASIS_FILE} "
@@ -410,68 +344,90 @@ def _half(grid: tuple[int, int, int]) -> list[tuple[float, float, float, int]]:
 
 
 def read_steps(path: Path) -> IonicSteps:
-    """Read the ionic steps of CP2K's output and the files that its MOTION section writes beside it.
+    """Read the ionic steps of CP2K's output, which prints energies and forces, and the trajectory beside it.
 
-    Atoms held fixed, and the settings, are those of the input beside it.
+    Atoms held fixed, the cell and the settings are those of the input beside it.
 
     Raises:
-        StructureError: There is no complete step, the files that hold them are not there, or the input is of other
-            atoms.
+        StructureError: There is no complete step, or the input beside it is of other atoms.
     """
     text = text_of(path)
     match = _PROJECT.search(text)
     if match is None:
         raise StructureError(f"{path}: no GLOBAL| Project name in it: not an output of CP2K, or cut off at once")
-    positions, forces = (path.with_name(f"{match[1]}-{kind}-1.xyz") for kind in ("pos", "frc"))
-    for needed, section in ((positions, "TRAJECTORY"), (forces, "FORCES")):
-        if not needed.is_file():
-            raise StructureError(
-                f"{path}: no {needed.name} beside it, which holds the steps: switch on MOTION/PRINT/{section} and "
-                "keep it in the folder"
-            )
+    steps = _evaluations(path, text)
     settings, start = _beside(path, text)
-    images = _images(positions, forces, start[1] if start else None)
     notes = [] if _ENDED in text else ["the file is cut off: the run was killed or still goes on"]
     if _NO_SCF in text:
         notes.append(f"{text.count(_NO_SCF)} electronic runs did not converge: their forces are not to be trusted")
+    symbols = steps[0][2]
     if start is None:
         notes.append("no input beside it: atoms held fixed, if any, count in the largest force; the cell is unknown")
+        atoms = Atoms(symbols)
     else:
-        refuse_other_atoms(positions, images[0], *start)
-    energies, fmax, formula, last = course(images, path)
-    converged = True if _CONVERGED in text else False if _ENDED in text or _STOPPED in text else None
+        refuse_other_atoms(path, Atoms(symbols), *start)
+        atoms = start[1]
+    energies = np.array([energy for energy, _, _ in steps])
+    fmax = np.array([largest(atoms, forces) for _, forces, _ in steps])
+    last = None if start is None else _last(path.with_name(f"{match[1]}-pos-1.xyz"), atoms, energies, notes)
+    if last is not None:
+        last.calc = SinglePointCalculator(last, energy=float(energies[-1]), forces=steps[-1][1])
     return IonicSteps(
         path,
-        formula,
+        atoms.get_chemical_formula(),
         energies,
         fmax,
-        converged,
+        True if _CONVERGED in text else False if _ENDED in text or _STOPPED in text else None,
         settings,
         tuple(notes),
         code="cp2k",
-        atoms=last if start else None,
+        atoms=last,
         input_settings=bool(settings),
     )
 
 
-def _images(positions: Path, forces: Path, start: Atoms | None) -> list[Atoms]:
-    """Return the steps that both files hold whole."""
-    steps, pulls = _frames(positions), _frames(forces)
-    images = []
-    for (symbols, where, comment), (_, pull, _) in zip(steps, pulls, strict=False):
-        energy = _ENERGY.search(comment)
-        if energy is None or where.shape != pull.shape:
-            raise StructureError(f"{positions}: its energies and positions are not of the same steps as {forces}")
-        image = Atoms(symbols, positions=where)
-        if start is not None and len(start) == len(image):
-            image.set_cell(start.cell)
-            image.pbc = True
-            image.set_constraint(start.constraints)
-        image.calc = SinglePointCalculator(image, energy=float(energy[1]) * Hartree, forces=pull * Hartree / Bohr)
-        images.append(image)
-    if not images:
-        raise StructureError(f"{forces}: no complete ionic step")
-    return images
+def _evaluations(path: Path, text: str) -> list[tuple[float, Array, list[str]]]:
+    """Return energy in eV, forces in eV/Å and elements of each evaluation of the forces that is printed whole.
+
+    The energy is evaluated once more at the minimum, which is no step.
+    """
+    steps: list[tuple[float, Array, list[str]]] = []
+    energy: float | None = None
+    rows: list[list[float]] = []
+    symbols: list[str] = []
+    inside = False
+    for line in text.split(_CONVERGED, maxsplit=1)[0].splitlines():
+        if found := _ENERGY_LINE.match(line):
+            energy = float(found[1])
+        elif _FORCES_BEGIN.match(line):
+            inside, rows, symbols = True, [], []
+        elif inside and (found := _FORCE_ROW.match(line)):
+            symbols.append(re.sub(r"[^A-Za-z].*", "", found[1]).capitalize())
+            rows.append([float(number) for number in found.group(2, 3, 4)])
+        elif inside and _FORCES_END.match(line):
+            inside = False
+            if energy is not None and rows:
+                steps.append((energy * Hartree, np.array(rows) * Hartree / Bohr, symbols))
+            energy = None
+    if not steps:
+        what = "an energy, but no forces: switch on FORCE_EVAL/PRINT/FORCES" if energy is not None else "no step"
+        raise StructureError(f"{path}: no complete ionic step: it holds {what}")
+    return steps
+
+
+def _last(path: Path, start: Atoms, energies: Array, notes: list[str]) -> Atoms | None:
+    """Return the structure of the last step; note where there is none."""
+    last = start.copy()
+    if len(energies) == 1:
+        return last
+    frames = _frames(path) if path.is_file() else []
+    if frames and len(frames[-1][0]) == len(start):
+        energy = _ENERGY.search(frames[-1][2])
+        if energy is not None and abs(float(energy[1]) * Hartree - energies[-1]) < _SAME_ENERGY:
+            last.set_positions(frames[-1][1], apply_constraint=False)
+            return last
+    notes.append(f"{path.name} lacks the structure of the last step")
+    return None
 
 
 def _frames(path: Path) -> list[tuple[list[str], Array, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ase import Atoms
 from ase.units import create_units
 
 from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet, follows_z
-from ase_definet.dft.run_output import IonicSteps, course, read_images, refuse_other_atoms, text_of
+from ase_definet.dft.run_output import IonicSteps, course, read_images, take_start, text_of
 from ase_definet.errors import InputSetError, StructureError
 
 INPUT, OUTPUT = "espresso.pwi", "espresso.pwo"
@@ -28,6 +29,7 @@ USUAL_CUTOFF = 80.0
 
 _UNITS = create_units("2006")  # as pw.x has them, and ASE where it reads its output
 _BOHR = float(_UNITS["Bohr"])
+_SMALL = 1e-6
 _ELECTRON_EXTENT = 2.0
 """How far the electrons of a layer reach beyond its outermost nuclei, in Å."""
 _EMPTY = 0.1
@@ -111,7 +113,9 @@ def files(plan: InputSet) -> Files:
         "pw.x compares each component of the forces with forc_conv_thr, not their length as VASP does.",
         "If nstep steps do not suffice: set restart_mode = 'restart' and run again.",
     ]
-    return Files({INPUT: text.getvalue()}, f"pw.x -in {INPUT} > {OUTPUT}", notes, warnings, overridden)
+    # ASE writes all namelists that any pw.x knows; older ones take the empty ones at the end for cards
+    shown = re.sub(r"&(FCP|RISM)\n/\n", "", text.getvalue())
+    return Files({INPUT: shown}, f"pw.x -in {INPUT} > {OUTPUT}", notes, warnings, overridden)
 
 
 def _values(plan: InputSet, cutoff: float, density_cutoff: float) -> dict[str, Any]:
@@ -323,11 +327,12 @@ def _cutoffs(found: list[Pseudopotential], settings: Any) -> tuple[float, float,
         ratio = one.density_cutoff / one.cutoff if one.cutoff else 4.0
         cutoff, density = max(cutoff, mine), max(density, mine * max(ratio, 4.0))
         guessed += [] if one.checked else [one.file]
+    cutoff, density = math.ceil(cutoff - _SMALL), math.ceil(density - _SMALL)
     if not guessed or "ecutwfc" in {key.lower() for key in settings}:
         return cutoff, density, []
     rule = (
-        f"No list with converged cutoffs beside {', '.join(guessed)}: {cutoff:g} and {density:g} Ry are by rule of thumb; "
-        "check them, or give ecutwfc and ecutrho."
+        f"No list with converged cutoffs beside {', '.join(guessed)}: {cutoff:g} and {density:g} Ry are by rule of "
+        "thumb; check them, or give ecutwfc and ecutrho."
     )
     return cutoff, density, [rule]
 
@@ -349,9 +354,7 @@ def read_steps(path: Path) -> IonicSteps:
     if start is None:
         notes.append("no input (*.pwi) beside it: atoms held fixed, if any, count in the largest force")
     else:
-        refuse_other_atoms(path, images[0], start[0], start[1])
-        for image in images:
-            image.set_constraint(start[1].constraints)
+        take_start(path, images, *start)
     energies, fmax, formula, last = course(images, path)
     converged = True if _CONVERGED in text else False if _DONE in text or _STOPPED in text else None
     return IonicSteps(

@@ -28,7 +28,8 @@ class IonicSteps:
     Attributes:
         path: The file it was read from.
         formula: Composition, empty where the file does not tell.
-        energies: Energy at each ionic step, without the entropy of the smearing (VASP's E0), shape ``(n,)``, in eV.
+        energies: Energy at each ionic step, shape ``(n,)``, in eV: VASP's and GPAW's extrapolated to no smearing,
+            that of the others as they print it.
         fmax: Largest force at each step along directions in which atoms may move, shape ``(n,)``, in eV/Å; empty
             where the file does not tell.
         converged: Whether it reached its own criterion; None where the file does not tell.
@@ -136,3 +137,29 @@ def refuse_other_atoms(path: Path, found: Atoms, beside: Path, expected: Atoms) 
         f"{path}: it holds {what}, but {beside.name} beside it {expected.get_chemical_formula()}: these files are "
         "not of one run"
     )
+
+
+_SAME_CELL = 1e-3
+_SAME_PLACE = 1e-4
+
+
+def take_start(path: Path, images: Sequence[Atoms], beside: Path, start: Atoms) -> None:
+    """Give the steps of an output the cell and the constraints of the input beside it, which rounds less.
+
+    Args:
+        path: The output.
+        images: Its steps, changed in place.
+        beside: The input.
+        start: Its structure.
+
+    Raises:
+        StructureError: They are not of one run: other elements, another order or another cell.
+    """
+    refuse_other_atoms(path, images[0], beside, start)
+    if np.abs(np.asarray(images[0].cell) - np.asarray(start.cell)).max() > _SAME_CELL:
+        raise StructureError(f"{path}: its cell is another than that of {beside.name} beside it: not of one run")
+    for image in images:
+        image.set_cell(start.cell)
+        image.set_constraint(start.constraints)
+    if np.abs(images[0].positions - start.positions).max() < _SAME_PLACE:
+        images[0].set_positions(start.positions, apply_constraint=False)
