@@ -12,7 +12,6 @@ from ase_definet.structures.reading import COMPRESSED
 
 CONTROL = "_unrelaxed"
 """Added to the folder of an input set for that of the control run."""
-INPUT_SET = ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec", "README.txt")
 
 
 @dataclass(frozen=True)
@@ -22,23 +21,26 @@ class Job:
     Attributes:
         source: The input file.
         output: The relaxed structure.
-        vasp: Folder of the input set, if one was asked for.
+        inputs: Folder of the input set, if one was asked for.
         control: Folder of the same for the unrelaxed structure, if one was asked for.
+        code: The DFT code of the input set.
     """
 
     source: Path
     output: Path
-    vasp: Path | None
+    inputs: Path | None
     control: Path | None = None
+    code: str = "vasp"
 
 
 def plan_jobs(
     files: tuple[Path, ...],
     output: Path | None,
     output_dir: Path | None,
-    vasp: Path | None,
+    inputs: Path | None,
     report: Path | None,
     *,
+    code: str = "vasp",
     control: bool = False,
     overwrite: bool,
 ) -> list[Job]:
@@ -52,15 +54,19 @@ def plan_jobs(
         raise BadUsage(f"-o names one output, but {len(files)} files were given: use --output-dir")
     if output is not None and output_dir is not None:
         raise BadUsage("expected -o or --output-dir, found both: leave one out")
-    if control and vasp is None:
-        raise BadUsage("--from-unrelaxed writes a second input set: say where the first goes with --vasp FOLDER")
-    folders = _input_set_folders(files, vasp)
+    if control and inputs is None:
+        raise BadUsage(
+            "--from-unrelaxed writes a second input set: say where the first goes with --vasp FOLDER or --dft CODE "
+            "FOLDER"
+        )
+    folders = _input_set_folders(files, inputs)
     jobs = [
         Job(
             file,
             output or (output_dir or file.parent) / _relaxed_name(file),
             folder,
             _beside(folder, control=control),
+            code,
         )
         for file, folder in zip(files, folders, strict=True)
     ]
@@ -75,11 +81,11 @@ def plan_jobs(
     return jobs
 
 
-def _input_set_folders(files: tuple[Path, ...], vasp: Path | None) -> list[Path | None]:
+def _input_set_folders(files: tuple[Path, ...], inputs: Path | None) -> list[Path | None]:
     """Return the folder of each input set: the one that was named, or, of several files, one in it for each."""
-    if vasp is None:
+    if inputs is None:
         return [None] * len(files)
-    return [vasp] if len(files) == 1 else [vasp / _stem(file).stem for file in files]
+    return [inputs] if len(files) == 1 else [inputs / _stem(file).stem for file in files]
 
 
 def _beside(folder: Path | None, *, control: bool) -> Path | None:
@@ -92,7 +98,7 @@ def _refuse_format(output: Path, source: Path) -> None:
     if output.suffix == _stem(source).suffix:
         return
     try:
-        _named_format(output)
+        named_format(output)
     except StructureError as error:
         raise BadUsage(str(error)) from error
 
@@ -112,7 +118,7 @@ def output_format(job: Job) -> str:
         StructureError: ASE cannot write it.
     """
     if job.output.suffix != _stem(job.source).suffix:
-        return _named_format(job.output)
+        return named_format(job.output)
     return _writable(job.output, file_format(job.source))
 
 
@@ -131,9 +137,11 @@ def _targets(jobs: list[Job], report: Path | None) -> Iterator[tuple[Path, str]]
     """Yield every file that will be written, and what it is."""
     for job in jobs:
         yield job.output, f"the output of {job.source}"
-        for folder in (job.vasp, job.control):
-            for name in INPUT_SET if folder is not None else ():
-                yield Path(folder or ".") / name, f"the input set of {job.source}"
+        for folder in filter(None, (job.inputs, job.control)):
+            from ase_definet.dft.codes import CODES
+
+            for name in (*CODES[job.code].writes, "README.txt"):
+                yield folder / name, f"the input set of {job.source}"
     if report is not None:
         yield report, "the report"
 
@@ -150,7 +158,7 @@ def _refuse_clashes(jobs: list[Job], targets: list[tuple[Path, str]]) -> None:
         seen[place] = what
 
 
-def _named_format(path: Path) -> str:
+def named_format(path: Path) -> str:
     """Return the format that the name of a new file stands for."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 

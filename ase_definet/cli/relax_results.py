@@ -26,7 +26,7 @@ def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
 
     Folders of input sets are made when those are written, in folders that exist.
     """
-    for folder in {path.parent for job in jobs for path in (job.output, job.vasp, job.control, report) if path}:
+    for folder in {path.parent for job in jobs for path in (job.output, job.inputs, job.control, report) if path}:
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -34,7 +34,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
     """Write the structure and the input set, both or neither; return the report's record.
 
     Raises:
-        DefiNetError: The structure cannot be written in this format, or VASP cannot use it.
+        DefiNetError: The structure cannot be written in this format, or the DFT code cannot use it.
         OSError: The file system refuses.
     """
     import numpy as np
@@ -62,11 +62,11 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
             "largest_expected_error": finite(result.expected_error[doubtful]),
             "largest_expected_error_atom": doubtful,
         }
-    atoms, lost = _writable(result.atoms, output_format(job))
+    atoms, lost = writable(result.atoms, output_format(job))
     record["warnings"] += lost
-    with _staged(job.output, atoms, output_format(job)):
-        if job.vasp is not None:
-            record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
+    with staged(job.output, atoms, output_format(job)):
+        if job.inputs is not None:
+            record[job.code] = _write_input_set(job.inputs, result, input_set, overwrite=overwrite)
         if job.control is not None:
             record["control"] = _write_input_set(job.control, result, input_set, overwrite=overwrite, predicted=False)
     return record
@@ -79,23 +79,25 @@ def write_report(path: Path, records: list[dict[str, Any]]) -> None:
         fresh.write_text(text, encoding="utf-8")
 
 
-def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
-    """Return atoms whose constraints ASE can write to a POSCAR, and name those that none can hold.
+def writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
+    """Return atoms whose constraints ASE can write, and name those that none can hold.
 
-    ASE's writer drops FixCartesian, takes the last of several constraints on one atom, and refuses other planes.
+    ASE's writer of POSCAR drops FixCartesian, takes the last of several constraints on one atom, and refuses other
+    planes. That of extended XYZ knows FixAtoms and FixCartesian.
     """
-    from ase_definet.structures.constraints import held_directions, hold
+    from ase_definet.structures.constraints import held_axes, held_directions, hold, hold_axes
 
-    if fmt != "vasp" or not atoms.constraints:
+    if fmt not in {"vasp", "extxyz"} or not atoms.constraints:
         return atoms, []
-    held, lost = held_directions(atoms)
+    held, lost = held_directions(atoms) if fmt == "vasp" else held_axes(atoms)
     out = atoms.copy()
-    hold(out, held)
+    out.calc = atoms.calc
+    (hold if fmt == "vasp" else hold_axes)(out, held)
     return out, lost
 
 
 @contextmanager
-def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
+def staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
     from ase_definet.structures.writing import write_structure
 
@@ -108,7 +110,7 @@ def _write_input_set(
     directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool, predicted: bool = True
 ) -> dict[str, Any]:
     """Write the input set of the prediction, or that of the control run from the host's sites."""
-    from ase_definet.dft.vasp import write_vasp_inputs
+    from ase_definet.dft.codes import write_inputs
 
     if not directory.parent.is_dir():
         raise FileNotFoundError(
@@ -124,7 +126,7 @@ def _write_input_set(
         }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DefiNetWarning)  # the report has them too
-        written = write_vasp_inputs(
+        written = write_inputs(
             result.atoms if predicted else result.unrelaxed,
             directory,
             notes=result.warnings if predicted else (),

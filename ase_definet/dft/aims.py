@@ -202,4 +202,4 @@ def _settings(path: Path) -> dict[str, str]:
     return settings
 
 
-CODE = Code("aims", "FHI-aims", files, (OUTPUT,), read_steps, banner="FHI-aims")
+CODE = Code("aims", "FHI-aims", files, (GEOMETRY, CONTROL), (OUTPUT,), read_steps, banner="FHI-aims")

@@ -30,6 +30,7 @@ CODES: Mapping[str, Code] = {
         "vasp",
         "VASP",
         _vasp_is_apart,
+        ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec"),
         ("vasprun.xml", "vasprun.xml.gz", "OUTCAR", "OUTCAR.gz", "OSZICAR"),
         read_vasp_steps,
     ),

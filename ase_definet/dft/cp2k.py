@@ -513,4 +513,4 @@ def _settings(section: InputSection, path: str) -> list[tuple[str, str]]:
     return out
 
 
-CODE = Code("cp2k", "CP2K", files, (OUTPUT,), read_steps, banner="CP2K|")
+CODE = Code("cp2k", "CP2K", files, (INPUT,), (OUTPUT,), read_steps, banner="CP2K|")

@@ -411,4 +411,4 @@ def _beside(path: Path) -> tuple[dict[str, str], tuple[Path, Atoms] | None]:
     return settings, (found[0], atoms)
 
 
-CODE = Code("espresso", "Quantum ESPRESSO", files, (OUTPUT, "*.pwo"), read_steps, banner="Program PWSCF")
+CODE = Code("espresso", "Quantum ESPRESSO", files, (INPUT,), (OUTPUT, "*.pwo"), read_steps, banner="Program PWSCF")

@@ -175,4 +175,4 @@ def _settings(path: Path) -> dict[str, str]:
     return found
 
 
-CODE = Code("gpaw", "GPAW", files, (OUTPUT,), read_steps)
+CODE = Code("gpaw", "GPAW", files, (START, SCRIPT), (OUTPUT,), read_steps)

@@ -19,7 +19,7 @@ from ase_definet.dft.incar import own_moments, starting_moments
 from ase_definet.errors import InputSetError, StructureError
 from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
 from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
-from ase_definet.structures.constraints import held_axes
+from ase_definet.structures.constraints import held_axes, hold_axes
 from ase_definet.structures.conversion import as_atoms
 from ase_definet.structures.state import multiplicity_name, state_of
 
@@ -176,6 +176,7 @@ class Code:
         name: What users call it.
         title: Its name in prose.
         files: Writes an input set in the code's own words.
+        writes: Names of the files that it writes, README.txt aside.
         outputs: Names of what a run leaves, the most telling first; they may have wildcards.
         read_steps: Reads the ionic steps of such a file.
         banner: What its output begins with, for files of other names; empty where that says nothing.
@@ -184,6 +185,7 @@ class Code:
     name: str
     title: str
     files: Callable[[InputSet], Files]
+    writes: tuple[str, ...]
     outputs: tuple[str, ...]
     read_steps: Callable[[Path], IonicSteps]
     banner: str = ""
@@ -247,7 +249,7 @@ def input_set(
     atoms = Atoms(given.get_chemical_symbols(), given.positions, cell=given.cell, pbc=True)
     if moments is not None:
         atoms.set_initial_magnetic_moments(moments)
-    _hold_axes(atoms, held)
+    hold_axes(atoms, held)
     return InputSet(
         atoms=atoms,
         charge=net.value,
@@ -427,17 +429,6 @@ def _moments(atoms: Atoms, magnetic: str, multiplicity: int | None) -> tuple[Arr
             "All initial magnetic moments of the atoms are 0, which is what the run starts from: it may find no spin."
         )
     return own, True, True, remarks
-
-
-def _hold_axes(atoms: Atoms, held: Array) -> None:
-    """Constrain atoms along Cartesian axes, in place."""
-    from ase.constraints import FixAtoms, FixCartesian  # noqa: PLC0415 - slow to import
-
-    constraints = []
-    for mask in np.unique(held[held.any(axis=1)], axis=0):
-        members = np.flatnonzero((held == mask).all(axis=1))
-        constraints.append(FixAtoms(members) if mask.all() else FixCartesian(members, mask))
-    atoms.set_constraint(constraints)
 
 
 def _cartesian(cell: Array, axis: int) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import NDArray
 
 from ase_definet.dft.run_output import IonicSteps, course, largest, opened, read_images, text_of
@@ -145,6 +146,9 @@ def _from_vasprun(path: Path) -> IonicSteps:
     hold(atoms, _held_in_vasprun(path, len(atoms)))
     last = atoms.copy()
     last.set_scaled_positions(steps[-1]["structure"].frac_coords)
+    last.calc = SinglePointCalculator(
+        last, energy=_sigma_to_zero(steps[-1]), forces=np.array(steps[-1]["forces"], dtype=float)
+    )
     return IonicSteps(
         path,
         atoms.get_chemical_formula(),

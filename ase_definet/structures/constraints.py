@@ -157,6 +157,22 @@ def hold(atoms: Atoms, held: Array) -> None:
     atoms.set_constraint(constraints)
 
 
+def hold_axes(atoms: Atoms, held: Array) -> None:
+    """Constrain atoms along Cartesian axes, in place of all constraints they have.
+
+    Args:
+        atoms: Changed in place.
+        held: Shape ``(n_atoms, 3)``, True where an atom must not move along x, y or z.
+    """
+    from ase.constraints import FixAtoms, FixCartesian  # noqa: PLC0415 - slow to import
+
+    constraints = []
+    for mask in np.unique(held[held.any(axis=1)], axis=0):
+        members = np.flatnonzero((held == mask).all(axis=1))
+        constraints.append(FixAtoms(members) if mask.all() else FixCartesian(members, mask))
+    atoms.set_constraint(constraints)
+
+
 def _normals(atoms: Atoms, holder: str = "POSCAR") -> tuple[list[tuple[str, Array, Array]], list[str]]:
     """Return type, atoms and forbidden directions of each constraint that holds directions, and name the others."""
     cell = _full(atoms)
