@@ -94,7 +94,9 @@ def files(plan: InputSet) -> Files:
         "Its criteria for the length of a step are set so wide that forces alone decide.",
         f"If MAX_ITER steps do not suffice: cp2k -i {PROJECT}-1.restart -o {OUTPUT}",
     ]
-    return Files({INPUT: "\n".join(root.write()) + "\n"}, f"cp2k -i {INPUT} -o {OUTPUT}", notes, warnings, overridden)
+    held = multiplicity if _holds(plan) else None
+    text = "\n".join(root.write()) + "\n"
+    return Files({INPUT: text}, f"cp2k -i {INPUT} -o {OUTPUT}", notes, warnings, overridden, held)
 
 
 def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
@@ -118,7 +120,7 @@ def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
         f"{dft}/BASIS_SET_FILE_NAME": BASIS_FILE,
         f"{dft}/POTENTIAL_FILE_NAME": POTENTIAL_FILE,
         f"{dft}/CHARGE": str(plan.charge),
-        f"{dft}/UKS": "T" if plan.spin else "F",
+        f"{dft}/UKS": "T" if plan.spin and (multiplicity > 1 or plan.own_moments) else "F",
         f"{dft}/MULTIPLICITY": str(multiplicity),
         f"{dft}/QS/EPS_DEFAULT": "1.0E-12",
         f"{dft}/MGRID/CUTOFF": "400",
@@ -150,20 +152,26 @@ def _ot(plan: InputSet) -> dict[str, str]:
 
 
 def _diagonalization(plan: InputSet) -> dict[str, str]:
-    """Return the diagonalization that several k-points need, with the smearing that CP2K has."""
+    """Return the diagonalization that several k-points need, with the smearing that CP2K has where it can."""
     values = {
         f"{SCF}/MAX_SCF": "100",
-        f"{SCF}/ADDED_MOS": str(max(10, len(plan.atoms))),
         f"{SCF}/DIAGONALIZATION/{_PARAMETER}": "ON",
         f"{SCF}/MIXING/METHOD": "BROYDEN_MIXING",
         f"{SCF}/MIXING/ALPHA": "0.1" if plan.profile == "robust" else "0.2",
+    }
+    if _holds(plan):  # CP2K stops on smearing with a fixed moment and several k-points
+        return values
+    return values | {
+        f"{SCF}/ADDED_MOS": str(max(10, len(plan.atoms))),
         f"{SCF}/SMEAR/{_PARAMETER}": "ON",
         f"{SCF}/SMEAR/METHOD": "FERMI_DIRAC",
         f"{SCF}/SMEAR/ELECTRONIC_TEMPERATURE": f"[K] {SMEARING / _KELVIN:.1f}",
     }
-    if plan.spin and plan.unpaired is not None:
-        values[f"{SCF}/SMEAR/FIXED_MAGNETIC_MOMENT"] = str(plan.unpaired)
-    return values
+
+
+def _holds(plan: InputSet) -> bool:
+    """Return whether the run keeps the spin multiplicity that it starts with."""
+    return plan.gamma or (plan.spin and plan.multiplicity is not None)
 
 
 def _add_structure(root: InputSection, plan: InputSet, kinds: list[tuple[str, str, str, str, float | None]]) -> None:
@@ -300,7 +308,7 @@ def _valence(name: str) -> str:
 
 
 def _multiplicity(plan: InputSet) -> tuple[int, list[str]]:
-    """Return the spin multiplicity, which CP2K always holds, and what to say about it.
+    """Return the spin multiplicity, which CP2K holds or starts from, and what to say about it.
 
     Raises:
         InputSetError: The spins are to be paired, but the number of electrons is odd.
@@ -309,6 +317,7 @@ def _multiplicity(plan: InputSet) -> tuple[int, list[str]]:
     if plan.multiplicity is not None:
         return plan.multiplicity, []
     lowest = 1 + electrons % 2
+    verb = "holds" if _holds(plan) else "starts from"
     if not plan.spin:
         if lowest != 1:
             raise InputSetError(
@@ -320,11 +329,9 @@ def _multiplicity(plan: InputSet) -> tuple[int, list[str]]:
         unpaired = abs(round(float(plan.atoms.get_initial_magnetic_moments().sum())))
         if unpaired % 2 == electrons % 2 and unpaired <= electrons:
             return unpaired + 1, [
-                f"CP2K holds the spin multiplicity {unpaired + 1}, as the atoms' moments sum up to."
+                f"CP2K {verb} the spin multiplicity {unpaired + 1}, as the atoms' moments sum up to."
             ]
-    return lowest, [
-        f"CP2K holds the spin multiplicity, here the lowest, {lowest}: for another state give multiplicity."
-    ]
+    return lowest, [f"CP2K {verb} the lowest spin multiplicity, {lowest}: for another state give multiplicity."]
 
 
 def _half(grid: tuple[int, int, int]) -> list[tuple[float, float, float, int]]:

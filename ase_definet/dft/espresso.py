@@ -30,6 +30,8 @@ USUAL_CUTOFF = 80.0
 _UNITS = create_units("2006")  # as pw.x has them, and ASE where it reads its output
 _BOHR = float(_UNITS["Bohr"])
 _SMALL = 1e-6
+_LEAST_HEIGHT = 11.5
+"""With two-dimensional truncation half of the cell must hold pw.x's radius of a pseudopotential, 10 bohr; in Å."""
 _ELECTRON_EXTENT = 2.0
 """How far the electrons of a layer reach beyond its outermost nuclei, in Å."""
 _EMPTY = 0.1
@@ -114,7 +116,7 @@ def files(plan: InputSet) -> Files:
         "If nstep steps do not suffice: set restart_mode = 'restart' and run again.",
     ]
     # ASE writes all namelists that any pw.x knows; older ones take the empty ones at the end for cards
-    shown = re.sub(r"&(FCP|RISM)\n/\n", "", text.getvalue())
+    shown = re.sub(r"&(CELL|FCP|RISM)\n/\n", "", text.getvalue())
     return Files({INPUT: shown}, f"pw.x -in {INPUT} > {OUTPUT}", notes, warnings, overridden)
 
 
@@ -173,16 +175,14 @@ def _across(plan: InputSet) -> tuple[dict[str, Any], list[str]]:
     cell = np.asarray(plan.atoms.cell)
     if len(plan.vacuum) == 1 and follows_z(cell, plan.vacuum[0]):
         height = float(cell[2, 2])
-        thickness = height - plan.gaps[2] + 2 * _ELECTRON_EXTENT
-        if 2 * thickness <= height:
+        needed = max(2 * (height - plan.gaps[2] + 2 * _ELECTRON_EXTENT), _LEAST_HEIGHT)
+        if needed <= height:
             note = (
                 "Charged layer: assume_isolated = '2D' cuts the Coulomb interaction off along z. Energies of charged "
                 "defects still need a correction for their images within the layer. No other code here does this."
             )
             return {"assume_isolated": "2D"}, [note]
-        why = (
-            f"assume_isolated = '2D' needs a cell of {2 * thickness:.1f} Å or more along z, this one has {height:.1f}"
-        )
+        why = f"assume_isolated = '2D' needs a cell of {needed:.1f} Å or more along z, this one has {height:.1f}"
     else:
         why = "assume_isolated = '2D' needs the one vacuum axis to be c, along z, and a and b normal to it"
     return {}, [

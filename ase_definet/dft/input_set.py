@@ -159,6 +159,7 @@ class Files:
         notes: What to know about it, for README.txt.
         warnings: Reasons to look twice, beside those of the :class:`InputSet`.
         overridden: For each of the user's settings, what it replaced (None: nothing), and the new value.
+        multiplicity: Spin multiplicity that the code holds though nobody asked for one, None where it holds none.
     """
 
     texts: Mapping[str, str]
@@ -166,6 +167,7 @@ class Files:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     overridden: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    multiplicity: int | None = None
 
 
 @dataclass(frozen=True)

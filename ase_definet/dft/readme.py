@@ -76,9 +76,10 @@ def code_readme(
         predicted: As of :func:`readme`.
     """
     lines = [_ORIGINS[predicted].format(code=title), *_provenance(provenance)]
-    spin = "spins paired" if not plan.spin else "total moment free" if plan.multiplicity is None else ""
+    held = files.multiplicity or plan.multiplicity
+    spin = f"spin multiplicity {held}" if held else "total moment free" if plan.spin else "spins paired"
     lines.append(
-        f"PBE, fixed cell, charge {plan.charge:+d}, {spin or f'spin multiplicity {plan.multiplicity}'}, k-points "
+        f"{title}: PBE, fixed cell, charge {plan.charge:+d}, {spin}, k-points "
         f"{'x'.join(map(str, plan.grid))}, forces to {FORCE:g} eV/Å."
     )
     lines.append(f"Profile {plan.profile}." + (" Overridden:" if files.overridden else ""))
