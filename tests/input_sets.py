@@ -14,6 +14,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian
 from ase.data import atomic_numbers
 from ase.io import read
+from ase.io.espresso import read_fortran_namelist
+from pymatgen.io.cp2k.inputs import Cp2kInput, KeywordList, SectionList
 
 NEW_CODES = ("espresso", "cp2k", "aims", "gpaw")
 
@@ -66,10 +68,9 @@ def held(atoms: Atoms) -> np.ndarray:
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
             mask[constraint.index] = True
-        elif isinstance(constraint, FixCartesian):
-            mask[constraint.index] |= constraint.mask
         else:
-            raise AssertionError(constraint)
+            assert isinstance(constraint, FixCartesian)
+            mask[constraint.index] |= constraint.mask
     return mask
 
 
@@ -79,8 +80,6 @@ def told(code: str, folder: Path) -> Told:
 
 
 def _espresso(folder: Path) -> Told:
-    from ase.io.espresso import read_fortran_namelist
-
     with (folder / "espresso.pwi").open() as stream:
         data, cards = read_fortran_namelist(stream)
     system = data["system"]
@@ -98,8 +97,6 @@ def _espresso(folder: Path) -> Told:
 
 
 def _cp2k(folder: Path) -> Told:
-    from pymatgen.io.cp2k.inputs import Cp2kInput, KeywordList, SectionList
-
     parsed = Cp2kInput.from_file(folder / "cp2k.inp")
     dft = parsed["FORCE_EVAL"]["DFT"]
     atoms = read(folder / "cp2k.inp", format="cp2k-restart")

@@ -100,7 +100,8 @@ def _values(plan: InputSet) -> dict[str, Any]:
     if plan.careful:
         values["symmetry"] = "off"
     if plan.dipole:
-        values["poissonsolver"] = {"dipolelayer": "xyz".replace("xyz"[plan.across()], "")}
+        plan.across()  # refuses layers that lie askew
+        values["poissonsolver"] = {"dipolelayer": "xyz".replace("xyz"[plan.axis_of_vacuum()], "")}
     if plan.profile == "robust":
         values["mixer"] = {"backend": "pulay", "beta": 0.05, "nmaxold": 5, "weight": 50}
     return values

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 from ase.io.formats import UnknownFileTypeError
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from ase_definet.errors import StructureError
 from ase_definet.structures.constraints import free_forces
 
 Array: TypeAlias = NDArray[Any]
+
+_SAME_CELL = 1e-3
+_SAME_PLACE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +117,8 @@ def course(images: Sequence[Atoms], path: Path) -> Course:
     whole = [image for image in images if image.calc is not None and {"energy", "forces"} <= set(image.calc.results)]
     if not whole:
         raise StructureError(f"{path}: no ionic step with energy and forces")
-    energies = np.array([image.get_potential_energy() for image in whole])
-    fmax = np.array([largest(image, image.get_forces(apply_constraint=False)) for image in whole])
+    energies = np.array([image.calc.results["energy"] for image in whole])
+    fmax = np.array([largest(image, image.calc.results["forces"]) for image in whole])
     return Course(energies, fmax, whole[0].get_chemical_formula(), whole[-1])
 
 
@@ -139,10 +143,6 @@ def refuse_other_atoms(path: Path, found: Atoms, beside: Path, expected: Atoms) 
     )
 
 
-_SAME_CELL = 1e-3
-_SAME_PLACE = 1e-4
-
-
 def take_start(path: Path, images: Sequence[Atoms], beside: Path, start: Atoms) -> None:
     """Give the steps of an output the cell and the constraints of the input beside it, which rounds less.
 
@@ -159,7 +159,10 @@ def take_start(path: Path, images: Sequence[Atoms], beside: Path, start: Atoms) 
     if np.abs(np.asarray(images[0].cell) - np.asarray(start.cell)).max() > _SAME_CELL:
         raise StructureError(f"{path}: its cell is another than that of {beside.name} beside it: not of one run")
     for image in images:
+        results = {} if image.calc is None else image.calc.results
         image.set_cell(start.cell)
         image.set_constraint(start.constraints)
-    if np.abs(images[0].positions - start.positions).max() < _SAME_PLACE:
-        images[0].set_positions(start.positions, apply_constraint=False)
+        if image is images[0] and np.abs(image.positions - start.positions).max() < _SAME_PLACE:
+            image.set_positions(start.positions, apply_constraint=False)
+        if {"energy", "forces"} <= set(results):  # else they would be results of another structure
+            image.calc = SinglePointCalculator(image, energy=results["energy"], forces=results["forces"])

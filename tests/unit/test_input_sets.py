@@ -259,6 +259,8 @@ def test_two_dimensional_truncation_is_for_charged_layers_along_z(library):
 def test_dipole_correction(code, expected, library):
     write_inputs(layer(), library / "run", code, dipole=True)
     assert any(expected in (library / "run" / name).read_text() for name in CODES[code].writes)
+    if code == "gpaw":
+        assert told(code, library / "run").atoms.pbc.tolist() == [True, True, False]
     with pytest.raises(InputSetError, match="for neutral layers only"):
         write_inputs(layer(), library / "other", code, dipole=True, charge=1)
     with pytest.raises(InputSetError, match="exactly one vacuum axis"):
@@ -375,7 +377,7 @@ def test_basis_sets_and_species_that_are_missing_are_named(tmp_path, monkeypatch
     write_inputs(layer(), tmp_path / "run", "cp2k", library=data)
     assert "POTENTIAL GTH-PBE-q5" in (tmp_path / "run" / "cp2k.inp").read_text()
     only_b = species_defaults(tmp_path / "light", "B")
-    with pytest.raises(InputSetError, match="No species defaults for N in .*expected 07_N_default"):
+    with pytest.raises(InputSetError, match=r"No species defaults for N in .*expected 07_N_default"):
         write_inputs(layer(), tmp_path / "run2", "aims", library=only_b)
     report = write_inputs(layer(), tmp_path / "run2", "aims")
     assert any("has no species defaults for B, N yet" in warning for warning in report.warnings)
@@ -439,7 +441,7 @@ def test_a_charge_that_nobody_stated_is_said(library):
     assert "initial_charge" not in (library / "run" / "geometry.in").read_text()
 
 
-def test_the_script_of_gpaw_runs(tmp_path, monkeypatch, capsys):
+def test_the_script_of_gpaw_runs(tmp_path, monkeypatch):
     """Run it with a calculator that is always there in place of GPAW."""
     asked = {}
 
