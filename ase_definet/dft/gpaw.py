@@ -58,6 +58,8 @@ def files(plan: InputSet) -> Files:
     atoms = plan.atoms.copy()
     if plan.spin and plan.unpaired is not None:
         atoms.set_initial_magnetic_moments(_summing_to(atoms.get_initial_magnetic_moments(), plan.unpaired))
+    if plan.dipole:  # GPAW has dipole layers along open axes alone
+        atoms.pbc[plan.axis_of_vacuum()] = False
     text = io.StringIO()
     columns = ["symbols", "positions", *(["initial_magmoms"] if plan.spin else [])]
     write(text, atoms, format="extxyz", columns=[*columns, *(["move_mask"] if atoms.constraints else [])])
