@@ -40,7 +40,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "ase-definet"
-        raise BadUsage(f"{error.format_message().rstrip('.')}; see {command} --help") from error
+        message = " ".join(error.format_message().split()).rstrip(".")
+        raise BadUsage(f"{message}; see {command} --help") from error
     except click.ClickException as error:
         if error.__cause__ is not None:
             show_traceback(error.__cause__)

@@ -45,7 +45,7 @@ def files(plan: InputSet) -> Files:
     """Write the script and the structure.
 
     Raises:
-        InputSetError: A setting is no Python literal.
+        InputSetError: A setting is no Python literal, or GPAW cannot hold the spin with a dipole correction.
     """
     from ase.io import write  # noqa: PLC0415 - slow to import
 
@@ -90,6 +90,11 @@ def _values(plan: InputSet) -> dict[str, Any]:
     occupations: dict[str, Any] = {"name": "methfessel-paxton", "order": 0, "width": SMEARING}  # of order 0: Gaussian
     if plan.spin and plan.unpaired is not None:
         occupations["fixmagmom"] = True
+        if plan.dipole:  # GPAW stops: its dipole layer knows one Fermi level
+            raise InputSetError(
+                f"GPAW cannot hold the spin multiplicity ({plan.multiplicity}) with a dipole correction; leave "
+                "out one of them."
+            )
     values: dict[str, Any] = {
         "mode": {"name": "pw", "ecut": CUTOFF},
         "xc": "PBE",

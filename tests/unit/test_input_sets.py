@@ -318,6 +318,11 @@ def test_cp2k_cannot_pair_odd_electrons(library):
         write_inputs(layer(charge=1), library / "run", "cp2k", magnetic="none")
 
 
+def test_gpaw_cannot_hold_a_spin_beside_a_dipole_layer(library):
+    with pytest.raises(InputSetError, match=r"GPAW cannot hold the spin multiplicity \(3\) with a dipole"):
+        write_inputs(layer(), library / "run", "gpaw", dipole=True, multiplicity=3)
+
+
 def test_missing_pseudopotentials_are_named(tmp_path, monkeypatch):
     monkeypatch.delenv("ESPRESSO_PSEUDO", raising=False)
     with pytest.raises(InputSetError, match="needs pseudopotentials for B, N: get the SSSP library"):
