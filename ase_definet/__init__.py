@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ase_definet.matching.library import get_host, library
     from ase_definet.matching.site_kind import SiteKind
     from ase_definet.matching.site_map import SiteMap, match_sites
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
+    from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 
 _HOMES = {
     "DefiNetError": "errors",

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.data import MatchedPair, PackedDataset, PairGroup, pack_rows, save_groups
-from ase_definet.relaxation.inputs import build_lattice
+from ase_definet.relaxation.lattices import build_lattice
 from ase_definet.structures.state import State
+from ase_definet.training.batches import lattice_of_group
 from ase_definet.training.card import LABELLED
 
 BATCH = 16
@@ -51,12 +53,11 @@ class Teacher:
 
     def __init__(self, group: PairGroup, path: str) -> None:
         loaded = load_checkpoint(resolve_model(path))
-        self.card = next((own for own in loaded.card.get("routed", []) if group.host in own["hosts"]), loaded.card)
+        self.card = next((own for own in loaded.card.routed if group.host in own.hosts), loaded.card)
         self.host = torch.as_tensor(group.host_numbers)
         model: Any = loaded.model
         self.network = model.network_for(self.host)
-        unit = (group.unit_numbers, group.unit_positions, group.unit_cell, group.pbc)
-        self.lattice = build_lattice(*unit, group.supercell, loaded.config.cutoff, keep_kernels=True)
+        self.lattice = build_lattice(lattice_of_group(group), loaded.config.cutoff, keep_kernels=True)
 
     @torch.inference_mode()
     def __call__(self, numbers: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
@@ -91,7 +92,7 @@ def labels(
     teachers = {path: Teacher(group, path) for path in {*paths, *repeat}}
     rounds = [np.mean([teachers[path](numbers) for path in paths], axis=0)]
     for path in repeat:
-        if not teachers[path].card["training"]["config"]["noisy_start_fraction"]:
+        if not teachers[path].card.training.config["noisy_start_fraction"]:
             raise SystemExit(
                 f"{path}: its training ended without noisy starts (noisy_start_fraction = 0), which makes repeated "
                 f"predictions for {group.host} worse; leave it out of --repeat"

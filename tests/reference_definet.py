@@ -54,10 +54,12 @@ def displacement(weights, sizes, positions, cell, *, edges, numbers, host_number
         return out
 
     def radial(d):
-        spacing = 1 / (sizes.radial - 1)
+        spacing = 1 / (sizes.n_radial - 1)
         u = d / sizes.radial_range
         envelope = 1 - 21 * u**5 + 35 * u**6 - 15 * u**7
-        return np.array([math.exp(-0.5 * ((u - k * spacing) / spacing) ** 2) * envelope for k in range(sizes.radial)])
+        return np.array(
+            [math.exp(-0.5 * ((u - k * spacing) / spacing) ** 2) * envelope for k in range(sizes.n_radial)]
+        )
 
     width, n = sizes.features, len(positions)
     r = [np.array(p, dtype=float) for p in positions]

@@ -32,7 +32,8 @@ from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
     from ase_definet.evaluation.compare_steps import Comparison
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxResult
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
+    from ase_definet.relaxation.result import RelaxResult
 
 _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 

@@ -32,23 +32,23 @@ def list_command() -> None:
     """
     from ase_definet.checkpoints.bundled import bundled_cards
 
-    for name, card in bundled_cards().items():
-        hosts = ", ".join(card["training"]["hosts"])
-        click.echo(
-            f"{name} {card['version']}: {card['architecture']}, {card['parameters']:,} parameters, {card['date']}"
-        )
-        click.echo(f"  hosts     {hosts}")
-        if experts := card.get("experts"):
-            served = "; ".join(", ".join(one["hosts"]) for one in experts)
+    for name, bundled in bundled_cards().items():
+        card = bundled.card
+        click.echo(f"{name} {card.version}: {card.architecture}, {card.parameters:,} parameters, {card.date}")
+        if card.training is not None:
+            click.echo(f"  hosts     {', '.join(card.training.hosts)}")
+        if card.routed:
+            served = "; ".join(", ".join(one.hosts) for one in card.routed)
             click.echo(f"  networks  one each for {served}; one for all others")
-        click.echo(f"  elements  {', '.join(card['training']['elements'])}")
-        click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect; unrelaxed: the same):")
-        for subset, row in card["validation"].items():
+        if card.training is not None:
+            click.echo(f"  elements  {', '.join(card.training.elements)}")
+        click.echo("  validation, coordinate MAE in Å (all atoms, within 3 Å of a defect; ideal sites: the same):")
+        for subset, row in card.validation.items():
             click.echo(
-                f"    {subset:12s} {row['mae']:.4f}  {row['a3']:.4f};  {row['dummy']:.4f}  {row['dummy_a3']:.4f}"
+                f"    {subset:12s} {row.mae:.4f}  {row.a3:.4f};  {row.ideal_sites:.4f}  {row.ideal_sites_a3:.4f}"
             )
-        click.echo(f"  sha256    {card['sha256']}")
-        click.echo(f"  {card['attribution']}")
+        click.echo(f"  sha256    {bundled.sha256}")
+        click.echo(f"  {card.attribution}")
 
 
 @weights_group.command("import")
@@ -60,7 +60,8 @@ def import_command(source: Path, out: Path, overwrite: bool) -> None:
 
     Converts SOURCE to OUT (.safetensors). Pickled code is never run.
     """
-    from ase_definet.checkpoints.format import import_authors_checkpoint, save_checkpoint
+    from ase_definet.checkpoints.authors import import_authors_checkpoint
+    from ase_definet.checkpoints.format import save_checkpoint
 
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
@@ -146,7 +147,7 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
     RUN is the folder of the run; OUT is the .safetensors file to write. Its card is written beside it, too.
     """
     try:
-        from ase_definet.checkpoints.format import bundled_models
+        from ase_definet.checkpoints.bundled import bundled_models
         from ase_definet.training.card import export_weights
         from ase_definet.training.config import CONFIG, config_of_run
         from ase_definet.training.run import Run

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ase import Atoms
-
 from ase_definet.dft import aims, cp2k, espresso, gpaw
 from ase_definet.dft.input_set import Code, Files, InputSet, input_set
 from ase_definet.dft.readme import code_readme
@@ -69,7 +67,8 @@ def write_inputs(
     kpoints: tuple[int, int, int] | float = (1, 1, 1),
     dipole: bool = False,
     charge: int | None = None,
-    multiplicity: int | None = None,
+    spin_multiplicity: int | None = None,
+    functional: str | None = None,
     library: str | os.PathLike[str] | None = None,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
@@ -97,8 +96,9 @@ def write_inputs(
         kpoints: Γ-centred grid, or largest spacing of k-points in Å⁻¹ (2π included).
         dipole: Whether to correct the dipole along the one vacuum axis; for neutral, asymmetric layers.
         charge: Net charge in e; default is the structure's.
-        multiplicity: Spin multiplicity to hold; default is the structure's, and otherwise the code finds the moment
-            (CP2K holds the lowest).
+        spin_multiplicity: The one to hold; default is the structure's, and otherwise the code finds the moment (CP2K
+            holds the lowest).
+        functional: Default is the structure's, or PBE; no code but VASP takes another.
         library: Folder of pseudopotentials (Quantum ESPRESSO), data (CP2K) or species defaults (FHI-aims).
         notes: Lines to add to README.txt.
         provenance: What made the prediction; default is what the relaxer left in ``atoms.info``.
@@ -126,7 +126,7 @@ def write_inputs(
     atoms = as_atoms(structure)
     if code == "vasp":
         return _write_vasp(
-            structure if multiplicity is None else _with_multiplicity(atoms, multiplicity),
+            structure,
             directory,
             library,
             profile=profile,
@@ -135,6 +135,8 @@ def write_inputs(
             kpoints=kpoints,
             dipole=dipole,
             charge=charge,
+            spin_multiplicity=spin_multiplicity,
+            functional=functional,
             notes=notes,
             provenance=provenance,
             predicted=predicted,
@@ -151,7 +153,8 @@ def write_inputs(
         kpoints=kpoints,
         dipole=dipole,
         charge=charge,
-        multiplicity=multiplicity,
+        multiplicity=spin_multiplicity,
+        functional=functional,
         library=None if library is None else Path(library),
         settings=settings,
     )
@@ -182,11 +185,3 @@ def _write_vasp(
         raise InputSetError("VASP's POTCARs come from pymatgen's library: set PMG_VASP_PSP_DIR instead of library.")
     report = write_vasp_inputs(structure, directory, **options)
     return InputsReport("vasp", report.directory, report.files, report.overridden, report.warnings)
-
-
-def _with_multiplicity(atoms: Atoms, multiplicity: int) -> Atoms:
-    """Return atoms that state a spin multiplicity, with all else they have."""
-    out = atoms.copy()
-    out.calc = atoms.calc
-    out.info["spin_multiplicity"] = multiplicity
-    return out

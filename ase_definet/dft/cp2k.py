@@ -331,7 +331,9 @@ def _multiplicity(plan: InputSet) -> tuple[int, list[str]]:
             return unpaired + 1, [
                 f"CP2K {verb} the spin multiplicity {unpaired + 1}, as the atoms' moments sum up to."
             ]
-    return lowest, [f"CP2K {verb} the lowest spin multiplicity, {lowest}: for another state give multiplicity."]
+    return lowest, [
+        f"CP2K {verb} the lowest spin multiplicity, {lowest}: for another state give the spin multiplicity (--spin)."
+    ]
 
 
 def _half(grid: tuple[int, int, int]) -> list[tuple[float, float, float, int]]:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ase_definet.dft.incar import own_moments, starting_moments
 from ase_definet.errors import InputSetError, StructureError
 from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
-from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
+from ase_definet.structures.charges import NetCharge, charge_of, is_unknown, whole_charge
 from ase_definet.structures.constraints import held_axes, hold_axes
 from ase_definet.structures.conversion import as_atoms
-from ase_definet.structures.state import multiplicity_name, state_of
+from ase_definet.structures.state import PREDICTED_STATE, Said, functional_named, state_of, wrong_parity
 
 if TYPE_CHECKING:
     from ase_definet.dft.run_output import IonicSteps
@@ -203,6 +203,7 @@ def input_set(
     dipole: bool = False,
     charge: int | None = None,
     multiplicity: int | None = None,
+    functional: str | None = None,
     library: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> InputSet:
@@ -217,6 +218,7 @@ def input_set(
         dipole: Whether to correct the dipole along the vacuum.
         charge: Of the cell, in e; default is what the structure says.
         multiplicity: Spin multiplicity to hold; default is what the structure says.
+        functional: PBE, which is all that is written; default is what the structure says.
         library: Folder of pseudopotentials, basis sets or species defaults.
         settings: The user's own, in the code's keys.
 
@@ -230,7 +232,7 @@ def input_set(
         if value not in known:
             raise InputSetError(f"Unknown {name} {value!r}; choose from {', '.join(known)}.")
     net = net_charge(given, charge)
-    held_multiplicity = _multiplicity(given, multiplicity, code)
+    held_multiplicity = _multiplicity(given, multiplicity, functional, code)
     cell = np.asarray(given.cell)
     scaled = given.get_scaled_positions(wrap=False)
     gaps = [widest_gap(cell, scaled, axis)[0] for axis in range(3)]
@@ -246,6 +248,8 @@ def input_set(
         held_multiplicity = 1 + electrons % 2
     _check_multiplicity(held_multiplicity, electrons, net.value, spin=spin)
     warnings += remarks
+    asked = {"charge": charge, "functional": functional}
+    warnings += other_state(given, Said(net.value, _said_multiplicity(given, multiplicity), "PBE"), asked)
     if net.note:
         warnings.append(f"{net.note[0].upper()}{net.note[1:]}.")
     atoms = Atoms(given.get_chemical_symbols(), given.positions, cell=given.cell, pbc=True)
@@ -312,6 +316,30 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, str]:
     return parsed
 
 
+def other_state(atoms: Atoms, wanted: Said, asked: Mapping[str, Any]) -> list[str]:
+    """Say so where the geometry was predicted for another state than an input set is for.
+
+    Args:
+        atoms: The structure.
+        wanted: What the input set is for.
+        asked: Charge and functional that were asked for, None where the structure decides.
+    """
+    made_for = atoms.info.get(PREDICTED_STATE)
+    silent = {name for name in asked if is_unknown(atoms.info.get(name)) and asked[name] is None}
+    wanted = replace(wanted, **dict.fromkeys(silent))
+    if made_for is None or str(made_for) == str(wanted):
+        return []
+    text = (
+        f"The geometry was predicted for another state ({made_for}) than this input set is for ({wanted}): relax it "
+        "again for this one."
+    )
+    return [text]
+
+
+def _said_multiplicity(atoms: Atoms, asked: int | None) -> int | None:
+    return state_of(atoms).spin_multiplicity if asked is None else asked
+
+
 def net_charge(atoms: Atoms, charge: object) -> NetCharge:
     """Return the charge that was asked for, else the one the atoms carry."""
     if charge is None:
@@ -370,16 +398,17 @@ def gamma_warnings(grid: tuple[int, ...], cell: Array, vacuum: Sequence[int], *,
     return [f"{expected}: give kpoints (--kpoints 2x2x1, or a spacing such as 0.25)."]
 
 
-def _multiplicity(atoms: Atoms, asked: int | None, code: str) -> int | None:
+def _multiplicity(atoms: Atoms, asked: int | None, functional: str | None, code: str) -> int | None:
     """Return the spin multiplicity to hold; refuse states that these input sets do not compute."""
     try:
         state = state_of(atoms)
+        wanted = state.functional if functional is None else functional_named(functional)
     except StructureError as error:
         raise InputSetError(str(error)) from error
-    if state.functional not in (None, "PBE"):
+    if wanted not in (None, "PBE"):
         raise InputSetError(
-            f"The structure says {state.functional}, but the input set of {code} is one for PBE; delete "
-            "atoms.info['functional'] to relax it with PBE."
+            f"{wanted} was asked for, but the input set of {code} is one for PBE: give functional PBE (--functional "
+            "PBE) to relax with that."
         )
     if state.excited:
         raise InputSetError(
@@ -404,13 +433,11 @@ def _check_multiplicity(multiplicity: int | None, electrons: int, charge: int, *
             f"A spin multiplicity of {multiplicity} needs polarised spins, but magnetic is 'none': give high-spin or "
             "parity."
         )
-    if (electrons - multiplicity + 1) % 2 or multiplicity > electrons + 1:
-        parity = "odd" if electrons % 2 else "even"
-        name = multiplicity_name(multiplicity) if multiplicity <= 8 else str(multiplicity)  # noqa: PLR2004
-        raise InputSetError(
-            f"{electrons} electrons (charge {charge:+d}), an {parity} number, cannot have the spin multiplicity "
-            f"{multiplicity} ({name}): give {'an even' if electrons % 2 else 'an odd'} one, or another charge."
-        )
+    problem = wrong_parity(multiplicity, electrons, charge)
+    if problem is None and multiplicity > electrons + 1:
+        problem = f"{electrons} electrons cannot have a spin multiplicity of {multiplicity}; check it"
+    if problem is not None:
+        raise InputSetError(problem)
 
 
 def _moments(atoms: Atoms, magnetic: str, multiplicity: int | None) -> tuple[Array | None, bool, bool, list[str]]:

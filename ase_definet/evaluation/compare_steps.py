@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ase_definet.errors import CalculatorError
-from ase_definet.relaxation.relaxer import RelaxResult
+from ase_definet.relaxation.result import RelaxResult
 from ase_definet.relaxation.stepping import MAX_STEPS, Relaxation, relax_with
 from ase_definet.structures.cell import completed_cell, vacuum_axis
 from ase_definet.structures.metrics import minimum_image

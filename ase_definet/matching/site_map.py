@@ -57,6 +57,9 @@ MIN_ADVANTAGE = 0.01
 SAME_SHIFT = 1e-5
 """A rigid shift is not refined by less, in Å."""
 
+MOST_DEFECTS = 0.15
+"""A host of the library with a larger share of defect sites is not taken for that of a structure which names none."""
+
 MIN_PRISTINE = 0.5
 """A match with a smaller share of pristine sites is refused: the host is the wrong one."""
 
@@ -270,7 +273,18 @@ def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
         raise HostError(
             f"no host of the library fits {atoms.get_chemical_formula()}: give the host as a file ({'; '.join(why)})"
         )
-    return min(found, key=lambda site_map: (site_map.density, site_map.cost))
+    best = min(found, key=lambda site_map: (site_map.density, site_map.cost))
+    if best.density > MOST_DEFECTS:
+        raise HostError(
+            f"no host of the library fits {atoms.get_chemical_formula()}: as {best.host.name}, the nearest, "
+            f"{best.density:.0%} of its sites were defects ({_counted(best)}); give its host as a file, or --host "
+            f"{best.host.name} if that is meant"
+        )
+    return best
+
+
+def _counted(site_map: SiteMap) -> str:
+    return ", ".join(f"{name} x{n}" for name, n in site_map.defect_counts.items())
 
 
 def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> SiteMap:

@@ -2,7 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from ase_definet.model.settings import check_ranges, check_settings, within
+
+_WIDEST = 100_000
+"""Most channels, rows or neighbours: a damaged number must not fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeometryNeeds:
+    """What a network wants to know of the arrangement of the sites.
+
+    Attributes:
+        cutoff: Longest edge, in Å.
+        max_neighbors: Most neighbours of a site, in whole shells; None for no limit.
+        lattice: Whether the network runs on the lattice of a perfect supercell; otherwise it needs explicit edges.
+    """
+
+    cutoff: float
+    max_neighbors: int | None = None
+    lattice: bool = False
+
+
+class NetworkConfig(Protocol):
+    """What every config of a network says of it."""
+
+    @property
+    def cutoff(self) -> float:
+        """Longest edge, in Å."""
+        ...
+
+    @property
+    def geometry(self) -> GeometryNeeds:
+        """What the network wants to know of the arrangement of the sites."""
+        ...
+
+    @property
+    def noisy_starts(self) -> bool:
+        """Whether atoms may start elsewhere than on the host's sites."""
+        ...
+
+    @property
+    def states(self) -> bool:
+        """Whether the network takes the state of a structure into account."""
+        ...
+
+    @property
+    def error_head_features(self) -> int:
+        """Width of the estimate of each atom's error; 0 for none."""
+        ...
+
+    @property
+    def dropout(self) -> float:
+        """Share of the channels that training leaves out."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
+        """The config of each single network in it, by the module that it is of; ``""`` is the network itself."""
+        ...
+
+    def check(self) -> None:
+        """Check that there can be a network of these sizes.
+
+        Raises:
+            ValueError: There cannot.
+        """
+        ...
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Read a config from plain values, checked.
+
+        Raises:
+            ValueError: A setting is unknown, or its value is not possible.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +115,16 @@ class SiteNetworkConfig:
         element_descriptors: Whether sites know the periods and valence electrons of their elements.
     """
 
-    cutoff: float = 7.0
-    features: int = 64
-    layers: int = 5
-    n_radial: int = 24
-    radial_min: float = 0.8
-    embedding: int = 16
-    avg_num_neighbors: float = 50.0
+    cutoff: float = within(7.0, 1.0, 50.0)
+    features: int = within(64, 1, _WIDEST)
+    layers: int = within(5, 1, 1000)
+    n_radial: int = within(24, 1, _WIDEST)
+    radial_min: float = within(0.8, 0.0, 50.0)
+    embedding: int = within(16, 1, _WIDEST)
+    avg_num_neighbors: float = within(50.0, 1e-3, 1e6)
     short_range_cutoff: float = 0.0
-    short_range_features: int = 32
-    short_range_n_radial: int = 16
+    short_range_features: int = within(32, 1, _WIDEST)
+    short_range_n_radial: int = within(16, 1, _WIDEST)
     dropout: float = 0.0
     vector_products: bool = True
     vector_norm: bool = False
@@ -55,10 +133,40 @@ class SiteNetworkConfig:
     host_elements: bool = True
     site_gates: bool = True
     zero_mean: bool = True
-    error_head_features: int = 0
+    error_head_features: int = within(0, 0, _WIDEST)
     noisy_starts: bool = False
     states: bool = False
     element_descriptors: bool = False
+
+    def check(self) -> None:
+        """Check that there can be a network of these sizes.
+
+        Raises:
+            ValueError: There cannot.
+        """
+        check_ranges(self)
+        if not 0 <= self.short_range_cutoff <= self.cutoff:
+            raise ValueError(f"short_range_cutoff must be between 0 and the cutoff, found {self.short_range_cutoff}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, found {self.dropout}")
+
+    @property
+    def geometry(self) -> GeometryNeeds:
+        """A lattice where there is one: the messages stay on the host's sites."""
+        return GeometryNeeds(self.cutoff, lattice=True)
+
+    @property
+    def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
+        """Itself: it is a single network."""
+        return {"": self}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Read a config from plain values; see :meth:`NetworkConfig.parse`."""
+        check_settings(cls, values)
+        config = cls(**values)
+        config.check()
+        return config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +183,55 @@ class DefiNetConfig:
         n_elements: Rows of the element table, indexed by atomic number; heavier elements are refused.
     """
 
-    cutoff: float = 6.0
-    features: int = 512
-    layers: int = 4
-    n_radial: int = 128
-    max_neighbors: int = 50
-    radial_range: float = 30.0
-    n_elements: int = 118
+    cutoff: float = within(6.0, 1.0, 50.0)
+    features: int = within(512, 1, _WIDEST)
+    layers: int = within(4, 1, 1000)
+    n_radial: int = within(128, 1, _WIDEST)
+    max_neighbors: int = within(50, 1, _WIDEST)
+    radial_range: float = within(30.0, 1e-3, 1e6)
+    n_elements: int = within(118, 1, _WIDEST)
+
+    def check(self) -> None:
+        """Check that there can be a network of these sizes; see :meth:`SiteNetworkConfig.check`."""
+        check_ranges(self)
+
+    @property
+    def geometry(self) -> GeometryNeeds:
+        """Explicit edges, because sites move between the layers."""
+        return GeometryNeeds(self.cutoff, max_neighbors=self.max_neighbors)
+
+    @property
+    def noisy_starts(self) -> bool:
+        """No: atoms begin on the host's sites."""
+        return False
+
+    @property
+    def states(self) -> bool:
+        """No: it knows atoms and sites only."""
+        return False
+
+    @property
+    def error_head_features(self) -> int:
+        """None: it has no estimate of its error."""
+        return 0
+
+    @property
+    def dropout(self) -> float:
+        """None."""
+        return 0.0
+
+    @property
+    def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
+        """Itself: it is a single network."""
+        return {"": self}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Read a config from plain values; see :meth:`NetworkConfig.parse`."""
+        check_settings(cls, values)
+        config = cls(**values)
+        config.check()
+        return config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +272,56 @@ class HostRoutedConfig:
         if len(set(hosts)) < len(hosts) or any(host != tuple(sorted(set(host))) for host in hosts):
             raise ValueError("hosts must be ascending atomic numbers, each of one network")
 
+    def check(self) -> None:
+        """Check that there can be networks of these sizes; see :meth:`SiteNetworkConfig.check`."""
+        for part in self.parts.values():
+            part.check()
+
     @property
     def cutoff(self) -> float:
         """Longest edge, in Å."""
         return self.general.cutoff
+
+    @property
+    def geometry(self) -> GeometryNeeds:
+        """What all of its networks want."""
+        return self.general.geometry
+
+    @property
+    def noisy_starts(self) -> bool:
+        """Whether atoms may start elsewhere than on the host's sites, on any host."""
+        return all(part.noisy_starts for part in self.parts.values())
+
+    @property
+    def states(self) -> bool:
+        """Whether any of its networks takes the state of a structure into account."""
+        return any(part.states for part in self.parts.values())
+
+    @property
+    def error_head_features(self) -> int:
+        """Width of the estimate of each atom's error; 0 for none."""
+        return self.general.error_head_features
+
+    @property
+    def dropout(self) -> float:
+        """Share of the channels that training leaves out."""
+        return self.general.dropout
+
+    @property
+    def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
+        """The configs of the general network and of the others, by their modules."""
+        return {"general": self.general} | {f"routed.{k}": entry.model for k, entry in enumerate(self.routed)}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Read a config from plain values; see :meth:`NetworkConfig.parse`."""
+        try:
+            hosts = [tuple(tuple(int(z) for z in host) for host in one["hosts"]) for one in values["routed"]]
+            sizes = [values["general"], *(one["model"] for one in values["routed"])]
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError("the config does not name general and routed") from error
+        if set(values) - {"general", "routed"} or not all(isinstance(one, Mapping) for one in sizes):
+            raise ValueError("the config must hold settings under general and routed only")
+        general, *others = (SiteNetworkConfig.parse(one) for one in sizes)
+        routed = (RoutedConfig(hosts=own, model=model) for own, model in zip(hosts, others, strict=True))
+        return cls(general=general, routed=tuple(routed))

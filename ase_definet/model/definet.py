@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ase_definet.errors import StructureError
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.graph import VACANCY, DefectGraph
+from ase_definet.model.protocol import DisplacementModel
 from ase_definet.model.short_range import PaddedNeighbors
 from ase_definet.model.working_set import WorkingSet
 
@@ -31,12 +32,14 @@ _NEGLIGIBLE = 7
 """A Gaussian this many widths away is left out: it is below 1e-10."""
 
 
-class DefiNet(nn.Module):
+class DefiNet(DisplacementModel):
     """Map a graph of host sites to displacements in one pass.
 
     Args:
         config: Sizes and cutoff.
     """
+
+    config: DefiNetConfig
 
     def __init__(self, config: DefiNetConfig) -> None:
         super().__init__()
@@ -51,6 +54,13 @@ class DefiNet(nn.Module):
         self.message_passing_layers = nn.ModuleList(_MessagePassing(width, config.n_radial) for _ in layers)
         self.message_update_layers = nn.ModuleList(_SelfUpdate(width) for _ in layers)
         self.coord_update_layers = nn.ModuleList(_CoordinateUpdate(width, config.n_radial) for _ in layers)
+
+    def run(self, batch: Any, working_set: WorkingSet | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run the network on a graph; see :meth:`DisplacementModel.run`. It has no estimate of its error."""
+        if not isinstance(batch, DefectGraph):
+            raise TypeError(f"DefiNet runs on explicit edges: expected a DefectGraph, found {type(batch).__name__}")
+        displacement: Tensor = self(batch, working_set)
+        return displacement[:, None], None
 
     def forward(self, graph: DefectGraph, working_set: WorkingSet | None = None) -> Tensor:
         """Predict the displacement of every site.

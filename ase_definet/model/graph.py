@@ -8,9 +8,9 @@ Nodes are in host order and an empty site is an ordinary node. Edges follow PyG:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ase_definet.errors import StructureError
 from ase_definet.matching.site_kind import SiteKind
+from ase_definet.model.edge_convolution import EdgeGeometry, Geometry
+from ase_definet.model.working_set import WorkingSet
 from ase_definet.structures.neighbors import neighbor_list
 from ase_definet.structures.state import N_CODES
 
@@ -35,12 +37,36 @@ _NAMES = ("numbers", "host_numbers", "kinds", "pos", "cell", "edge_index", "cell
 _INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift", "state")
 
 
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network says of a batch, one structure after the other.
+
+    Attributes:
+        displacement: Of every site, shape ``(n_sites, 3)``, in Å, in the frames of the structures.
+        expected_error: Expected length of the error of each, shape ``(n_sites,)``, in Å; None where the weights have
+            no such estimate.
+    """
+
+    displacement: Tensor
+    expected_error: Tensor | None
+
+
+class OccupiedSites(NamedTuple):
+    """What networks on a geometry see: the arguments of :meth:`SiteNetwork.estimate`, in their order."""
+
+    geometry: Geometry
+    numbers: Tensor
+    host_numbers: Tensor
+    kinds: Tensor
+    state: Tensor | None
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DefectGraph:
     """One structure, or after :func:`batch_graphs` several, as a graph; build it with :func:`build_graph`.
 
-    :meth:`to_data` and :meth:`from_data` exchange it with torch-geometric, which is imported only then: its
-    import takes longer than relaxing a structure.
+    It is also the batch of networks that want explicit edges (:mod:`ase_definet.model.protocol`). :meth:`to_data`
+    hands it to torch-geometric, which is imported only then: its import takes longer than relaxing a structure.
 
     Attributes:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
@@ -101,19 +127,67 @@ class DefectGraph:
             from torch_geometric.data import Data  # noqa: PLC0415
         return Data(num_nodes=self.num_nodes, **self.tensors())
 
-    @classmethod
-    def from_data(cls, data: Data) -> DefectGraph:
-        """Take over a torch-geometric ``Data`` or ``Batch`` made from :meth:`to_data`.
+    @property
+    def key(self) -> Hashable:
+        """What structures must share to pass a network together: having edges of their own is enough."""
+        return "graph"
 
-        Raises:
-            StructureError: A tensor is missing or the graph is not sound.
+    def occupied(self, working_set: WorkingSet | None = None) -> OccupiedSites:
+        """Return what a network on a geometry sees, with a batch dimension of one.
+
+        Args:
+            working_set: How much to do at a time; by default what suits the device.
         """
-        missing = [name for name in _NAMES if name not in data]
-        if missing:
-            raise StructureError(f"a DefectGraph needs the tensors {', '.join(missing)}; see build_graph")
-        graph = cls(**{name: data[name] for name in _NAMES}, batch=data.batch, state=data.get("state"))
-        graph.validate()
-        return graph
+        geometry = EdgeGeometry(
+            self.edge_index,
+            self.edge_vectors(),
+            self.host_numbers,
+            self.structure,
+            self.n_structures,
+            working_set=working_set,
+        )
+        state = None if self.state is None else self.state[:, None]
+        return OccupiedSites(geometry, self.numbers[:, None], self.host_numbers, self.kinds[:, None], state)
+
+    def prediction(self, moved: Tensor, error: Tensor | None) -> Prediction:
+        """Return what a network said of all sites, one structure after the other.
+
+        Args:
+            moved: Displacements, shape ``(n_sites, 1, 3)``, in Å.
+            error: Their expected errors, shape ``(n_sites, 1)``, in Å.
+        """
+        return Prediction(moved[:, 0], None if error is None else error[:, 0])
+
+    def other_occupations(self, numbers: Tensor, kinds: Tensor, state: Tensor | None = None) -> DefectGraph:
+        """Return a batch of other structures on the sites of this one.
+
+        Args:
+            numbers: Atomic number on each site, shape ``(n_sites, batch)``.
+            kinds: Kind of each site, shape ``(n_sites, batch)``.
+            state: Codes of the structures' states, shape ``(1, batch, 4)``.
+        """
+        n, batch = numbers.shape
+        count = torch.arange(batch, device=numbers.device)
+        offset = (count * n)[:, None]
+        return DefectGraph(
+            numbers=numbers.T.reshape(-1),
+            host_numbers=self.host_numbers.repeat(batch),
+            kinds=kinds.T.reshape(-1),
+            pos=self.pos.repeat(batch, 1),
+            cell=self.cell.repeat(batch, 1, 1),
+            edge_index=torch.stack([(part + offset).reshape(-1) for part in self.edge_index]),
+            cell_shift=self.cell_shift.repeat(batch, 1),
+            batch=count.repeat_interleave(n),
+            state=None if state is None else state[0],
+        )
+
+    def by_site(self, values: Tensor) -> Tensor:
+        """Return what a network said of structures with equally many sites, ``(n_sites, n_structures, ...)``.
+
+        Args:
+            values: Shape ``(n_structures * n_sites, 1, ...)``.
+        """
+        return values.view(self.n_structures, -1, *values.shape[2:]).transpose(0, 1)
 
     def edge_vectors(self) -> Tensor:
         """Return the span of each edge, from the target to the source's image, ``(n_edges, 3)``, in Å."""

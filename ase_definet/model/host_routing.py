@@ -12,15 +12,20 @@ from torch import Tensor, nn
 
 from ase_definet.model.config import HostRoutedConfig
 from ase_definet.model.edge_convolution import Geometry
+from ase_definet.model.protocol import Batch, DisplacementModel
 from ase_definet.model.site_network import SiteNetwork
+from ase_definet.model.working_set import WorkingSet
 
 
-class HostRoutedModel(nn.Module):
+class HostRoutedModel(DisplacementModel):
     """A general :class:`~ase_definet.model.site_network.SiteNetwork` and others for hosts made of given elements.
 
     Args:
         config: Sizes of all of them, and the elements of the hosts of each.
     """
+
+    config: HostRoutedConfig
+    combinable = True
 
     def __init__(self, config: HostRoutedConfig) -> None:
         super().__init__()
@@ -32,6 +37,11 @@ class HostRoutedModel(nn.Module):
     def networks(self) -> list[SiteNetwork]:
         """The general network, and those for given hosts, in their order."""
         return [self.general, *self.routed]
+
+    def served_networks(self) -> list[tuple[tuple[tuple[int, ...], ...], DisplacementModel]]:
+        """Return its networks with the elements of the hosts of each, the general one first."""
+        hosts = [(), *(entry.hosts for entry in self.config.routed)]
+        return list(zip(hosts, self.networks, strict=True))
 
     def network_for(self, host_numbers: Tensor) -> SiteNetwork:
         """Return the network for one host.
@@ -48,6 +58,10 @@ class HostRoutedModel(nn.Module):
             if wanted in entry.hosts:
                 return k
         return 0
+
+    def run(self, batch: Batch, working_set: WorkingSet | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run the networks on a batch; see :meth:`DisplacementModel.run`."""
+        return self.estimate(*batch.occupied(working_set))
 
     def forward(
         self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None

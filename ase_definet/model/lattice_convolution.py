@@ -120,23 +120,6 @@ class LatticeGeometry:
         """Begin without kernels."""
         vars(self).update(state, _kept=weakref.WeakKeyDictionary())
 
-    @classmethod
-    def repeated(
-        cls,
-        source: Tensor,
-        target: Tensor,
-        cell_shift: Tensor,
-        edge_vector: Tensor,
-        host_numbers: Tensor,
-        repeats: tuple[int, int, int],
-    ) -> LatticeGeometry:
-        """Build the geometry of ``n1 x n2 x n3`` cells, last repeat quickest."""
-        cells = torch.cartesian_prod(*(torch.arange(n) for n in repeats))
-        size = torch.tensor(repeats)
-        return cls(
-            source, target, cell_shift, edge_vector, host_numbers, torch.diag(size), cells, cells.double() / size
-        )
-
     def propagate(self, filters: Filters, field: Tensor) -> Tensor:
         """Sum messages into every site; see :meth:`~ase_definet.model.edge_convolution.EdgeGeometry.propagate`."""
         if self._shape is None:

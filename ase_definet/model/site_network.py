@@ -19,7 +19,10 @@ from torch.nn import functional
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.edge_convolution import N_PATHS, Geometry
 from ase_definet.model.elements import N_DESCRIPTORS, N_ELEMENTS, element_descriptors, valence_table
+from ase_definet.model.graph import OccupiedSites
+from ase_definet.model.protocol import Batch, DisplacementModel
 from ase_definet.model.short_range import ShortRangeMessages
+from ase_definet.model.working_set import WorkingSet
 from ase_definet.structures.state import MAX_CHARGE, N_CODES
 
 _MOST_ELECTRONS = 16
@@ -28,12 +31,16 @@ _STATE_SCALE = 0.1
 """Standard deviation of the embeddings of a state before training."""
 
 
-class SiteNetwork(nn.Module):
+class SiteNetwork(DisplacementModel):
     """Map occupied host sites to displacements in one pass.
 
     Args:
         config: Sizes and cutoff.
     """
+
+    config: SiteNetworkConfig
+    can_fit_error_head = True
+    combinable = True
 
     def __init__(self, config: SiteNetworkConfig) -> None:
         super().__init__()
@@ -63,9 +70,24 @@ class SiteNetwork(nn.Module):
             else None
         )
 
-    def network_for(self, host_numbers: Tensor) -> SiteNetwork:  # noqa: ARG002 - as of several networks
-        """Return the network for one host: itself, whatever the host; see :meth:`HostRoutedModel.network_for`."""
-        return self
+    def run(self, batch: Batch, working_set: WorkingSet | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run the network on a batch; see :meth:`DisplacementModel.run`."""
+        return self.estimate(*batch.occupied(working_set))
+
+    def guesses(self, batch: Batch, start: Tensor | None = None) -> list[Tensor]:
+        """Return the displacements guessed between layers and last the prediction.
+
+        Args:
+            batch: What :meth:`collate` returned.
+            start: Displacements at which the atoms start, zero on empty sites, shape ``(n_sites, batch, 3)``, in Å;
+                the network must have been built with ``noisy_starts``. On the host's sites by default.
+        """
+        geometry, numbers, host_numbers, kinds, state = batch.occupied()
+        return self.stages(geometry, numbers, host_numbers, kinds, start, state)
+
+    def with_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the displacements and what their error is estimated from, shape ``(n_sites, batch, 2 F + 1)``."""
+        return self._with_features(batch.occupied())
 
     def forward(
         self,
@@ -121,13 +143,11 @@ class SiteNetwork(nn.Module):
             Displacements, and the expected length of each one's error, shape ``(n_sites, batch)``, in Å; None where
             these weights have no such estimate.
         """
-        moved, features = self.with_features(geometry, numbers, host_numbers, kinds, state)
+        moved, features = self._with_features(OccupiedSites(geometry, numbers, host_numbers, kinds, state))
         return moved, None if self.error is None else self.expected_error(features)
 
-    def with_features(
-        self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the displacements and what their error is estimated from, shape ``(n_sites, batch, 2 F + 1)``."""
+    def _with_features(self, sites: OccupiedSites) -> tuple[Tensor, Tensor]:
+        geometry, numbers, host_numbers, kinds, state = sites
         stages, hidden = self._run(geometry, numbers, host_numbers, kinds, state=state)
         ones = hidden.new_ones(hidden.shape[0], 1, 1)
         pooled = geometry.spread(geometry.total(hidden) / geometry.total(ones)).expand_as(hidden)

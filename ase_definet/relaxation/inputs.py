@@ -1,21 +1,19 @@
-"""Atoms and SiteMap to a DefectGraph, and displacements back to Atoms."""
+"""A matched structure to what networks know of it, and displacements back to Atoms."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ase_definet.errors import StructureError
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import SiteMap
-from ase_definet.matching.supercell import cells_of, waves_of
-from ase_definet.model.graph import DefectGraph, build_graph
-from ase_definet.model.lattice_convolution import LatticeGeometry
+from ase_definet.model.protocol import Lattice, Prepared, Sites
 from ase_definet.structures.constraints import sound
-from ase_definet.structures.neighbors import neighbor_list
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -25,71 +23,68 @@ InitialPositions: TypeAlias = Literal["ideal", "given"]
 """Where the network sees the atoms: on the host's sites, as in training, or where they are given."""
 
 
-def to_graph(
-    site_map: SiteMap,
-    cutoff: float,
-    max_neighbors: int | None = None,
-    initial_positions: InitialPositions = "ideal",
-    dtype: torch.dtype = torch.float32,
-) -> DefectGraph:
-    """Build the defect-explicit graph of a matched structure.
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A structure on its way to the network.
+
+    Attributes:
+        index: Its position in the caller's input.
+        atoms: The structure as given.
+        site_map: Its match to the host.
+        prepared: What the network made of its sites.
+        warnings: Reasons to distrust the result, in words.
+        outside: In which respects it lies outside the training data, in a word each.
+        timings: Seconds spent in ``match`` and ``graph``.
+    """
+
+    index: int
+    atoms: Atoms
+    site_map: SiteMap
+    prepared: Prepared
+    warnings: tuple[str, ...]
+    outside: tuple[str, ...]
+    timings: Mapping[str, float]
+
+    @property
+    def n_sites(self) -> int:
+        """Number of sites, empty ones included."""
+        return len(self.site_map.kinds)
+
+
+def sites_of(
+    site_map: SiteMap, initial_positions: InitialPositions = "ideal", state: tuple[int, ...] | None = None
+) -> Sites:
+    """Return what a network may know of a matched structure.
 
     Args:
-        site_map: The match; nodes are in its (host) order, vacancies included.
-        cutoff: Longest edge, in Å.
-        max_neighbors: Cap per site, in whole shells; None for no cap.
+        site_map: The match; sites are in its (host) order, vacancies included.
         initial_positions: ``"ideal"`` puts atoms on the host's sites, as in training; ``"given"`` leaves them where
             they are.
-        dtype: Precision of positions and cell.
+        state: Codes of the structure's state (:mod:`ase_definet.structures.state`).
     """
-    positions = site_map.positions + (site_map.offsets if initial_positions == "given" else 0.0)
-    return build_graph(
-        positions,
-        site_map.cell,
-        site_map.pbc,
+    given = initial_positions == "given"
+    return Sites(
+        positions=site_map.positions + site_map.offsets if given else site_map.positions,
+        cell=site_map.cell,
+        pbc=site_map.pbc,
         numbers=site_map.numbers,
         host_numbers=site_map.host_numbers,
         kinds=site_map.kinds,
-        cutoff=cutoff,
-        max_neighbors=max_neighbors,
-        dtype=dtype,
+        state=state,
+        lattice=None if given else lattice_of(site_map),
+        rotation=site_map.rotation,
     )
 
 
-def build_lattice(
-    numbers: Array,
-    positions: Array,
-    cell: Array,
-    pbc: tuple[bool, bool, bool],
-    supercell: Array,
-    cutoff: float,
-    *,
-    dtype: torch.dtype = torch.float32,
-    keep_kernels: bool = False,
-) -> LatticeGeometry:
-    """Build the geometry of a perfect supercell, its sites cell by cell as everywhere.
-
-    Args:
-        numbers: Atomic numbers of the primitive cell, shape ``(n_basis,)``.
-        positions: Positions in it, shape ``(n_basis, 3)``, in Å.
-        cell: Its vectors as rows, shape ``(3, 3)``, in Å.
-        pbc: Which of them are periodic; of a layer all but the last.
-        supercell: Integer matrix, rows in the primitive vectors, shape ``(3, 3)``.
-        cutoff: Longest edge, in Å.
-        dtype: Precision of the network.
-        keep_kernels: Whether what it makes of a network's filters is kept for the next call.
-    """
-    target, source, shift, vector = neighbor_list(positions, cell, pbc, cutoff)
-    return LatticeGeometry(
-        torch.as_tensor(source),
-        torch.as_tensor(target),
-        torch.as_tensor(shift),
-        torch.as_tensor(vector, dtype=dtype),
-        torch.as_tensor(numbers),
-        torch.as_tensor(supercell),
-        torch.as_tensor(cells_of(supercell)),
-        torch.as_tensor(waves_of(supercell)),
-        keep_kernels=keep_kernels,
+def lattice_of(site_map: SiteMap) -> Lattice:
+    """Return the perfect supercell of a match, in the frame of the host."""
+    cell, positions = site_map.unit
+    return Lattice(
+        numbers=site_map.host.numbers,
+        positions=positions,
+        cell=cell,
+        pbc=site_map.pbc,
+        supercell=site_map.supercell,
     )
 
 
@@ -105,7 +100,7 @@ def displaced(
         atoms: The structure that was matched.
         site_map: Its match.
         displacement: Of every site, shape ``(n_sites, 3)``, in Å; that of empty sites is ignored.
-        initial_positions: What the displacement is relative to, as in :func:`to_graph`.
+        initial_positions: What the displacement is relative to, as in :func:`sites_of`.
 
     Raises:
         StructureError: The constraints cannot be kept, because they contradict each other or the structure.

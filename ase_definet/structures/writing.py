@@ -64,7 +64,7 @@ def write_structure(path: Path, atoms: Atoms, fmt: str, *, name: Path | None = N
     try:
         if fmt in _DATABASES:
             with new_database(path, fmt) as database:
-                database.write(atoms)
+                database.write(atoms, data=_plain(atoms.info))
             return
         write(str(path), atoms, format=fmt, **_EXTRA.get(fmt, {}))
     except (OSError, MemoryError):
@@ -83,6 +83,12 @@ def write_structure(path: Path, atoms: Atoms, fmt: str, *, name: Path | None = N
     lost = _lost(path, atoms, fmt)
     if lost:
         raise StructureError(f"{name}: {lost}; choose another format with -o, such as x.vasp or x.extxyz")
+
+
+def _plain(info: dict[Any, Any]) -> dict[str, Any]:
+    """Return what of the info of a structure a database can hold: it has no place for it of its own."""
+    plain = {str(name): value for name, value in info.items() if np.isscalar(value)}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}
 
 
 @cache

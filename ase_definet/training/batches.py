@@ -7,19 +7,28 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ase_definet.data import PairGroup
-from ase_definet.model import predict_displacements
-from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.graph import VACANCY, DefectGraph, build_graph
+from ase_definet.model.config import NetworkConfig
+from ase_definet.model.graph import VACANCY
 from ase_definet.model.lattice_convolution import LatticeGeometry
-from ase_definet.model.site_network import SiteNetwork
-from ase_definet.relaxation.inputs import build_lattice
+from ase_definet.model.protocol import DisplacementModel, Lattice, Sites, collate, prepare
+from ase_definet.relaxation.lattices import build_lattice
 from ase_definet.structures.metrics import minimum_image
-from ase_definet.training.config import ModelConfig
 
 Array: TypeAlias = NDArray[Any]
+
+
+def lattice_of_group(group: PairGroup) -> Lattice:
+    """Return the perfect supercell that all structures of a group are on."""
+    return Lattice(
+        numbers=group.unit_numbers,
+        positions=group.unit_positions,
+        cell=group.unit_cell,
+        pbc=group.pbc,
+        supercell=group.supercell,
+    )
 
 
 class SiteBatches:
@@ -31,27 +40,29 @@ class SiteBatches:
         device: Where batches go.
     """
 
-    def __init__(self, group: PairGroup, model: ModelConfig, device: torch.device) -> None:
+    def __init__(self, group: PairGroup, model: NetworkConfig, device: torch.device) -> None:
         self.group = group
         self.device = device
-        self.host_numbers = torch.as_tensor(group.host_numbers, device=device)
-        self.lattice: LatticeGeometry | None = None
-        if isinstance(model, SiteNetworkConfig):
-            self.lattice = build_lattice(
-                group.unit_numbers, group.unit_positions, group.unit_cell, group.pbc, group.supercell, model.cutoff
-            ).to(device)
-        else:
-            self._template = build_graph(
-                group.sites,
-                group.cell,
-                group.pbc,
-                numbers=group.host_numbers,
-                host_numbers=group.host_numbers,
-                kinds=np.zeros(len(group.host_numbers), dtype=int),
-                cutoff=model.cutoff,
-                max_neighbors=model.max_neighbors,
-            ).to(device)
+        host = Sites(
+            positions=group.sites,
+            cell=group.cell,
+            pbc=group.pbc,
+            numbers=group.host_numbers,
+            host_numbers=group.host_numbers,
+            kinds=np.zeros(len(group.host_numbers), dtype=int),
+            lattice=lattice_of_group(group),
+        )
+
+        def geometry_of(lattice: Lattice) -> LatticeGeometry:
+            return build_lattice(lattice, model.cutoff).to(device)
+
+        self.host = collate([prepare(host, model.geometry)], geometry_of).to(device)
         self._near: dict[float, Tensor] = {}
+
+    @property
+    def host_numbers(self) -> Tensor:
+        """Atomic number of the host on each site, shape ``(n_sites,)``."""
+        return self.host.host_numbers
 
     def states(self, chosen: Array) -> Tensor:
         """Return the codes of the states of some pairs, shape ``(1, n_chosen, 4)``."""
@@ -69,7 +80,7 @@ class SiteBatches:
 
     def predict(
         self,
-        net: nn.Module,
+        net: DisplacementModel,
         numbers: Tensor,
         kinds: Tensor,
         start: Tensor | None = None,
@@ -83,35 +94,25 @@ class SiteBatches:
             kinds: Kind of each site, shape ``(n_sites, batch)``.
             start: Displacements at which the atoms begin, shape ``(n_sites, batch, 3)``, in Å.
             state: Codes of the structures' states, shape ``(1, batch, 4)``.
+
+        Returns:
+            Each of shape ``(n_sites, batch, 3)``, in Å.
         """
-        if self.lattice is not None:
-            if not isinstance(net, SiteNetwork):
-                raise TypeError(f"expected a SiteNetwork, found {type(net).__name__}")
-            return net.stages(self.lattice, numbers, self.host_numbers, kinds, start, state)
-        n, batch = numbers.shape
-        one = self._template
-        count = torch.arange(batch, device=self.device)
-        offset = (count * n)[:, None]
-        graph = DefectGraph(
-            numbers=numbers.T.reshape(-1),
-            host_numbers=self.host_numbers.repeat(batch),
-            kinds=kinds.T.reshape(-1),
-            pos=one.pos.repeat(batch, 1),
-            cell=one.cell.repeat(batch, 1, 1),
-            edge_index=torch.stack([(part + offset).reshape(-1) for part in one.edge_index]),
-            cell_shift=one.cell_shift.repeat(batch, 1),
-            batch=count.repeat_interleave(n),
-        )
-        return [predict_displacements(net, graph).view(batch, n, 3).transpose(0, 1)]
+        batch = self.host.other_occupations(numbers, kinds, state)
+        return [batch.by_site(values) for values in net.guesses(batch, start)]
 
     def with_features(
-        self, net: SiteNetwork, numbers: Tensor, kinds: Tensor, target: Tensor, state: Tensor | None = None
+        self,
+        net: DisplacementModel,
+        numbers: Tensor,
+        kinds: Tensor,
+        target: Tensor,
+        state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return what a network's error is estimated from, and the length of its true error in Å, site by site."""
-        if self.lattice is None:
-            raise TypeError("the published network has no estimate of its error")
-        moved, features = net.with_features(self.lattice, numbers, self.host_numbers, kinds, state)
-        return features, (moved - target).norm(dim=-1)
+        batch = self.host.other_occupations(numbers, kinds, state)
+        moved, features = net.with_features(batch)
+        return batch.by_site(features), (batch.by_site(moved) - target).norm(dim=-1)
 
     def near(self, kinds: Tensor, radius: float) -> Tensor:
         """Return which sites lie within a radius (Å) of a defect site, as 0 or 1, shape ``(n_sites, batch)``."""

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
+from ase_definet.checkpoints.card import ModelCard
 from ase_definet.checkpoints.format import save_checkpoint, write_card
 from ase_definet.matching.naming import defect_name
-from ase_definet.model.config import DefiNetConfig
-from ase_definet.model.site_network import SiteNetwork
+from ase_definet.model.architectures import ARCHITECTURES, architecture_of
 from ase_definet.training.error_estimate import FOLDS, fit_error_estimate
 from ase_definet.training.run import Run
 
+Array: TypeAlias = NDArray[Any]
+
 LABELLED = "labelled/"
 """Start of the names of subsets that other networks have labelled, see research/distill.py: they are no DFT data."""
+
+UNITS = "Å: mae over all atoms, a3 within 3 Å of a defect, ideal_sites: the prediction that moves nothing"
 
 LIMITS = (
     "Fixed cells, hosts and kinds of defects as in the training data. A symmetry of structure and host that DFT "
@@ -25,17 +30,34 @@ LIMITS = (
 )
 
 
-def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
+def build_card(run: Run, name: str, version: str) -> ModelCard:
     """Describe a finished run.
 
     Args:
         run: The run; its averaged weights are validated on all validation pairs.
         name: Name of the weights.
         version: Version of the weights.
-
-    Returns:
-        A card ready for JSON, distances in Å.
     """
+    model = run.config.model
+    return ModelCard.read(
+        {
+            "name": name,
+            "version": version,
+            "date": datetime.now(tz=UTC).date().isoformat(),
+            "architecture": ARCHITECTURES[architecture_of(model)].title,
+            "parameters": sum(p.numel() for p in run.network.parameters()),
+            "attribution": run.config.attribution or f"Trained on {Path(run.config.data).name}.",
+            "license": run.config.license,
+            "training": training_record(run),
+            "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
+            "units": UNITS,
+            "limits": LIMITS,
+        }
+    )
+
+
+def training_record(run: Run) -> dict[str, Any]:
+    """Return what a run was trained on, and how, as plain JSON values."""
     hosts: dict[str, dict[str, Any]] = {}
     elements: set[str] = set()
     labelled: dict[str, int] = {}
@@ -43,46 +65,49 @@ def build_card(run: Run, name: str, version: str) -> dict[str, Any]:
         if group.subset.startswith(LABELLED):
             labelled[group.host] = labelled.get(group.host, 0) + len(train)
             continue
-        host = group.host
         numbers = group.numbers[train]
-        base = np.broadcast_to(group.host_numbers, numbers.shape)
-        defective = numbers != base
-        pairs = np.unique(np.stack([numbers[defective], base[defective]]), axis=1).T
-        defects = {defect_name(z, h) for z, h in pairs}
         elements |= {chemical_symbols[z] for z in np.unique(numbers) if z}
-        density = defective.mean(axis=1)
-        entry = hosts.setdefault(
-            host,
-            {"sites": numbers.shape[1], "density": [1.0, 0.0], "defects": [], "training_pairs": 0},
-        )
-        entry["density"] = [
-            min(entry["density"][0], float(density.min())),
-            max(entry["density"][1], float(density.max())),
-        ]
-        entry["defects"] = sorted(set(entry["defects"]) | defects)
-        entry["training_pairs"] += len(train)
-    published = isinstance(run.config.model, DefiNetConfig)
+        hosts[group.host] = _joined(hosts.get(group.host), _host_record(numbers, group.host_numbers))
     return {
-        "name": name,
-        "version": version,
-        "date": datetime.now(tz=UTC).date().isoformat(),
-        "architecture": "DefiNet as published" if published else "site network on ideal host geometry",
-        "parameters": sum(p.numel() for p in run.network.parameters()),
-        "attribution": run.config.attribution or f"Trained on {Path(run.config.data).name}.",
-        "license": run.config.license,
-        "training": {
-            "elements": sorted(elements),
-            "hosts": hosts,
-            "steps": run.step,
-            "batch_size": run.config.batch_size,
-            "data_sha256": run.pack.sha256,
-            "config": run.config.plain(),
-        }
-        | ({"labelled_by_networks": labelled} if labelled else {})
-        | run.lineage,
-        "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
-        "units": "Å: mae over all atoms, a3 within 3 Å of a defect, ideal_sites: the prediction that moves nothing",
-        "limits": LIMITS,
+        "elements": sorted(elements),
+        "hosts": hosts,
+        "steps": run.step,
+        "batch_size": run.config.batch_size,
+        "data_sha256": run.pack.sha256,
+        "config": run.config.plain(),
+        **({"labelled_by_networks": labelled} if labelled else {}),
+        **run.lineage,
+    }
+
+
+def _host_record(numbers: Array, host_numbers: Array) -> dict[str, Any]:
+    """Say what the training pairs of one group hold.
+
+    Args:
+        numbers: Atomic number on each site, 0 where empty, shape ``(n_pairs, n_sites)``.
+        host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
+    """
+    base = np.broadcast_to(host_numbers, numbers.shape)
+    defective = numbers != base
+    pairs = np.unique(np.stack([numbers[defective], base[defective]]), axis=1).T
+    density = defective.mean(axis=1)
+    return {
+        "sites": numbers.shape[1],
+        "density": [min(1.0, float(density.min())), max(0.0, float(density.max()))],
+        "defects": sorted({defect_name(z, h) for z, h in pairs}),
+        "training_pairs": len(numbers),
+    }
+
+
+def _joined(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
+    """Join what two groups say of the same host; the sites are those of the first."""
+    if one is None:
+        return other
+    low, high = zip(one["density"], other["density"], strict=True)
+    return one | {
+        "density": [min(low), max(high)],
+        "defects": sorted({*one["defects"], *other["defects"]}),
+        "training_pairs": one["training_pairs"] + other["training_pairs"],
     }
 
 
@@ -97,8 +122,9 @@ def export_weights(run: Run, path: Path, name: str, version: str) -> Path:
     """
     card = build_card(run, name, version)
     network = run.average
-    if isinstance(network, SiteNetwork) and sum(len(g.indices("val")) for g in run.groups) >= FOLDS:
-        network, card["expected_error"] = fit_error_estimate(network, run.batches)
+    if network.can_fit_error_head and sum(len(g.indices("val")) for g in run.groups) >= FOLDS:
+        network, reliability = fit_error_estimate(network, run.batches)
+        card = card.changed(expected_error=reliability)
     save_checkpoint(path, network, card, overwrite=True)
     write_card(path, overwrite=True)
     return path

@@ -6,21 +6,28 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ase_definet.errors import TrainingError
-from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
-
-ModelConfig: TypeAlias = SiteNetworkConfig | DefiNetConfig
+from ase_definet.model.architectures import ARCHITECTURES, architecture_of
+from ase_definet.model.config import NetworkConfig, SiteNetworkConfig
+from ase_definet.model.settings import check_ranges, check_types, unknown_settings, within
 
 CONFIG = "config.json"
 """File in the folder of a run that keeps its config."""
 
-MODELS: Mapping[str, type[ModelConfig]] = MappingProxyType({"site": SiteNetworkConfig, "definet": DefiNetConfig})
-"""Config of each architecture, by the name in ``[model] architecture``."""
+_MOST = 10**9
+"""Most steps of anything."""
+_LEAST = 1e-9
+"""Least share of the training pairs: one pair is always kept."""
+
+MODELS: Mapping[str, type[NetworkConfig]] = MappingProxyType(
+    {name: entry.config for name, entry in ARCHITECTURES.items() if entry.trainable}
+)
+"""Config of each architecture that can be trained, by the name in ``[model] architecture``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,34 +82,34 @@ class TrainConfig:
     data: str
     out: str
     sampling_weights: Mapping[str, float] = field(default_factory=dict)
-    model: ModelConfig = field(default_factory=SiteNetworkConfig)
-    training_fraction: float = 1.0
-    steps: int = 30000
-    batch_size: int = 16
+    model: NetworkConfig = field(default_factory=SiteNetworkConfig)
+    training_fraction: float = within(1.0, _LEAST, 1.0)
+    steps: int = within(30000, 1, _MOST)
+    batch_size: int = within(16, 1, 10**6)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1.5e-3
-    muon_lr_ratio: float = 10.0
-    warmup_steps: int = 500
+    learning_rate: float = within(1.5e-3, 0.0, math.inf)
+    muon_lr_ratio: float = within(10.0, 0.0, math.inf)
+    warmup_steps: int = within(500, 0, _MOST)
     schedule: Literal["cosine", "plateau"] = "cosine"
-    cosine_fraction: float = 0.4
-    plateau_patience: int = 5
-    plateau_factor: float = 0.8
-    weight_decay: float = 0.05
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
+    cosine_fraction: float = within(0.4, 0.0, 1.0)
+    plateau_patience: int = within(5, 0, _MOST)
+    plateau_factor: float = within(0.8, 0.0, math.inf)
+    weight_decay: float = within(0.05, 0.0, math.inf)
+    max_grad_norm: float = within(1.0, 0.0, math.inf)
+    ema_decay: float = within(0.999, 0.0, 1.0)
     loss: Literal["length", "components"] = "length"
-    auxiliary_loss_weight: float = 0.0
-    noisy_start_fraction: float = 0.0
-    noise_std: float = 0.15
-    state_dropout: float = 0.1
-    seed: int = 0
-    validate_every: int = 500
-    checkpoint_every: int = 250
-    validation_size: int = 96
+    auxiliary_loss_weight: float = within(0.0, 0.0, math.inf)
+    noisy_start_fraction: float = within(0.0, 0.0, 1.0)
+    noise_std: float = within(0.15, 0.0, math.inf)
+    state_dropout: float = within(0.1, 0.0, 1.0)
+    seed: int = within(0, 0, 2**32 - 1)
+    validate_every: int = within(500, 1, _MOST)
+    checkpoint_every: int = within(250, 1, _MOST)
+    validation_size: int = within(96, 1, _MOST)
     initial_weights: str = ""
     accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
+    devices: int = within(1, 1, 10**4)
+    nodes: int = within(1, 1, 10**4)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     tf32: bool = False
     attribution: str = ""
@@ -114,7 +121,10 @@ class TrainConfig:
         Raises:
             TrainingError: Such a value.
         """
-        _check_ranges(self)
+        try:
+            check_ranges(self)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
         if self.batch_size < self.devices * self.nodes:
             raise TrainingError(
                 f"a batch of {self.batch_size} cannot be shared by {self.devices * self.nodes} devices"
@@ -123,7 +133,10 @@ class TrainConfig:
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise TrainingError(f"{name} must be {' or '.join(get_args(hint))}, found {getattr(self, name)!r}")
         _check_shares(self.sampling_weights)
-        _check_model(self.model)
+        try:
+            self.model.check()
+        except ValueError as error:
+            raise TrainingError(f"[model]: {error}") from error
 
     def plain(self) -> dict[str, Any]:
         """Return all values as plain JSON, the architecture among those of the model."""
@@ -164,11 +177,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 a host or two with some hundred pairs each, ``paper`` the published one."""
 
 
-def architecture_of(model: ModelConfig) -> str:
-    """Return the name of a model config's architecture."""
-    return next(name for name, kind in MODELS.items() if type(model) is kind)
-
-
 def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainConfig:
     """Build a config from plain values, over those of a preset.
 
@@ -190,8 +198,8 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     architecture = model.pop("architecture", "site")
     if not isinstance(architecture, str) or architecture not in MODELS:
         raise TrainingError(f"unknown architecture {architecture!r}: expected one of {', '.join(MODELS)}")
-    _known(values, TrainConfig, "the config")
-    _known(model, MODELS[architecture], "[model]")
+    _check_known(values, TrainConfig, "the config")
+    _check_known(model, MODELS[architecture], "[model]")
     missing = [name for name in ("data", "out") if not values.get(name)]
     if missing:
         raise TrainingError(f"the config lacks {' and '.join(missing)}")
@@ -238,21 +246,9 @@ def config_of_run(folder: Path) -> TrainConfig:
         raise TrainingError(f"{path}: {error}") from error
 
 
-def with_model(config: TrainConfig, model: ModelConfig) -> TrainConfig:
+def with_model(config: TrainConfig, model: NetworkConfig) -> TrainConfig:
     """Return the config with another network."""
     return replace(config, model=model)
-
-
-def _check_ranges(config: TrainConfig) -> None:
-    """Refuse numbers that no run could have."""
-    for name, most in _MOST.items():
-        if not 1 <= getattr(config, name) <= most:
-            raise TrainingError(f"{name} must be at least 1 and at most {most}, found {getattr(config, name)}")
-    for name, largest in _LARGEST.items():
-        if not 0 <= getattr(config, name) <= largest:
-            raise TrainingError(f"{name} must be between 0 and {largest:.10g}, found {getattr(config, name)}")
-    if not 0 < config.training_fraction <= 1:
-        raise TrainingError(f"training_fraction must be above 0 and at most 1, found {config.training_fraction}")
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
@@ -264,79 +260,12 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise TrainingError("sampling_weights must not be negative, nor all zero")
 
 
-def _check_model(model: ModelConfig) -> None:
-    """Refuse sizes that no network has, before it fills the memory."""
-    for f in fields(model):
-        value = getattr(model, f.name)
-        if isinstance(value, bool):
-            continue
-        usual: tuple[float, float] = (1, _WIDEST) if isinstance(f.default, int) else (0.0, 1e6)
-        least, most = _SIZES.get(f.name, usual)
-        if not least <= value <= most:
-            raise TrainingError(f"[model]: {f.name} must be between {least:g} and {most:g}, found {value}")
-    if not isinstance(model, SiteNetworkConfig):
-        return
-    if not 0 <= model.short_range_cutoff <= model.cutoff:
-        raise TrainingError(f"short_range_cutoff must be between 0 and the cutoff, found {model.short_range_cutoff}")
-    if not 0 <= model.dropout < 1:
-        raise TrainingError(f"dropout must be at least 0 and below 1, found {model.dropout}")
-
-
-_WIDEST = 100_000
-_SIZES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "cutoff": (1.0, 50.0),
-        "layers": (1, 1000),
-        "avg_num_neighbors": (1e-3, 1e6),
-        "error_head_features": (0, _WIDEST),
-        "dropout": (0.0, math.inf),  # these two have bounds of their own
-        "short_range_cutoff": (-math.inf, math.inf),
-        "radial_range": (1e-3, 1e6),
-    }
-)
-"""Least and largest sizes; whole numbers not named here are between 1 and 100,000."""
-
-_MOST: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("steps", "validate_every", "checkpoint_every", "validation_size"), 10**9)
-    | {"batch_size": 10**6}
-    | dict.fromkeys(("devices", "nodes"), 10**4)
-)
-"""Largest values of what is at least 1."""
-_LARGEST: Mapping[str, float] = MappingProxyType(
-    dict.fromkeys(("cosine_fraction", "ema_decay", "noisy_start_fraction", "state_dropout"), 1.0)
-    | dict.fromkeys(
-        (
-            "learning_rate",
-            "muon_lr_ratio",
-            "max_grad_norm",
-            "plateau_factor",
-            "weight_decay",
-            "auxiliary_loss_weight",
-            "noise_std",
-            "warmup_steps",
-            "plateau_patience",
-        ),
-        math.inf,
-    )
-    | {"seed": 2**32 - 1}
-)
-"""Largest values of what is at least 0."""
-
-_SORTS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def _known(values: Mapping[str, Any], kind: type, where: str) -> None:
-    names = {f.name for f in fields(kind)}
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise TrainingError(f"{where} does not know {', '.join(unknown)}; it knows {', '.join(sorted(names))}")
-    hints = get_type_hints(kind)
-    for f in fields(kind):
-        if f.name not in values and f.default is MISSING:
-            continue  # what is missing is said elsewhere
-        value, wanted = values.get(f.name, f.default), hints[f.name]
-        if isinstance(value, str) and "\0" in value:
-            raise TrainingError(f"{where}: {f.name} must be text without zero bytes, found {value!r}")
-        if wanted not in {bool, int, float, str} or type(value) is wanted or (wanted is float and type(value) is int):
-            continue
-        raise TrainingError(f"{where}: {f.name} must be {_SORTS[wanted]}, found {value!r}")
+def _check_known(values: Mapping[str, Any], kind: type, where: str) -> None:
+    """Refuse names that a dataclass has no field for, and values of another type than its."""
+    if unknown := unknown_settings(kind, values):
+        names = ", ".join(sorted(f.name for f in fields(kind)))
+        raise TrainingError(f"{where} does not know {', '.join(unknown)}; it knows {names}")
+    try:
+        check_types(kind, values)
+    except ValueError as error:
+        raise TrainingError(f"{where}: {error}") from error

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ase_definet.errors import TrainingError
-from ase_definet.model.site_network import SiteNetwork
+from ase_definet.model.architectures import build_network
+from ase_definet.model.protocol import DisplacementModel
 from ase_definet.structures.metrics import rank_correlation, reliability_bins
 from ase_definet.training.batches import SiteBatches
 
@@ -44,8 +45,8 @@ class _Atoms:
 
 
 def fit_error_estimate(
-    network: SiteNetwork, batches: list[SiteBatches], seed: int = 0
-) -> tuple[SiteNetwork, dict[str, Any]]:
+    network: DisplacementModel, batches: list[SiteBatches], seed: int = 0
+) -> tuple[DisplacementModel, dict[str, Any]]:
     """Return the network with an estimate of its error, and how reliable that is where it was not fitted.
 
     Args:
@@ -68,7 +69,8 @@ def fit_error_estimate(
     device = atoms.features.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # not of devices that are another's
         torch.manual_seed(seed)
-        out = SiteNetwork(replace(network.config, error_head_features=HIDDEN)).to(device)
+        sizes: Any = network.config
+        out: Any = build_network(replace(sizes, error_head_features=HIDDEN)).to(device)
         out.load_state_dict(network.state_dict(), strict=False)
         fold = torch.as_tensor(np.random.default_rng(seed).permutation(structures) % FOLDS, device=device)
         of_atom = fold[atoms.structure]
@@ -83,7 +85,7 @@ def fit_error_estimate(
 
 
 @torch.no_grad()
-def _atoms(network: SiteNetwork, batches: list[SiteBatches]) -> _Atoms:
+def _atoms(network: DisplacementModel, batches: list[SiteBatches]) -> _Atoms:
     """Collect what the head sees, and the true errors, of every validation atom."""
     network.eval()
     features, errors, structures, subsets = [], [], [], []
@@ -105,7 +107,7 @@ def _atoms(network: SiteNetwork, batches: list[SiteBatches]) -> _Atoms:
     return _Atoms(torch.cat(features), torch.cat(errors), torch.cat(structures), np.concatenate(subsets))
 
 
-def _fit(network: SiteNetwork, atoms: _Atoms, chosen: Tensor) -> None:
+def _fit(network: Any, atoms: _Atoms, chosen: Tensor) -> None:
     """Fit the head anew to some atoms, all subsets with the same weight."""
     head = network.error
     if head is None:
@@ -129,7 +131,7 @@ def _fit(network: SiteNetwork, atoms: _Atoms, chosen: Tensor) -> None:
         expected = network.expected_error(atoms.features[index[part]])
         loss = (expected.log() + error[part] / expected).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
 

@@ -7,16 +7,12 @@ exactly where its last checkpoint was. Devices, processes and precision are Ligh
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import math
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,27 +24,28 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ase_definet.checkpoints.format import LoadedModel, load_checkpoint, resolve_model
-from ase_definet.data import PackedDataset, PairGroup
-from ase_definet.errors import CheckpointError, DefiNetError, DeviceError, TrainingError
-from ase_definet.model.config import SiteNetworkConfig
-from ase_definet.model.definet import DefiNet
-from ase_definet.model.host_routing import HostRoutedModel
-from ase_definet.model.site_network import SiteNetwork
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
+from ase_definet.data import PackedDataset
+from ase_definet.errors import DefiNetError, DeviceError, TrainingError
+from ase_definet.model.architectures import build_network
+from ase_definet.model.protocol import DisplacementModel
 from ase_definet.structures.files import replacing
 from ase_definet.structures.run_folder import RunFolder
 from ase_definet.training.batches import SiteBatches
-from ase_definet.training.config import CONFIG, ModelConfig, TrainConfig, make_config, with_model
+from ase_definet.training.config import CONFIG, TrainConfig, make_config, with_model
+from ase_definet.training.initial_weights import network_of_groups, sizes_of, with_noisy_starts
+from ase_definet.training.log import rows_before, write_row
+from ase_definet.training.loss import corrupted, loss_of, summed_errors, withheld
+from ase_definet.training.optimizers import Plateau, averaged, learning_rate, make_optimizers, set_steps
+from ase_definet.training.sampling import chosen_groups, fraction_of, next_pairs, shares_of
 
 Array: TypeAlias = NDArray[Any]
 
 LAST = "last.pt"
-LOG = "log.csv"
 _MAX_SKIPPED = 20
 """Steps without a finite gradient that a run survives."""
 _VALIDATION_BATCH = 32
-_SMALLEST_MATRIX = 16
-"""Matrices with fewer rows or columns are left to AdamW."""
 _MAY_CHANGE = {
     "data",
     "out",
@@ -67,87 +64,10 @@ _MAY_CHANGE = {
 """Values that a resumed run may have other than its checkpoint."""
 
 
-def build_network(model: ModelConfig) -> nn.Module:
-    """Return a new network of these sizes."""
-    return SiteNetwork(model) if isinstance(model, SiteNetworkConfig) else DefiNet(model)
-
-
-def mean_over_sites(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean of each structure, shape ``(batch,)``.
-
-    Args:
-        values: What to average, shape ``(n_sites, batch)``.
-        weight: Which sites count, as 0 or 1, shape ``(n_sites, batch)``; the mean over none is 0.
-    """
-    return (values * weight).sum(0) / weight.sum(0).clamp_min(1)
-
-
-def loss_of(predicted: Tensor, target: Tensor, real: Tensor, kind: str = "length") -> Tensor:
-    """Return the mean over real atoms of the error, averaged over structures, in Å.
-
-    Args:
-        predicted: Displacements, shape ``(n_sites, batch, 3)``, in Å.
-        target: Those of the relaxed structures.
-        real: Which sites have an atom, as 0 or 1, shape ``(n_sites, batch)``.
-        kind: ``length`` of the error of an atom, as published, or ``components``: the sum of their magnitudes, three
-            times what the coordinate MAE scores.
-    """
-    squares = (predicted - target).square()
-    size = (squares.sum(-1) + 1e-8).sqrt() if kind == "length" else (squares + 1e-8).sqrt().sum(-1)
-    return mean_over_sites(size, real).mean()
-
-
-def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return what takes the steps: AdamW, and Muon for the matrices between channels if the config asks for it.
-
-    Raises:
-        TrainingError: This torch has no Muon.
-    """
-    matrices: list[Tensor] = []
-    if config.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise TrainingError(f"optimizer muon needs torch 2.9 or later, found {torch.__version__}; adamw does not")
-        linear = (part.weight for part in network.modules() if isinstance(part, nn.Linear))
-        matrices = [weight for weight in linear if min(weight.shape) >= _SMALLEST_MATRIX]
-    known = {id(weight) for weight in matrices}
-    rest = [weight for weight in network.parameters() if id(weight) not in known]
-    decay = config.weight_decay
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=decay)
-    ]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=decay))
-    return optimizers
-
-
-def corrupted(target: Tensor, real: Tensor, config: TrainConfig) -> Tensor:
-    """Return displacements at which the atoms of a batch begin: zero for some structures, for others on their way.
-
-    Args:
-        target: Relaxed displacements, shape ``(n_sites, batch, 3)``, in Å.
-        real: Which sites have an atom, as 0 or 1, shape ``(n_sites, batch)``.
-        config: How many, and how much noise.
-    """
-    chosen, way, width = torch.rand(3, 1, target.shape[1], 1, device=target.device)
-    noise = 2 * config.noise_std * width * torch.randn_like(target)
-    start: Tensor = (way * target + noise) * (chosen < config.noisy_start_fraction) * real[..., None]
-    return start
-
-
-def withheld(state: Tensor, share: float) -> Tensor:
-    """Return the codes of states with some of them unknown, drawn for each structure and property.
-
-    Args:
-        state: Codes, shape ``(1, batch, 4)``.
-        share: Of the structures, for each property.
-    """
-    return state.masked_fill(torch.rand(state.shape, device=state.device) < share, 0)
-
-
 class _Stages(nn.Module):
     """What Fabric wraps: a network fed by batches."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: DisplacementModel) -> None:
         super().__init__()
         self.network = network
 
@@ -172,47 +92,44 @@ class Run:
         self.fabric = fabric or make_fabric(config)
         initial = load_checkpoint(resolve_model(config.initial_weights)) if config.initial_weights else None
         self.pack = PackedDataset.open(config.data)
-        self.groups = _chosen_groups(self.pack, config)
-        weights, card = None, None
+        self.groups = chosen_groups(self.pack, config)
+        weights: DisplacementModel | None = None
+        self.lineage: dict[str, Any] = {}
         if initial is not None:
-            weights, card = _of_groups(initial, self.groups)
-            config = with_model(config, _with_dropout(weights.config, config.model))
+            weights, self.lineage = network_of_groups(initial, self.groups)
+            config = with_model(config, sizes_of(weights.config, config.model))
         if config.noisy_start_fraction:
-            config = with_model(config, _with_starts(config.model))
+            config = with_model(config, with_noisy_starts(config.model))
         self.config = config
-        self.lineage = lineage_of(card)
-        self.shares = _shares(self.groups, config)
+        self.shares = shares_of(self.groups, config)
         torch.manual_seed(config.seed)
         network = build_network(config.model)
-        average = build_network(config.model)
         if weights is not None:
             begin = network.state_dict() | weights.state_dict()
             network.load_state_dict({name: begin[name] for name in network.state_dict()})
-        average.load_state_dict(network.state_dict())
+        average = averaged(network, config.ema_decay)
         self.network = network
         self.stages, *optimizers = self.fabric.setup(_Stages(network), *make_optimizers(network, config))
         self.optimizers: list[Any] = optimizers
-        self.average = average.to(self.fabric.device).requires_grad_(requires_grad=False).eval()
+        self.averaged = average.to(self.fabric.device).requires_grad_(requires_grad=False).eval()
         self.batches = [SiteBatches(group, config.model, self.fabric.device) for group in self.groups]
-        self.train_pairs = [_fraction(group.indices("train"), config) for group in self.groups]
+        self.train_pairs = [fraction_of(group.indices("train"), config) for group in self.groups]
         self.step = 0
         self.drawn = [0] * len(self.groups)
-        self.scale, self.best, self.stale, self.skipped = 1.0, math.inf, 0, 0
+        self.plateau, self.skipped = Plateau(), 0
         self.seconds = 0.0
         self.table: dict[str, dict[str, float]] = {}
         self.out = Path(config.out)
 
+    @property
+    def average(self) -> DisplacementModel:
+        """The network with the moving average of the weights, which is what is validated and exported."""
+        average: Any = self.averaged.module
+        return average  # type: ignore[no-any-return]
+
     def rate(self) -> float:
         """Return the learning rate of the next step."""
-        config, step = self.config, self.step
-        warmup = min(config.warmup_steps, config.steps // 5)
-        if step < warmup:
-            return config.learning_rate * (step + 1) / warmup
-        if config.schedule == "plateau":
-            return config.learning_rate * self.scale
-        falling = config.steps * (1 - config.cosine_fraction)
-        share = min(1.0, max(0.0, (step - falling) / max(config.steps - falling, 1)))
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+        return learning_rate(self.config, self.step, self.plateau.scale)
 
     def _next_group(self) -> int:
         """Pick the group that is furthest behind its share."""
@@ -220,56 +137,58 @@ class Run:
         return int(np.argmax(behind))
 
     def _next_pairs(self, which: int) -> Array:
-        """Return the next training pairs of a group, shuffled anew every epoch."""
-        pairs = self.train_pairs[which]
-        first = self.drawn[which] * self.config.batch_size
-        wanted = np.arange(first, first + self.config.batch_size)
-        out = []
-        for epoch in np.unique(wanted // len(pairs)):
-            order = np.random.default_rng([self.config.seed, which, int(epoch)]).permutation(pairs)
-            out.append(order[wanted[wanted // len(pairs) == epoch] % len(pairs)])
-        return np.concatenate(out)
+        """Return the next training pairs of a group."""
+        return next_pairs(self.train_pairs[which], which, self.drawn[which], self.config)
 
     def advance(self) -> float:
         """Take one step; return its loss in Å."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         which = self._next_group()
         chosen = self._next_pairs(which)[rank::world]
-        batches = self.batches[which]
         # dropout and noise depend on the counters only, so that a resumed run repeats it
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * world + rank)
         self.network.train()
-        numbers, kinds, target, real = batches.batch(chosen)
-        start = corrupted(target, real, self.config) if self.config.noisy_start_fraction else None
-        knows_states = isinstance(self.config.model, SiteNetworkConfig) and self.config.model.states
-        state = withheld(batches.states(chosen), self.config.state_dropout) if knows_states else None
-        *guesses, predicted = self.stages(batches, numbers, kinds, start, state)
-        kind = self.config.loss
-        loss = total = loss_of(predicted, target, real, kind)
-        if guesses and self.config.auxiliary_loss_weight:
-            early = torch.stack([loss_of(guess, target, real, kind) for guess in guesses]).mean()
-            total = loss + self.config.auxiliary_loss_weight * early
+        loss, total = self._losses(self.batches[which], chosen)
         self.network.zero_grad(set_to_none=True)
         self.fabric.backward(total)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         if not bool(torch.isfinite(norm)):
-            self.skipped += 1
-            if self.skipped > _MAX_SKIPPED:
-                raise TrainingError(
-                    f"{self.skipped} steps without a finite gradient by step {self.step}: lower the learning rate"
-                )
-            self.network.zero_grad(set_to_none=True)
+            self._skip()
         rate = self.rate()
         for optimizer, own in zip(self.optimizers, (rate, self.config.muon_lr_ratio * rate), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = own
             optimizer.step()
-        decay = min(self.config.ema_decay, (self.step + 1) / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        self.averaged.update_parameters(self.network)
         self.drawn[which] += 1
         self.step += 1
         return float(loss.detach())
+
+    def _losses(self, batches: SiteBatches, chosen: Array) -> tuple[Tensor, Tensor]:
+        """Return the loss of the prediction for some pairs, and that with the guesses between layers, in Å."""
+        config = self.config
+        numbers, kinds, target, real = batches.batch(chosen)
+        start = corrupted(target, real, config) if config.noisy_start_fraction else None
+        state = withheld(batches.states(chosen), config.state_dropout) if config.model.states else None
+        *guesses, predicted = self.stages(batches, numbers, kinds, start, state)
+        loss = total = loss_of(predicted, target, real, config.loss)
+        if guesses and config.auxiliary_loss_weight:
+            early = torch.stack([loss_of(guess, target, real, config.loss) for guess in guesses]).mean()
+            total = loss + config.auxiliary_loss_weight * early
+        return loss, total
+
+    def _skip(self) -> None:
+        """Let a step without a finite gradient change nothing but the momenta.
+
+        Raises:
+            TrainingError: There were too many of them.
+        """
+        self.skipped += 1
+        if self.skipped > _MAX_SKIPPED:
+            raise TrainingError(
+                f"{self.skipped} steps without a finite gradient by step {self.step}: lower the learning rate"
+            )
+        self.network.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def validate(self, limit: int | None = None) -> dict[str, dict[str, float]]:
@@ -307,7 +226,7 @@ class Run:
             "data": self.pack.sha256,
             "step": self.step,
             "drawn": self.drawn,
-            "plateau": [self.scale, self.best, self.stale],
+            "plateau": [self.plateau.scale, self.plateau.best, self.plateau.stale],
             "seconds": self.seconds,
             "lineage": json.dumps(self.lineage),
             "skipped": self.skipped,
@@ -365,31 +284,12 @@ class Run:
         for optimizer, own in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(own)
         self.step, self.drawn = state["step"], list(state["drawn"])
-        self.scale, self.best, self.stale = state["plateau"]
+        set_steps(self.averaged, self.step)
+        scale, best, stale = state["plateau"]
+        self.plateau = Plateau(scale, best, stale)
         self.seconds, self.skipped = state["seconds"], state["skipped"]
         if "lineage" in state:  # the weights it began with may be gone, or others by now
             self.lineage = json.loads(state["lineage"])
-
-    def follow(self, table: dict[str, dict[str, float]]) -> None:
-        """Let the ``plateau`` schedule see a validation table."""
-        if not table:
-            return
-        average = float(np.mean([row["mae"] for row in table.values()]))
-        self.stale = 0 if average < self.best else self.stale + 1
-        self.best = min(self.best, average)
-        if self.stale > self.config.plateau_patience:
-            self.scale *= self.config.plateau_factor
-            self.stale = 0
-
-
-def lineage_of(card: dict[str, Any] | None) -> dict[str, Any]:
-    """Say which weights a run began with, from their card."""
-    if card is None:
-        return {}
-    earlier = card.get("training") or {}
-    begun = {"name": card.get("name"), "version": card.get("version")}
-    before = {"initial_weights": earlier["initial_weights"]} if "initial_weights" in earlier else {}
-    return {"initial_weights": begun | {"steps": earlier.get("steps"), "config": earlier.get("config")} | before}
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -455,14 +355,14 @@ def _train(run: Run, folder: RunFolder, progress: Callable[[Run, float], object]
     run.resume()
 
     def begin() -> None:
-        _rows_before(run)
+        rows_before(run.out, run.step)
         with replacing(run.out / CONFIG) as fresh:
             fresh.write_text(json.dumps(config.plain(), indent=1) + "\n", encoding="utf-8")
 
     def record(losses: list[float], *, save: bool) -> None:
         folder.check()
         if losses:
-            _log(run, float(np.mean(losses)), run.table)
+            write_row(run.out, _row(run, float(np.mean(losses))))
         if save:
             run.save()
         folder.check()
@@ -479,13 +379,24 @@ def _train(run: Run, folder: RunFolder, progress: Callable[[Run, float], object]
         save = run.step % config.checkpoint_every == 0 or done
         if checked:
             run.table = run.validate(None if done else config.validation_size)
-            run.follow(run.table)
+            run.plateau.follow(run.table, config)
         if checked or save:
             _all_or_none(fabric, partial(record, losses if checked else [], save=save))
         if checked:
             losses.clear()
         progress(run, loss)
     run.table = run.table or run.validate()  # a finished run that is resumed has nothing else to do
+
+
+def _row(run: Run, loss: float) -> dict[str, Any]:
+    """Return what the log says of a run after a validation."""
+    row: dict[str, Any] = {
+        "step": run.step,
+        "seconds": round(run.seconds, 1),
+        "learning_rate": run.rate(),
+        "loss": loss,
+    }
+    return row | {f"{name} {key}": run.table[name][key] for name in run.table for key in ("mae", "a3")}
 
 
 def _all_or_none(fabric: Fabric, work: Callable[[], object]) -> None:
@@ -511,157 +422,3 @@ def _checked_state(path: Path, device: torch.device) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise TrainingError(f"expected the state of a run, found {type(state).__name__}")
     return state
-
-
-def _rows_before(run: Run) -> list[dict[str, str]]:
-    """Return the rows of ``log.csv`` before the present step: a killed run did not keep what came after.
-
-    Raises:
-        TrainingError: A row is damaged.
-    """
-    path = run.out / LOG
-    if not path.exists():
-        return []
-    kept = []
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream, restval="nothing"):
-                for value in row.values():
-                    float(value or 0)  # a row of another length has something else
-                if int(row["step"]) < run.step:
-                    kept.append(row)
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise TrainingError(f"{path}: damaged ({error}); move it away, training needs the checkpoint only") from error
-    return kept
-
-
-def _log(run: Run, loss: float, table: dict[str, dict[str, float]]) -> None:
-    """Append a row to ``log.csv``, drop rows of a future that a killed run did not keep, and tell TensorBoard."""
-    row: dict[str, Any] = {
-        "step": run.step,
-        "seconds": round(run.seconds, 1),
-        "learning_rate": run.rate(),
-        "loss": loss,
-    }
-    row |= {f"{name} {key}": table[name][key] for name in table for key in ("mae", "a3")}
-    kept = _rows_before(run)
-    with replacing(run.out / LOG) as fresh, fresh.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys([k for old in kept for k in old] + list(row))))
-        writer.writeheader()
-        writer.writerows([*kept, {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}])
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
-    except ImportError:
-        return
-    board = run.out / "tensorboard"
-    board.mkdir(exist_ok=True)  # without its parents, which SummaryWriter would make anew where the run was removed
-    with _quiet_threads(), SummaryWriter(str(board)) as summary:
-        for key, value in row.items():
-            summary.add_scalar(key, value, run.step)
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Print no traceback of a thread to which a file system refuses something: it is raised here on closing."""
-    before = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if not isinstance(arguments.exc_value, OSError):
-            before(arguments)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-
-
-def summed_errors(network: nn.Module, batches: SiteBatches, chosen: Array) -> Tensor:
-    """Return sums over structures: MAE, A3, both of the ideal sites, structures, structures with atoms near.
-
-    Args:
-        network: What predicts.
-        batches: The group the pairs are in.
-        chosen: Their indices.
-
-    Returns:
-        Six sums, shape ``(6,)``, the first four in Å.
-    """
-    numbers, kinds, target, real = batches.batch(chosen)
-    predicted = batches.predict(network, numbers, kinds, state=batches.states(chosen))[-1]
-    close = batches.near(kinds, 3.0) * real
-    has_close = (close.sum(0) > 0).float()
-    columns = []
-    for error in ((predicted - target).abs().mean(-1), target.abs().mean(-1)):
-        columns += [mean_over_sites(error, which).sum() for which in (real, close)]
-    count = torch.tensor(float(len(chosen)), device=predicted.device)
-    return torch.stack([*columns, count, has_close.sum()])
-
-
-def _chosen_groups(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
-    unknown = sorted(set(config.sampling_weights) - set(pack.subsets))
-    if unknown:
-        raise TrainingError(
-            f"sampling_weights name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}"
-        )
-    wanted = [name for name, share in config.sampling_weights.items() if share > 0] or list(pack.subsets)
-    groups = [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))]
-    if not groups:
-        raise TrainingError(f"{config.data}: no training pairs in {', '.join(wanted)}")
-    return groups
-
-
-def _shares(groups: list[PairGroup], config: TrainConfig) -> Array:
-    """Return the share of the steps of each group; those of a subset go by their numbers of pairs."""
-    pairs = np.array([len(group.indices("train")) for group in groups], dtype=float)
-    names = [group.subset for group in groups]
-    whole = {name: sum(n for n, own in zip(pairs, names, strict=True) if own == name) for name in names}
-    share = {
-        name: config.sampling_weights.get(name, 0.0) if config.sampling_weights else math.sqrt(whole[name])
-        for name in names
-    }
-    out = np.array([share[name] * n / max(whole[name], 1) for name, n in zip(names, pairs, strict=True)])
-    return np.asarray(out / max(out.sum(), 1e-12))
-
-
-def _fraction(pairs: Array, config: TrainConfig) -> Array:
-    if config.training_fraction == 1 or not len(pairs):
-        return pairs
-    kept = max(1, round(config.training_fraction * len(pairs)))
-    return np.sort(np.random.default_rng(0).permutation(pairs)[:kept])
-
-
-def _of_groups(loaded: LoadedModel, groups: list[PairGroup]) -> tuple[Any, dict[str, Any]]:
-    """Return the one network that serves all groups, and its card: of several, the general one if they share none."""
-    if not isinstance(loaded.model, HostRoutedModel):
-        return loaded.model, loaded.card
-    found = [loaded.model.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
-    networks = loaded.model.networks
-    place = next(k for k, network in enumerate(networks) if network is found[0])
-    if not place or any(one is not found[0] for one in found):
-        return loaded.model.general, loaded.card
-    cards = loaded.card.get("routed", [])
-    return networks[place], cards[place - 1] if len(cards) == len(networks) - 1 else {}
-
-
-def _with_dropout(given: Any, wanted: ModelConfig) -> ModelConfig:
-    """Take over the sizes of given weights, but the dropout of the run; the estimate of the error is fitted anew."""
-    if not isinstance(given, SiteNetworkConfig):
-        if isinstance(wanted, SiteNetworkConfig) and wanted.dropout:
-            raise CheckpointError("dropout is not known to the published network; set it to 0")
-        return given  # type: ignore[no-any-return]
-    if not isinstance(wanted, SiteNetworkConfig):
-        return replace(given, dropout=0.0, error_head_features=0)
-    return replace(
-        given,
-        dropout=wanted.dropout,
-        error_head_features=0,
-        states=given.states or wanted.states,
-        element_descriptors=given.element_descriptors or wanted.element_descriptors,
-    )
-
-
-def _with_starts(model: ModelConfig) -> ModelConfig:
-    if not isinstance(model, SiteNetworkConfig):
-        raise TrainingError("noisy_start_fraction is not known to the published network; set it to 0")
-    return replace(model, noisy_starts=True)

@@ -22,7 +22,7 @@ from ase_definet.matching.site_map import match_sites
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import DefectGraph
-from ase_definet.relaxation.inputs import to_graph
+from ase_definet.relaxation.inputs import sites_of
 from research.benchmarks.cells import mos2
 from research.benchmarks.training import KINDS
 from research.benchmarks.transcription import Transcription
@@ -77,7 +77,7 @@ def paper_size(repeats: int) -> dict:
     config = DefiNetConfig()
     net = DefiNet(config).eval()
     plain = Transcription(net.state_dict(), config)
-    graph = to_graph(match_sites(mos2(8), "MoS2"), config.cutoff, config.max_neighbors)
+    graph = sites_of(match_sites(mos2(8), "MoS2")).graph(config.cutoff, config.max_neighbors)
     with torch.inference_mode():
         difference = float((net(graph) - plain(graph)).abs().max())
         ours, theirs = median_ms(lambda: net(graph), repeats), median_ms(lambda: plain(graph), repeats)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ase_definet.matching.site_map import match_sites
-from ase_definet.model import predict_displacements
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.relaxation.inputs import build_lattice, to_graph
+from ase_definet.relaxation.inputs import lattice_of, sites_of
+from ase_definet.relaxation.lattices import build_lattice
 from research.benchmarks.cells import mos2
 from research.benchmarks.transcription import Transcription
 
@@ -37,18 +37,15 @@ def forward_of(kind: str, batch: int) -> tuple[torch.nn.Module, list[Tensor]]:
         config = SiteNetworkConfig(short_range_cutoff=4.5, dropout=0.1)
         net = SiteNetwork(config)
         if kind == "default":
-            cell, positions = maps[0].unit
-            lattice = build_lattice(
-                maps[0].host.numbers, positions, cell, maps[0].pbc, maps[0].supercell, config.cutoff
-            )
+            lattice = build_lattice(lattice_of(maps[0]), config.cutoff)
             numbers = torch.stack([torch.as_tensor(m.numbers) for m in maps], 1)
             kinds = torch.stack([torch.as_tensor(m.kinds) for m in maps], 1)
             host = torch.as_tensor(maps[0].host_numbers)
             return net, lambda: net(lattice, numbers, host, kinds)
-        graph = batch_graphs([to_graph(m, config.cutoff) for m in maps])
-        return net, lambda: predict_displacements(net, graph)
+        graph = batch_graphs([sites_of(m).graph(config.cutoff) for m in maps])
+        return net, lambda: net.predict(graph).displacement
     published = DefiNetConfig()
-    graph = batch_graphs([to_graph(m, published.cutoff, published.max_neighbors) for m in maps])
+    graph = batch_graphs([sites_of(m).graph(published.cutoff, published.max_neighbors) for m in maps])
     net = DefiNet(published)
     if kind == "published":
         return net, lambda: net(graph)

@@ -23,12 +23,13 @@ import numpy as np
 import spglib
 import torch
 
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.matching.naming import defect_name
 from ase_definet.structures.metrics import minimum_image
 from ase_definet.training.batches import SiteBatches
-from ase_definet.training.run import mean_over_sites
+from ase_definet.training.loss import mean_over_sites
 from research.paths import RESULTS
 
 ALONE = 4.5

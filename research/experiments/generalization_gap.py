@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.data import PackedDataset
 from ase_definet.training.batches import SiteBatches
-from ase_definet.training.run import summed_errors
+from ase_definet.training.loss import summed_errors
 from research.paths import RESULTS
 
 PAIRS = 100

@@ -30,7 +30,8 @@ def table() -> str:
     """Return the README's part on the weights, in Markdown."""
     parts = []
     summary = result("data_summary")["subsets"]
-    for name, card in bundled_cards().items():
+    for name, bundled in bundled_cards().items():
+        card = bundled.card.plain()
         pairs = sum(host["training_pairs"] for host in card["training"]["hosts"].values())
         routed = card.get("routed", [])
         runs = [card, *routed]

@@ -14,8 +14,7 @@ import torch
 from ase.io import write
 
 from ase_definet.matching.site_map import match_sites
-from ase_definet.model import predict_displacements
-from ase_definet.relaxation.inputs import to_graph
+from ase_definet.relaxation.inputs import sites_of
 from tests.conftest import mos2_with_defects
 
 SIZES = {192: 8, 768: 16, 3072: 32, 12288: 64}
@@ -36,14 +35,14 @@ def test_matching(benchmark, atoms):
 
 def test_graph(benchmark, atoms, relaxer):
     site_map = match_sites(atoms, "MoS2")
-    graph = benchmark(to_graph, site_map, relaxer.cutoff)
+    graph = benchmark(sites_of(site_map).graph, relaxer.network.config.cutoff)
     assert graph.num_nodes == len(site_map.kinds)
 
 
 def test_forward(benchmark, atoms, relaxer):
-    graph = to_graph(match_sites(atoms, "MoS2"), relaxer.cutoff)
+    graph = sites_of(match_sites(atoms, "MoS2")).graph(relaxer.network.config.cutoff)
     with torch.inference_mode():
-        out = benchmark(predict_displacements, relaxer.network, graph)
+        out = benchmark(relaxer.network.predict, graph).displacement
     assert bool(out.isfinite().all())
 
 

@@ -94,7 +94,7 @@ QE = {"ecutwfc": 20, "ecutrho": 120, "conv_thr": 1e-4, "nstep": 2}
     [
         ({"magnetic": "none"}, 0, "number of electrons       =         8.00"),
         ({"charge": -1}, 1, "2D cutoff"),
-        ({"kpoints": (2, 2, 1), "multiplicity": 2, "profile": "robust"}, 1, "number of k points=     4"),
+        ({"kpoints": (2, 2, 1), "spin_multiplicity": 2, "profile": "robust"}, 1, "number of k points=     4"),
         ({"dipole": True, "magnetic": "parity", "profile": "paper"}, 0, "dipole"),
     ],
 )
@@ -122,7 +122,7 @@ LOOSE = {"FORCE_EVAL/DFT/SCF/OUTER_SCF/EPS_SCF": "1e-2"}
     ("options", "settings", "extra"),
     [
         ({"charge": -1}, LOOSE, 1),
-        ({"kpoints": (2, 2, 1), "multiplicity": 2, "profile": "robust"}, {}, 1),
+        ({"kpoints": (2, 2, 1), "spin_multiplicity": 2, "profile": "robust"}, {}, 1),
         ({"kpoints": (2, 1, 1)}, {}, 1),
         ({"dipole": True, "magnetic": "parity", "profile": "paper"}, LOOSE, 0),
     ],
@@ -141,7 +141,7 @@ def test_cp2k(options, settings, extra, tmp_path):
 def test_gpaw(tmp_path):
     atoms = cluster(1)
     settings = {"mode": {"name": "pw", "ecut": 200}, "convergence": {"energy": 0.01, "density": 0.01, "forces": 1.0}}
-    write_inputs(atoms, tmp_path / "run", "gpaw", multiplicity=2, settings=settings)
+    write_inputs(atoms, tmp_path / "run", "gpaw", spin_multiplicity=2, settings=settings)
     script = tmp_path / "run" / "relax.py"
     script.write_text(script.read_text().replace("STEPS = 30", "STEPS = 2"))
     execute(tmp_path / "run", sys.executable, "relax.py")

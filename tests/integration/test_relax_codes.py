@@ -102,7 +102,7 @@ def test_settings_and_library_reach_the_set(folder):
         ((*RELAX, "--dft", "gpaw", "run", "--set", "xc=PBE", "--set", "xc=LDA"), "xc is given twice"),
         ((*RELAX, "--from-unrelaxed"), "--vasp FOLDER or --dft CODE FOLDER"),
         (("inputs", "POSCAR", "-o", "set"), "Missing option '--code'"),
-        (("inputs", "POSCAR", "--code", "gpaw", "-o", "set", "--multiplicity", "0"), "0 is not in the range"),
+        (("inputs", "POSCAR", "--code", "gpaw", "-o", "set", "--spin", "0"), "0 is not in the range"),
         (("inputs", "POSCAR", "--code", "espresso", "-o", "set", "--library", "nowhere"), "Expected a folder"),
         (("inputs", "POSCAR", "--code", "cp2k", "-o", "set", "--set", "CUTOFF=3"), "by its whole path"),
     ],

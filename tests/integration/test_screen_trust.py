@@ -14,7 +14,8 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 from click.testing import CliRunner
 
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model, save_checkpoint
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
 from ase_definet.matching.library import get_host

@@ -14,11 +14,10 @@ import torch
 
 from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.matching.site_map import match_sites
-from ase_definet.model import predict_displacements
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.relaxation.inputs import to_graph
+from ase_definet.relaxation.inputs import sites_of
 from tests.conftest import mos2_with_defects
 
 HERE = Path(__file__).parent
@@ -33,9 +32,9 @@ NETWORKS = {
 def displacements(path: Path) -> np.ndarray:
     loaded = load_checkpoint(path)
     site_map = match_sites(mos2_with_defects(4), "MoS2")
-    graph = to_graph(site_map, loaded.config.cutoff, getattr(loaded.config, "max_neighbors", None))
+    graph = sites_of(site_map).graph(loaded.config.cutoff, getattr(loaded.config, "max_neighbors", None))
     with torch.inference_mode():
-        out = predict_displacements(loaded.model, graph).numpy()
+        out = loaded.model.predict(graph).displacement.numpy()
     result = np.zeros((len(site_map.kinds), 3))
     occupied = site_map.atom_index >= 0
     result[site_map.atom_index[occupied]] = out[occupied]

@@ -376,7 +376,7 @@ def prepare(made: Path) -> None:
 
 def cli_weights() -> Path:
     """Return the bundled weights."""
-    from ase_definet.checkpoints.format import resolve_model  # noqa: PLC0415
+    from ase_definet.checkpoints.bundled import resolve_model  # noqa: PLC0415
 
     return resolve_model("default")
 

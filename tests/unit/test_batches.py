@@ -8,12 +8,11 @@ import torch
 from ase.build import bulk, make_supercell
 
 from ase_definet.data import PairGroup
-from ase_definet.model import predict_displacements
+from ase_definet.model.architectures import build_network
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
 from ase_definet.model.graph import build_graph
 from ase_definet.structures.metrics import near_sites
 from ase_definet.training.batches import SiteBatches
-from ase_definet.training.run import build_network
 from tests.conftest import pristine
 from tests.pairs import pack_of, radial_pairs
 
@@ -98,7 +97,7 @@ def test_training_and_prediction_run_the_same_network(group, model):
             max_neighbors=getattr(model, "max_neighbors", None),
         )
         with torch.no_grad():
-            expected = predict_displacements(net, graph).numpy()
+            expected = net.predict(graph).displacement.numpy()
         largest = np.abs(expected).max()
         assert largest > 0
         assert np.abs(found[k] - expected).max() < SINGLE * max(1, largest)
@@ -119,5 +118,5 @@ def test_sites_near_defects(group, radius):
 def test_a_network_of_another_kind_is_refused(group):
     batches = SiteBatches(group, SITE, CPU)
     numbers, kinds, _, _ = batches.batch(np.array([0]))
-    with pytest.raises(TypeError, match="expected a SiteNetwork, found DefiNet"):
+    with pytest.raises(TypeError, match="DefiNet runs on explicit edges: expected a DefectGraph, found LatticeBatch"):
         batches.predict(build_network(DEFINET), numbers, kinds)

@@ -11,20 +11,14 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from ase_definet.checkpoints import format as checkpoint
-from ase_definet.checkpoints.format import (
-    ARCHITECTURES,
-    _content_sha256,
-    bundled_models,
-    import_authors_checkpoint,
-    load_checkpoint,
-    resolve_model,
-    save_checkpoint,
-    write_card,
-)
+from ase_definet.checkpoints import bundled
+from ase_definet.checkpoints.authors import import_authors_checkpoint
+from ase_definet.checkpoints.bundled import bundled_models, resolve_model
+from ase_definet.checkpoints.format import _content_sha256, load_checkpoint, save_checkpoint, write_card
 from ase_definet.checkpoints.upgrade import upgrade_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import CheckpointError, OutputExistsError
+from ase_definet.model.architectures import ARCHITECTURES, build_network
 from ase_definet.model.config import DefiNetConfig, HostRoutedConfig, RoutedConfig, SiteNetworkConfig
 from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.site_network import SiteNetwork
@@ -45,7 +39,7 @@ CARD = {"trained_on": ["MoS2", "WSe2"], "mae": 0.02, "note": "Ångström"}
 
 def network(architecture="site", seed=0):
     torch.manual_seed(seed)
-    return ARCHITECTURES[architecture][1](CONFIGS[architecture])
+    return build_network(CONFIGS[architecture])
 
 
 def assert_same_weights(model, other):
@@ -92,7 +86,7 @@ def test_round_trip(tmp_path, architecture, dtype):
     assert not loaded.model.training
     assert loaded.architecture == architecture
     assert loaded.config == loaded.model.config == CONFIGS[architecture]
-    assert loaded.card == CARD
+    assert loaded.card.plain() == CARD
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -211,13 +205,14 @@ def test_foreign_safetensors(tmp_path, metadata):
         ({"architecture": "definet"}, r"unknown settings .*embedding"),
         ({"config": None}, "config is not JSON"),
         ({"config": "[]"}, "config must be a JSON object, found list"),
-        ({"config": '{"width": 3}'}, "unknown settings width; upgrade"),
+        ({"config": '{"width": 3}'}, "unknown settings width; a newer ase-definet"),
         ({"config": '{"features": "8"}'}, "features must be a whole number, found '8'"),
         ({"config": '{"features": true}'}, "features must be a whole number"),
         ({"config": '{"cutoff": null}'}, "cutoff must be a number"),
-        ({"config": '{"cutoff": NaN}'}, "cutoff must be finite"),
-        ({"config": '{"layers": 0}'}, "layers must be finite and above 0"),
-        ({"config": '{"layers": 1000000000}'}, "tensors for 1000000000 layers"),
+        ({"config": '{"cutoff": NaN}'}, "cutoff must be between 1 and 50, found nan"),
+        ({"config": '{"layers": 0}'}, "layers must be between 1 and 1000, found 0"),
+        ({"config": '{"layers": 1000000000}'}, "layers must be between 1 and 1000, found 1000000000"),
+        ({"config": '{"layers": 999}'}, "tensors for 999 layers"),
         ({"config": '{"features": 1000000000000000}'}, "does not fit|damaged"),
         ({"config": "{}"}, "does not fit site: missing layers.2"),
         ({"card": "{"}, "card is not JSON"),
@@ -269,7 +264,7 @@ def test_authors_layout(tmp_path, wrapper, prefix, legacy):
     assert loaded.config == CONFIGS["definet"]
     assert loaded.architecture == "definet"
     assert not loaded.model.training
-    assert loaded.card["source"] == "best.pt"
+    assert loaded.card.source == "best.pt"
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert_same_weights(loaded.model, model)
     kept = load_checkpoint(save_checkpoint(tmp_path / "kept.safetensors", loaded.model, loaded.card))
@@ -338,7 +333,7 @@ def test_authors_tensors_that_do_not_fit(tmp_path, change, message):
 
 
 def test_models_are_found_by_name_or_path(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_WEIGHTS", saved.parent)
+    monkeypatch.setattr(bundled, "WEIGHTS", saved.parent)
     assert bundled_models() == {"model": saved}
     assert resolve_model("model") == saved
     assert resolve_model(saved) == saved
@@ -346,7 +341,7 @@ def test_models_are_found_by_name_or_path(saved, monkeypatch):
         resolve_model("modle")
     with pytest.raises(CheckpointError, match="bundled models: model"):
         resolve_model("xyz/abc.pt")
-    monkeypatch.setattr(checkpoint, "_WEIGHTS", saved.parent / "nowhere")
+    monkeypatch.setattr(bundled, "WEIGHTS", saved.parent / "nowhere")
     with pytest.raises(CheckpointError, match="bundled models: none"):
         resolve_model("model")
 
@@ -368,8 +363,8 @@ def test_upgrade_of_version_1(saved, tmp_path):
     assert done.exit_code == 0, done.output
     loaded = load_checkpoint(new)
     expected = {"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": {"defects": ["S_Mo", "v_Mo", "v_S"]}}}}
-    assert loaded.card == expected | {"parts": [expected]}
-    assert json.loads(new.with_suffix(".json").read_text())["card"] == loaded.card
+    assert loaded.card.plain() == expected | {"parts": [expected]}
+    assert json.loads(new.with_suffix(".json").read_text())["card"] == loaded.card.plain()
     after = load_file(new)
     assert all(torch.equal(after[name], before[name]) for name in before)
     with pytest.raises(CheckpointError, match="nothing to upgrade"):
@@ -406,16 +401,16 @@ def test_names_of_version_1_become_the_present_ones(tmp_path, routed):
     loaded = load_checkpoint(upgrade_checkpoint(tmp_path / "old.safetensors", tmp_path / "new.safetensors"))
     assert loaded.config == config
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.model.state_dict().items())
-    training = loaded.card["training"]
-    assert training["batch_size"] == 4
-    assert training["config"] == {
+    training = loaded.card.training
+    assert training.batch_size == 4
+    assert training.config == {
         "sampling_weights": {"high/BN": 1.0},
         "learning_rate": 1e-3,
         "validate_every": 5,
         "initial_weights": "",
         "model": {"short_range_cutoff": 3.0},
     }
-    assert loaded.card["validation"] == {"high/BN": {"mae": 1.0, "ideal_sites": 2.0}}
+    assert loaded.card.plain()["validation"] == {"high/BN": {"mae": 1.0, "ideal_sites": 2.0}}
 
 
 def test_vanadium_of_version_1_is_not_guessed(saved, tmp_path):

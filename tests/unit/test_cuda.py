@@ -17,7 +17,8 @@ from ase_definet.errors import DeviceError
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from ase_definet.training.config import TrainConfig
 from ase_definet.training.run import Run, train
 from research.benchmarks.cells import mos2

@@ -18,16 +18,19 @@ from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetWarning, DeviceError
 from ase_definet.matching.site_map import match_sites
-from ase_definet.model import predict
+from ase_definet.model.architectures import build_network
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.relaxation.inputs import build_lattice, to_graph
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.relaxation.inputs import lattice_of, sites_of
+from ase_definet.relaxation.lattices import build_lattice
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import TrainConfig
-from ase_definet.training.run import build_network, loss_of, make_fabric
+from ase_definet.training.loss import loss_of
+from ase_definet.training.run import make_fabric
 from tests.conftest import mos2_with_defects, pristine
 from tests.elsewhere import DEVICE, Elsewhere, Remote
 from tests.pairs import pack_of, radial_pairs
@@ -222,22 +225,22 @@ def test_a_relaxer_elsewhere(model, initial_positions, monkeypatch):
 def test_nothing_of_a_forward_pass_is_made_on_the_cpu(model, n):
     relaxer = DefiNetRelaxer(model, "MoS2", "cpu")
     site_map = match_sites(mos2_with_defects(n), "MoS2")
-    graphs = [to_graph(site_map, relaxer.cutoff, relaxer.max_neighbors)] * 2
+    graphs = [
+        sites_of(site_map).graph(relaxer.network.config.cutoff, relaxer.network.config.geometry.max_neighbors)
+    ] * 2
     relaxer.network.requires_grad_(requires_grad=False)
     with Elsewhere() as elsewhere:
         network = relaxer.network.to(DEVICE)
         graph = batch_graphs(graphs).to(DEVICE)
         elsewhere.watching = True
-        moved, _ = predict(network, graph, CUDA)
+        moved = network.predict(graph, CUDA).displacement
         assert not elsewhere.on_cpu
         assert moved.device == DEVICE
         assert moved.dtype == torch.float32
         elsewhere.watching = False
         if model != "default":
             return
-        cell, positions = site_map.unit
-        unit = (site_map.host.numbers, positions, cell, site_map.pbc, site_map.supercell)
-        lattice = build_lattice(*unit, relaxer.cutoff, keep_kernels=True).to(DEVICE, CUDA)
+        lattice = build_lattice(lattice_of(site_map), network.config.cutoff, keep_kernels=True).to(DEVICE, CUDA)
         lattice.near(4.5)  # a table of integers, made once
         arrays = (site_map.numbers, site_map.host_numbers, site_map.kinds)
         given = [torch.as_tensor(part).to(DEVICE) for part in arrays]

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from ase_definet import __version__
-from ase_definet.checkpoints.bundled import bundled_cards
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model
+from ase_definet.checkpoints.bundled import bundled_cards, resolve_model
+from ase_definet.checkpoints.format import load_checkpoint
 from research.pages import readme
 from research.paths import RESULTS
 from tests.conftest import REPO
@@ -18,14 +18,14 @@ from tests.conftest import REPO
 def test_readme_table_is_that_of_card_and_scores():
     text = (REPO / "README.md").read_text(encoding="utf-8")
     assert readme.table() in text
-    hosts = bundled_cards()["default"]["training"]["hosts"].values()
-    assert f"Weights trained on {sum(host['training_pairs'] for host in hosts):,} real" in " ".join(text.split())
+    hosts = bundled_cards()["default"].card.training.hosts.values()
+    assert f"Weights trained on {sum(host.training_pairs for host in hosts):,} real" in " ".join(text.split())
 
 
 def test_cards_and_results_mean_the_same_by_ideal_sites():
     """The card takes the mean displacement off the DFT positions, the evaluation off the prediction only."""
     results = json.loads((RESULTS / "default-val.json").read_text(encoding="utf-8"))["subsets"]
-    card = bundled_cards()["default"]["validation"]
+    card = bundled_cards()["default"].card.plain()["validation"]
     assert set(card) == set(results)
     for name, row in card.items():
         found = {"mae": results[name], "ideal_sites": results[name]["ideal_sites"]}
@@ -44,9 +44,11 @@ def test_every_run_is_counted_once():
 
 
 def test_cards_are_those_in_the_weights():
-    for name, card in bundled_cards().items():
+    for name, bundled in bundled_cards().items():
         loaded = load_checkpoint(resolve_model(name))
-        assert card == json.loads(json.dumps(loaded.card)) | {"sha256": loaded.sha256}
+        assert bundled.card == loaded.card
+        assert bundled.card.plain() == json.loads(json.dumps(loaded.card.plain()))
+        assert bundled.sha256 == loaded.sha256
 
 
 def test_files_named_in_the_architecture_exist():
@@ -58,11 +60,11 @@ def test_files_named_in_the_architecture_exist():
 
 
 def test_weights_fit_in_a_wheel_and_name_their_data():
-    for name, card in bundled_cards().items():
+    for name, bundled in bundled_cards().items():
         assert resolve_model(name).stat().st_size < 50e6
-        assert "Zenodo 14027373" in card["attribution"]
-        assert "CC BY 4.0" in card["attribution"]
-        assert set(card["training"]["hosts"]) <= {"MoS2", "WSe2", "BN", "GaSe", "InSe", "P"}
+        assert "Zenodo 14027373" in bundled.card.attribution
+        assert "CC BY 4.0" in bundled.card.attribution
+        assert set(bundled.card.training.hosts) <= {"MoS2", "WSe2", "BN", "GaSe", "InSe", "P"}
 
 
 def test_changelog_and_citation_name_this_version():

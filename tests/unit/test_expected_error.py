@@ -16,7 +16,8 @@ from ase.build import bulk
 from ase.io import read, write
 from click.testing import CliRunner
 
-from ase_definet.checkpoints.format import load_checkpoint, resolve_model, save_checkpoint
+from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from ase_definet.checkpoints.combine import combine_weights
-from ase_definet.checkpoints.format import combine, load_checkpoint, save_checkpoint
+from ase_definet.checkpoints.combine import combine, combine_weights
+from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import CheckpointError, OutputExistsError
 from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
@@ -115,18 +115,18 @@ def test_hosts_may_share_a_batch(combined):
 
 def test_the_card_says_of_every_host_what_its_network_does(combined):
     card = load_checkpoint(combined).card
-    assert (card["name"], card["version"]) == ("both", "2")
-    assert {k: row["mae"] for k, row in card["validation"].items()} == {
+    assert (card.name, card.version) == ("both", "2")
+    assert {k: row.mae for k, row in card.validation.items()} == {
         "high/MoS2": 7.0,
         "high/WSe2": 7.0,
         "high/GaSe": 3.0,
     }
-    assert card["expected_error"]["high/GaSe"] == {"mean_error": 3.0}
-    hosts = {host: row["defects"] for host, row in card["training"]["hosts"].items()}
+    assert card.expected_error["high/GaSe"] == {"mean_error": 3.0}
+    hosts = {host: row.defects for host, row in card.training.hosts.items()}
     assert hosts == {"MoS2": ["general", "v_Mo", "v_S"], "WSe2": ["general"], "GaSe": ["own", "v_Ga", "v_Se"]}
-    assert card["training"]["elements"] == ["Ga", "Mo", "S", "Se"]
-    assert [(one["hosts"], one["name"]) for one in card["routed"]] == [(["GaSe", "InSe"], "own")]
-    assert card["parameters"] == sum(p.numel() for p in load_checkpoint(combined).model.parameters())
+    assert card.training.elements == ["Ga", "Mo", "S", "Se"]
+    assert [(one.hosts, one.name) for one in card.routed] == [(["GaSe", "InSe"], "own")]
+    assert card.parameters == sum(p.numel() for p in load_checkpoint(combined).model.parameters())
     assert json.loads(combined.with_suffix(".json").read_text())["architecture"] == "host_routed"
 
 
@@ -162,12 +162,10 @@ def test_combined_weights_may_be_combined_again(combined, files):
         alone = DefiNetRelaxer(str(files / f"{own}.safetensors"), host, "cpu").predict(atoms)
         np.testing.assert_array_equal(more.site_displacement, alone.site_displacement)
     card = load_checkpoint(out).card
-    assert [(one["hosts"], one["name"]) for one in card["routed"]] == [(["InSe"], "third"), (["GaSe"], "own")]
-    assert card["training"]["hosts"]["GaSe"]["defects"] == ["own", "v_Ga", "v_Se"]
+    assert [(one.hosts, one.name) for one in card.routed] == [(["InSe"], "third"), (["GaSe"], "own")]
+    assert card.training.hosts["GaSe"].defects == ["own", "v_Ga", "v_Se"]
     last = combine_weights(files / "last.safetensors", out, {("InSe", "GaSe"): combined}, name="last", version="4")
-    assert [(one["hosts"], one["name"]) for one in load_checkpoint(last).card["routed"]] == [
-        (["InSe", "GaSe"], "both")
-    ]
+    assert [(one.hosts, one.name) for one in load_checkpoint(last).card.routed] == [(["InSe", "GaSe"], "both")]
     with pytest.raises(CheckpointError, match="several networks for MoS2, GaSe"):
         combine_weights(files / "x.safetensors", out, {("MoS2", "GaSe"): combined}, name="x", version="1")
 
@@ -184,7 +182,7 @@ def test_command(files):
     done = CliRunner().invoke(cli, ["weights", "combine", *arguments])
     assert done.exit_code == 0, done.output
     assert "GaSe, InSe by" in done.output
-    assert load_checkpoint(out).card["name"] == "both"
+    assert load_checkpoint(out).card.name == "both"
     again = CliRunner().invoke(cli, ["weights", "combine", *arguments])
     assert again.exit_code == 2
     assert "--overwrite" in again.output
@@ -209,8 +207,9 @@ def test_nothing_is_overwritten(combined, files):
     [
         ({}, "does not name general and routed"),
         ({"general": {}, "routed": [{"hosts": [[1]]}]}, "does not name general and routed"),
+        ({"general": {}, "routed": [{"hosts": [[float("inf")]], "model": {}}]}, "does not name general and routed"),
         ({"general": 3, "routed": []}, "settings under general and routed"),
-        ({"general": {"features": -1}, "routed": []}, "features must be finite"),
+        ({"general": {"features": -1}, "routed": []}, "features must be between 1 and 100000, found -1"),
         ({"general": {}, "routed": [], "more": 1}, "under general and routed only"),
     ],
 )

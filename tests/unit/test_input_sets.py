@@ -87,7 +87,7 @@ def test_every_code_and_profile(code, profile, library):
         ({"charge": -1}, {}, -1, None),
         ({"charge": 2, "spin_multiplicity": 3}, {}, 2, 2),
         ({"charge": -1, "spin_multiplicity": 2}, {}, -1, 1),
-        ({"charge": -1}, {"charge": 1, "multiplicity": 4}, 1, 3),
+        ({"charge": -1}, {"charge": 1, "spin_multiplicity": 4}, 1, 3),
         ({}, {"magnetic": "parity", "charge": 1}, 1, 1),
     ],
 )
@@ -108,7 +108,7 @@ def test_charge_and_spin_are_told(code, info, options, charge, unpaired, library
 
 
 @pytest.mark.parametrize("code", NEW_CODES)
-@pytest.mark.parametrize("options", [{"magnetic": "none"}, {"multiplicity": 1}])
+@pytest.mark.parametrize("options", [{"magnetic": "none"}, {"spin_multiplicity": 1}])
 def test_paired_spins(code, options, library):
     write_inputs(layer(), library / "run", code, **options)
     found = told(code, library / "run")
@@ -271,12 +271,12 @@ def test_dipole_correction(code, expected, library):
 @pytest.mark.parametrize(
     ("info", "options", "error"),
     [
-        ({}, {"multiplicity": 2}, "24 electrons .* an even number, cannot have the spin multiplicity 2"),
-        ({"charge": 1}, {"multiplicity": 1}, "23 electrons .* an odd number"),
-        ({}, {"multiplicity": 3, "magnetic": "none"}, "needs polarised spins"),
-        ({}, {"multiplicity": 0}, "multiplicity of 1 or more"),
+        ({}, {"spin_multiplicity": 2}, "multiplicity of 2 .* does not go with 24 electrons"),
+        ({"charge": 1}, {"spin_multiplicity": 1}, "does not go with 23 electrons"),
+        ({}, {"spin_multiplicity": 3, "magnetic": "none"}, "needs polarised spins"),
+        ({}, {"spin_multiplicity": 0}, "multiplicity of 1 or more"),
         ({}, {"charge": 30}, "leaves no electrons"),
-        ({"functional": "HSE06"}, {}, "says HSE06, but .* for PBE"),
+        ({"functional": "HSE06"}, {}, "HSE06 was asked for, but .* for PBE"),
         ({"excited": True}, {}, "excited state"),
         ({}, {"profile": "quick"}, "Unknown profile 'quick'"),
         ({}, {"magnetic": "up"}, "Unknown magnetic start"),
@@ -320,7 +320,7 @@ def test_cp2k_cannot_pair_odd_electrons(library):
 
 def test_gpaw_cannot_hold_a_spin_beside_a_dipole_layer(library):
     with pytest.raises(InputSetError, match=r"GPAW cannot hold the spin multiplicity \(3\) with a dipole"):
-        write_inputs(layer(), library / "run", "gpaw", dipole=True, multiplicity=3)
+        write_inputs(layer(), library / "run", "gpaw", dipole=True, spin_multiplicity=3)
 
 
 def test_missing_pseudopotentials_are_named(tmp_path, monkeypatch):

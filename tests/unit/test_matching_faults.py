@@ -13,7 +13,8 @@ from ase_definet.matching.library import get_host
 from ase_definet.matching.registration import GOOD_COST
 from ase_definet.matching.site_map import MIN_ADVANTAGE, match_sites
 from ase_definet.matching.supercell import diffracted_mappings, find_mappings
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, known_host
+from ase_definet.relaxation.domain import known_host
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.structures.cell import layer_frame
 from tests.reliability.matches import layer, stack, sweep
 from tests.unit.test_sites import RATTLE_TOLERANCE, assert_found, plant

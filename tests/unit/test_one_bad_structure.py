@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetError, HostError, StrictError, StructureError
-from ase_definet.relaxation.relaxer import DefiNetRelaxer, RelaxFailure, RelaxResult
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from tests.conftest import pristine
 
 MARK = "bad"

@@ -12,7 +12,6 @@ from ase.build import bulk
 from ase.build.supercells import lattice_points_in_supercell
 
 from ase_definet.model import lattice_convolution as lattice_module
-from ase_definet.model import predict, predict_displacements
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.edge_convolution import EdgeGeometry, classify
 from ase_definet.model.graph import batch_graphs, build_graph
@@ -63,7 +62,7 @@ def arrays(atoms: Atoms | None = None, vacant=(5, 17), substituted=(8,)):
 def run(network, given, working_set=None):
     graph = build_graph(**given, cutoff=CONFIG.cutoff, dtype=torch.float64)
     with torch.no_grad():
-        return predict(network, graph, working_set)[0].numpy()
+        return network.predict(graph, working_set).displacement.numpy()
 
 
 def rotation(seed: int) -> np.ndarray:
@@ -115,7 +114,7 @@ def test_batches_equal_singles(network):
     ]
     graphs = [build_graph(**given, cutoff=CONFIG.cutoff, dtype=torch.float64) for given in several]
     with torch.no_grad():
-        together = predict_displacements(network, batch_graphs(graphs)).numpy()
+        together = network.predict(batch_graphs(graphs)).displacement.numpy()
     assert np.abs(together - np.concatenate([run(network, given) for given in several])).max() < EXACT
 
 

@@ -618,6 +618,27 @@ def test_auto_finds_the_library_host(name):
     assert assert_found(*one_of_each(name), "auto").host.name == name
 
 
+@pytest.mark.parametrize(
+    ("formula", "a", "thickness"), [("NbS2", 3.34, 3.13), ("WTe2", 3.55, 3.62), ("MoTe2", 3.55, 3.62)]
+)
+def test_auto_never_makes_a_host_of_a_thousand_dopants(formula, a, thickness):
+    """A host that the library lacks is not one that it has, with every metal or chalcogen replaced."""
+    atoms = mx2(formula, a=a, thickness=thickness, size=(6, 6, 1), vacuum=8)
+    del atoms[7]
+    with pytest.raises(HostError, match=f"no host of the library fits .*{'|'.join(library())}"):
+        match_sites(atoms, "auto", max_strain=0.2)
+
+
+def test_auto_takes_the_host_whose_composition_it_is():
+    """Each host of the library is found as itself, also where another one would fit with dopants and strain."""
+    for name, host in library().items():
+        size = (LAYERS.get(name, 3),) * 2 + (1,)
+        cell = [*host.cell[:2], [0, 0, 20.0]] if host.layered else host.cell
+        atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=cell, pbc=True).repeat(size)
+        del atoms[5]
+        assert match_sites(atoms, "auto").host.name == name
+
+
 def test_auto_without_a_host_that_fits_says_so():
     with pytest.raises(HostError, match="no host of the library"):
         match_sites(pristine("MgO"), "auto")

@@ -20,7 +20,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from ase_definet.checkpoints.format import combine, load_checkpoint, save_checkpoint
+from ase_definet.checkpoints.combine import combine
+from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.data import PackedDataset
 from ase_definet.errors import CheckpointError, DefiNetWarning, DeviceError, StructureError, TrainingError
 from ase_definet.matching.library import get_host
@@ -29,7 +30,8 @@ from ase_definet.model.site_network import SiteNetwork
 from ase_definet.training import error_estimate
 from ase_definet.training.card import LABELLED, build_card, export_weights
 from ase_definet.training.config import TrainConfig
-from ase_definet.training.run import LAST, Run, corrupted, loss_of, train
+from ase_definet.training.loss import corrupted, loss_of
+from ase_definet.training.run import LAST, Run, train
 from tests.conftest import DEVICES, REPO, pristine
 from tests.pairs import pack_of, radial_pairs
 
@@ -242,7 +244,7 @@ def test_corrupted_starts_help_it_back(config):
 
 
 def test_the_published_network_has_no_other_starts(config):
-    with pytest.raises(TrainingError, match="noisy_start_fraction is not known to the published network"):
+    with pytest.raises(TrainingError, match="noisy_start_fraction is not known to DefiNet as published"):
         Run(replace(config, model=DEFINET, noisy_start_fraction=0.5))
 
 
@@ -291,7 +293,7 @@ def test_a_killed_run_goes_on_exactly(config, tmp_path, model, corrupt):
     resumed = train(config)
     assert_same_run(whole, resumed)
     assert whole.table == resumed.table
-    assert (whole.scale, whole.best, whole.stale) == (resumed.scale, resumed.best, resumed.stale)
+    assert whole.plateau == resumed.plateau
     differ = {"seconds", "loss"}  # the mean loss is that since the last start
     logs = [[{k: row[k] for k in row.keys() - differ} for row in log_of(one)] for one in (whole.config, config)]
     assert logs[0] == logs[1]
@@ -639,8 +641,8 @@ def test_data_without_validation_pairs_train_all_the_same(config, tmp_path):
     pack_of(tmp_path / "train", radial_pairs(5, 0))
     run = train(replace(config, data=str(tmp_path / "train"), schedule="plateau", plateau_patience=0))
     assert run.table == {}
-    assert run.scale == 1.0
-    assert build_card(run, "a", "1")["validation"] == {}
+    assert run.plateau.scale == 1.0
+    assert build_card(run, "a", "1").validation == {}
 
 
 # learning rate
@@ -663,7 +665,7 @@ def test_the_plateau_falls_where_validation_does_not(config):
     run.step = 10
     rates = []
     for mae in (3.0, 2.0, 2.5, 2.5, 2.5, 2.5, 1.0, 2.0, 2.0, 2.0, 2.0):
-        run.follow({"a": {"mae": mae - 0.5}, "b": {"mae": mae + 0.5}})
+        run.plateau.follow({"a": {"mae": mae - 0.5}, "b": {"mae": mae + 0.5}}, run.config)
         rates.append(run.rate())
     assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
 
@@ -672,7 +674,7 @@ def test_the_plateau_is_used_in_training(config):
     """A rate of zero never gets better: it is divided at every check after the first, also after a kill."""
     config = replace(config, schedule="plateau", learning_rate=0.0, plateau_patience=0, plateau_factor=0.5)
     train_until(config, 44)
-    assert train(config).scale == 0.25
+    assert train(config).plateau.scale == 0.25
 
 
 # gradients
@@ -708,43 +710,43 @@ def test_exported_weights_carry_their_card(config, tmp_path, monkeypatch):
     assert path == tmp_path / "tiny.safetensors"
     loaded = load_checkpoint(path)
     card = loaded.card
-    assert (card["name"], card["version"]) == ("tiny", "1.2")
-    assert (card["attribution"], card["license"]) == ("Made here.", "CC0")
-    assert card["training"]["elements"] == ["Mo", "S"]
-    host = card["training"]["hosts"]["MoS2"]
-    assert host["defects"] == ["v_Mo", "v_S"]
-    assert (host["sites"], host["training_pairs"]) == (48, 18)
-    assert host["density"] == pytest.approx([1 / 48, 1 / 48])
-    assert (card["training"]["steps"], card["training"]["batch_size"]) == (60, 4)
-    assert card["training"]["data_sha256"] == PackedDataset.open(config.data).sha256
-    assert card["training"]["config"] == json.loads(json.dumps(config.plain()))
-    assert card["parameters"] == sum(p.numel() for p in run.network.parameters())
-    assert card["validation"][NAME] == pytest.approx(run.table[NAME], abs=1e-5)
-    assert set(card["expected_error"]) == {NAME}
+    assert (card.name, card.version) == ("tiny", "1.2")
+    assert (card.attribution, card.license) == ("Made here.", "CC0")
+    assert card.training.elements == ["Mo", "S"]
+    host = card.training.hosts["MoS2"]
+    assert host.defects == ["v_Mo", "v_S"]
+    assert (host.sites, host.training_pairs) == (48, 18)
+    assert host.density == pytest.approx([1 / 48, 1 / 48])
+    assert (card.training.steps, card.training.batch_size) == (60, 4)
+    assert card.training.data_sha256 == PackedDataset.open(config.data).sha256
+    assert card.training.config == json.loads(json.dumps(config.plain()))
+    assert card.parameters == sum(p.numel() for p in run.network.parameters())
+    assert card.validation[NAME].plain() == pytest.approx(run.table[NAME], abs=1e-5)
+    assert set(card.expected_error) == {NAME}
     beside = json.loads((tmp_path / "tiny.json").read_text())
-    assert beside["card"] == card
+    assert beside["card"] == card.plain()
     assert beside["sha256"] == loaded.sha256
     weights = loaded.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in run.average.state_dict().items())
     assert loaded.config == replace(MODEL, error_head_features=loaded.config.error_head_features)
     export_weights(run, path, "tiny", "1.3")
-    assert load_checkpoint(path).card["version"] == "1.3"
+    assert load_checkpoint(path).card.version == "1.3"
 
 
 def test_cards_tell_hosts_and_sizes_apart(config, several):
     run = Run(replace(config, data=several))
-    host = build_card(run, "a", "1")["training"]["hosts"]["MoS2"]
-    assert host["training_pairs"] == 27
-    assert host["density"] == pytest.approx([1 / 48, 1 / 27])
-    assert "several" in build_card(run, "a", "1")["attribution"]
+    host = build_card(run, "a", "1").training.hosts["MoS2"]
+    assert host.training_pairs == 27
+    assert host.density == pytest.approx([1 / 48, 1 / 27])
+    assert "several" in build_card(run, "a", "1").attribution
 
 
 def test_cards_count_what_networks_have_labelled_apart(config, tmp_path):
     pack = pack_of(tmp_path / "pack", radial_pairs(), radial_pairs(7, 0, subset=f"{LABELLED}MoS2", seed=1))
-    training = build_card(Run(replace(config, data=str(pack.path))), "a", "1")["training"]
-    assert training["hosts"]["MoS2"]["training_pairs"] == 18
-    assert training["labelled_by_networks"] == {"MoS2": 7}
-    assert "labelled_by_networks" not in build_card(Run(config), "a", "1")["training"]
+    training = build_card(Run(replace(config, data=str(pack.path))), "a", "1").training
+    assert training.hosts["MoS2"].training_pairs == 18
+    assert training.labelled_by_networks == {"MoS2": 7}
+    assert build_card(Run(config), "a", "1").training.labelled_by_networks is None
 
 
 def test_cards_know_the_runs_before(config, tmp_path, monkeypatch):
@@ -755,11 +757,11 @@ def test_cards_know_the_runs_before(config, tmp_path, monkeypatch):
             config, out=str(tmp_path / f"run{k}"), initial_weights=str(tmp_path / f"{k - 1}.safetensors") if k else ""
         )
         path = export_weights(train(own), tmp_path / f"{k}.safetensors", f"run{k}", "1")
-    training = load_checkpoint(path).card["training"]
-    assert training["initial_weights"]["name"] == "run1"
-    assert training["initial_weights"]["initial_weights"]["name"] == "run0"
-    assert training["initial_weights"]["initial_weights"]["steps"] == 2
-    assert "initial_weights" not in training["initial_weights"]["initial_weights"]
+    training = load_checkpoint(path).card.training
+    assert training.initial_weights["name"] == "run1"
+    assert training.initial_weights["initial_weights"]["name"] == "run0"
+    assert training.initial_weights["initial_weights"]["steps"] == 2
+    assert "initial_weights" not in training.initial_weights["initial_weights"]
 
 
 def test_a_run_remembers_the_weights_it_began_with(config, tmp_path, monkeypatch):
@@ -771,7 +773,7 @@ def test_a_run_remembers_the_weights_it_began_with(config, tmp_path, monkeypatch
     first.unlink()
     again = Run(replace(own, initial_weights=""))
     assert again.resume()
-    assert build_card(again, "a", "1")["training"]["initial_weights"]["name"] == "first"
+    assert build_card(again, "a", "1").training.initial_weights["name"] == "first"
 
 
 def test_fine_tuning_from_several_networks_takes_the_one_of_the_host(config, several, tmp_path):
@@ -790,8 +792,8 @@ def test_the_published_network_is_exported_without_an_estimate(config, tmp_path)
     run = train(replace(config, model=DEFINET, steps=2))
     loaded = load_checkpoint(export_weights(run, tmp_path / "a.safetensors", "a", "1"))
     assert loaded.config == DEFINET
-    assert "expected_error" not in loaded.card
-    assert loaded.card["architecture"] == "DefiNet as published"
+    assert loaded.card.expected_error is None
+    assert loaded.card.architecture == "DefiNet as published"
 
 
 def test_fine_tuning_starts_from_given_weights(config, several, tmp_path, monkeypatch):
@@ -831,7 +833,7 @@ def test_fine_tuning_the_published_network(config, tmp_path):
     run = train(replace(config, model=DEFINET, steps=2))
     path = export_weights(run, tmp_path / "a.safetensors", "a", "1")
     config = replace(config, initial_weights=str(path), out=str(tmp_path / "b"))
-    with pytest.raises(CheckpointError, match="dropout is not known to the published network"):
+    with pytest.raises(CheckpointError, match="dropout is not known to DefiNet as published"):
         Run(config)
     start = Run(replace(config, model=SiteNetworkConfig()))
     assert start.config.model == DEFINET

@@ -8,7 +8,7 @@ from ase_definet.matching.site_map import match_sites
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
-from ase_definet.relaxation.inputs import to_graph
+from ase_definet.relaxation.inputs import sites_of
 from research.benchmarks.transcription import Transcription
 from tests.conftest import mos2_with_defects, pristine
 
@@ -22,7 +22,7 @@ def test_blocks_chunks_and_the_plain_transcription_agree():
     small = pristine("MoS2", 5)
     del small[[7, 30]]
     maps = [match_sites(atoms, "MoS2") for atoms in (mos2_with_defects(), small)]
-    graph = batch_graphs([to_graph(m, config.cutoff, config.max_neighbors) for m in maps])
+    graph = batch_graphs([sites_of(m).graph(config.cutoff, config.max_neighbors) for m in maps])
     with torch.no_grad():
         blocked = net(graph)
         plain = Transcription(net.state_dict(), config)(graph)

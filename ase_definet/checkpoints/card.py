@@ -1,0 +1,162 @@
+"""Model cards: what is known about weights, validated and read in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CARD_VERSION = 1
+"""Version of the cards that this package reads and writes; a card that names none is of version 1."""
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    """Part of a card. Keys that are not listed are kept as they are, never read, and written again."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, protected_namespaces=())
+
+    def plain(self) -> dict[str, Any]:
+        """Return the entries that were given as plain JSON values, those under unknown keys too."""
+        return self.model_dump(exclude_unset=True)
+
+
+class HostRecord(_Record):
+    """What was seen of one host in training.
+
+    Attributes:
+        defects: Names of the defects, as in ``v_Mo``.
+        density: Least and largest share of sites that are defects.
+        sites: Sites of a supercell.
+        training_pairs: Pairs of unrelaxed and relaxed structures.
+    """
+
+    defects: list[str]
+    density: Annotated[list[_Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    sites: _Count | None = None
+    training_pairs: _Count | None = None
+
+
+class TrainingRecord(_Record):
+    """What weights were trained on, and how.
+
+    Attributes:
+        elements: Symbols of the elements in the training data.
+        hosts: What was seen of each host, by its name in the library.
+        steps: Length of the run.
+        batch_size: Structures a step.
+        data_sha256: Digest of the packed data set.
+        config: The config of the run.
+        labelled_by_networks: Pairs by host that other networks have labelled; they are no DFT data.
+        initial_weights: Which weights the run began with.
+    """
+
+    elements: list[str] = []
+    hosts: dict[str, HostRecord] = {}
+    steps: _Count | None = None
+    batch_size: _Count | None = None
+    data_sha256: str | None = None
+    config: dict[str, Any] | None = None
+    labelled_by_networks: dict[str, _Count] | None = None
+    initial_weights: dict[str, Any] | None = None
+
+
+class ValidationRow(_Record):
+    """Coordinate MAE on one subset of the validation data, in Å.
+
+    Attributes:
+        mae: Over all atoms.
+        a3: Within 3 Å of a defect.
+        ideal_sites: Of the prediction that moves nothing, over all atoms.
+        ideal_sites_a3: Of the prediction that moves nothing, within 3 Å of a defect.
+    """
+
+    mae: float | None = None
+    a3: float | None = None
+    ideal_sites: float | None = None
+    ideal_sites_a3: float | None = None
+
+
+class RoutedRecord(_Record):
+    """One of several networks in a file, as its own card described it.
+
+    Attributes:
+        hosts: Names of the hosts that it serves.
+        name: Name of its weights.
+        version: Their version.
+        parameters: Number of its weights.
+        training: What it was trained on.
+    """
+
+    hosts: list[str]
+    name: str | None = None
+    version: str | None = None
+    parameters: _Count | None = None
+    training: TrainingRecord | None = None
+
+
+class ModelCard(_Record):
+    """What a user should know about weights. Every entry may be missing; distances are in Å.
+
+    A card is versioned and validated: entries that are listed here must be of the types given, in files too. Keys
+    that are not listed are kept, because a card may say more than any program reads; nothing here depends on them.
+
+    Attributes:
+        card_version: Version of this format.
+        name: Name of the weights.
+        version: Their version.
+        date: ISO date on which they were made.
+        architecture: The kind of network, in words.
+        parameters: Number of weights.
+        attribution: Whom to cite for the data.
+        license: Of the weights.
+        training: What they were trained on.
+        validation: How well they do, by subset.
+        units: What the numbers under ``validation`` are.
+        limits: Where they end.
+        expected_error: How reliable the estimate of their error is, by subset.
+        routed: Those for hosts of their own, where there are several networks.
+        source: File that they were imported from.
+        origin: Where that file came from.
+    """
+
+    card_version: int = CARD_VERSION
+    name: str | None = None
+    version: str | None = None
+    date: str | None = None
+    architecture: str | None = None
+    parameters: _Count | None = None
+    attribution: str | None = None
+    license: str | None = None
+    training: TrainingRecord | None = None
+    validation: dict[str, ValidationRow] = {}
+    units: str | None = None
+    limits: str | None = None
+    expected_error: dict[str, dict[str, Any]] | None = None
+    routed: list[RoutedRecord] = []
+    source: str | None = None
+    origin: str | None = None
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> ModelCard:
+        """Read a card from plain JSON values.
+
+        Raises:
+            ValueError: An entry is of the wrong type, or the card is of a newer version; one line that says which.
+        """
+        version = values.get("card_version", CARD_VERSION)
+        if isinstance(version, int) and version > CARD_VERSION:
+            raise ValueError(f"the card has version {version}, expected at most {CARD_VERSION}; upgrade ase-definet")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"the card's {place}: {first['msg']}, found {first['input']!r:.60}") from error
+
+    def changed(self, **entries: Any) -> ModelCard:
+        """Return the card with some entries replaced, validated anew."""
+        return ModelCard.read(self.plain() | entries)

@@ -1,0 +1,100 @@
+"""What comes out of a relaxer: a result, or the record of a structure that could not be relaxed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ase_definet.matching.site_map import SiteMap
+from ase_definet.relaxation.domain import HARMLESS
+from ase_definet.relaxation.inputs import displaced
+from ase_definet.structures.conversion import as_structure
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxResult:
+    """What one pass of the network says of one structure.
+
+    Attributes:
+        atoms: The relaxed structure, in the caller's order, cell and images.
+        displacement: Relaxed minus given positions in the caller's order, shape ``(n_atoms, 3)``, in Å.
+        site_displacement: Predicted displacement of every host site, shape ``(n_sites, 3)``, in Å.
+        site_map: The match to the host.
+        warnings: Reasons to distrust the result, in words.
+        timings: Seconds spent in ``match``, ``graph`` and ``forward`` (its share of a batch).
+        model: Name, version and hash of the weights.
+        expected_error: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
+            None where the weights have no such estimate, and where nothing supports one, because the structure lies
+            outside the training data in any other respect than ``pristine``.
+        outside: In which respects the structure lies outside the training data, in a word each: ``host``,
+            ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``pristine``; ``training`` where
+            nothing is known about it.
+    """
+
+    atoms: Atoms
+    displacement: Array
+    site_displacement: Array
+    site_map: SiteMap
+    warnings: tuple[str, ...]
+    timings: Mapping[str, float]
+    model: str
+    expected_error: Array | None = None
+    outside: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> Array:
+        """:class:`~ase_definet.matching.site_kind.SiteKind` of every host site, shape ``(n_sites,)``."""
+        return self.site_map.kinds
+
+    @property
+    def unsupported(self) -> tuple[str, ...]:
+        """In which respects the structure lies so far outside the training data that no error can be expected."""
+        return tuple(word for word in self.outside if word not in HARMLESS)
+
+    @property
+    def strain(self) -> Array:
+        """Principal strains of the host onto the cell, shape ``(3,)``."""
+        return self.site_map.strain
+
+    @property
+    def structure(self) -> Any:
+        """The relaxed structure as a pymatgen Structure, sites in the caller's order, in Å; the charge stays."""
+        return as_structure(self.atoms)
+
+    @property
+    def unrelaxed(self) -> Atoms:
+        """The structure that was given, its atoms on the host's ideal sites."""
+        given = self.atoms.copy()
+        given.positions -= self.displacement
+        out = displaced(given, self.site_map, np.zeros((len(self.site_map.kinds), 3)))
+        forget_earlier(out)
+        return out
+
+
+@dataclass(frozen=True)
+class RelaxFailure:
+    """The record of a structure that could not be relaxed.
+
+    Attributes:
+        index: Its position in the input.
+        error: What went wrong.
+    """
+
+    index: int
+    error: Exception
+
+
+def forget_earlier(atoms: Atoms) -> None:
+    """Remove what an earlier prediction left in ``info`` and ``arrays``."""
+    for values in (atoms.info, atoms.arrays):
+        for name in [key for key in values if str(key).startswith("definet_")]:
+            del values[name]

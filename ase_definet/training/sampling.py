@@ -1,0 +1,72 @@
+"""Which pairs a run sees, in which order: a matter of its seed and its counters alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ase_definet.data import PackedDataset, PairGroup
+from ase_definet.errors import TrainingError
+from ase_definet.training.config import TrainConfig
+
+Array: TypeAlias = NDArray[Any]
+
+
+def chosen_groups(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
+    """Return the groups of pairs that a run trains on.
+
+    Raises:
+        TrainingError: A subset is unknown, or there are no training pairs.
+    """
+    unknown = sorted(set(config.sampling_weights) - set(pack.subsets))
+    if unknown:
+        raise TrainingError(
+            f"sampling_weights name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}"
+        )
+    wanted = [name for name, share in config.sampling_weights.items() if share > 0] or list(pack.subsets)
+    groups = [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))]
+    if not groups:
+        raise TrainingError(f"{config.data}: no training pairs in {', '.join(wanted)}")
+    return groups
+
+
+def shares_of(groups: list[PairGroup], config: TrainConfig) -> Array:
+    """Return the share of the steps of each group; those of a subset go by their numbers of pairs."""
+    pairs = np.array([len(group.indices("train")) for group in groups], dtype=float)
+    names = [group.subset for group in groups]
+    whole = {name: sum(n for n, own in zip(pairs, names, strict=True) if own == name) for name in names}
+    share = {
+        name: config.sampling_weights.get(name, 0.0) if config.sampling_weights else math.sqrt(whole[name])
+        for name in names
+    }
+    out = np.array([share[name] * n / max(whole[name], 1) for name, n in zip(names, pairs, strict=True)])
+    return np.asarray(out / max(out.sum(), 1e-12))
+
+
+def fraction_of(pairs: Array, config: TrainConfig) -> Array:
+    """Return the part of the training pairs of a group that the run uses, the same ones every time."""
+    if config.training_fraction == 1 or not len(pairs):
+        return pairs
+    kept = max(1, round(config.training_fraction * len(pairs)))
+    return np.sort(np.random.default_rng(0).permutation(pairs)[:kept])
+
+
+def next_pairs(pairs: Array, which: int, drawn: int, config: TrainConfig) -> Array:
+    """Return the next training pairs of a group, shuffled anew every epoch.
+
+    Args:
+        pairs: All of them.
+        which: Place of the group among those of the run.
+        drawn: Batches that were drawn from it before.
+        config: Batch size and seed.
+    """
+    first = drawn * config.batch_size
+    wanted = np.arange(first, first + config.batch_size)
+    out = []
+    for epoch in np.unique(wanted // len(pairs)):
+        order = np.random.default_rng([config.seed, which, int(epoch)]).permutation(pairs)
+        out.append(order[wanted[wanted // len(pairs) == epoch] % len(pairs)])
+    return np.concatenate(out)
