@@ -178,16 +178,14 @@ def _across(plan: InputSet) -> tuple[dict[str, Any], list[str]]:
         needed = max(2 * (height - plan.gaps[2] + 2 * _ELECTRON_EXTENT), _LEAST_HEIGHT)
         if needed <= height:
             note = (
-                "Charged layer: assume_isolated = '2D' cuts the Coulomb interaction off along z. Energies of charged "
-                "defects still need a correction for their images within the layer. No other code here does this."
+                "Charged layer: assume_isolated = '2D' cuts the Coulomb interaction off along z, not within the "
+                "layer. No other code here does this."
             )
             return {"assume_isolated": "2D"}, [note]
         why = f"assume_isolated = '2D' needs a cell of {needed:.1f} Å or more along z, this one has {height:.1f}"
     else:
         why = "assume_isolated = '2D' needs the one vacuum axis to be c, along z, and a and b normal to it"
-    return {}, [
-        f"Charged cell with vacuum, periodic along all axes: its energy needs an image-charge correction. {why}."
-    ]
+    return {}, [f"The charged cell is periodic along all axes: {why}."]
 
 
 def _emptiest(plan: InputSet, axis: int) -> float:

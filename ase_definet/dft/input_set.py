@@ -250,6 +250,10 @@ def input_set(
     warnings += remarks
     asked = {"charge": charge, "functional": functional}
     warnings += other_state(given, Said(net.value, _said_multiplicity(given, multiplicity), "PBE"), asked)
+    if net.value and vacuum:
+        warnings.append(
+            "Charged cell with vacuum: its energy needs an image-charge correction that the input set does not give."
+        )
     if net.note:
         warnings.append(f"{net.note[0].upper()}{net.note[1:]}.")
     atoms = Atoms(given.get_chemical_symbols(), given.positions, cell=given.cell, pbc=True)

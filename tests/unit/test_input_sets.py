@@ -25,6 +25,7 @@ from ase_definet.dft.incar import PROFILES as VASP_PROFILES
 from ase_definet.dft.input_set import PROFILES
 from ase_definet.dft.ionic_steps import read_steps
 from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError, StructureError
+from ase_definet.structures.state import PREDICTED_STATE, Said
 from tests.conftest import mos2_with_defects
 from tests.input_sets import NEW_CODES, held, pseudopotentials, species_defaults, told
 
@@ -311,6 +312,24 @@ def test_structures_that_no_code_takes(code, change, error, library):
     change(atoms)
     with pytest.raises(StructureError, match=error):
         write_inputs(atoms, library / "run", code)
+
+
+@pytest.mark.parametrize("code", NEW_CODES)
+def test_charged_layers_are_doubted(code, library):
+    charged = write_inputs(layer(charge=-1), library / "run", code)
+    assert any("image-charge correction" in warning for warning in charged.warnings)
+    neutral = write_inputs(layer(), library / "other", code)
+    assert not any("image-charge correction" in warning for warning in neutral.warnings)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_geometry_of_another_state_is_said(code, library):
+    atoms = layer(charge=0)
+    atoms.info[PREDICTED_STATE] = str(Said(0, None, "PBE"))
+    same = write_inputs(atoms, library / "run", code)
+    assert not any("predicted for another state" in warning for warning in same.warnings)
+    other = write_inputs(atoms, library / "other", code, charge=-1)
+    assert any("predicted for another state (neutral, PBE)" in warning for warning in other.warnings)
 
 
 def test_cp2k_cannot_pair_odd_electrons(library):
