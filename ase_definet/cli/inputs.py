@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ase_definet.cli.common import (
-    CODES as CODE_NAMES,
-)
-from ase_definet.cli.common import (
+    CODES,
     FOLDER,
     IN_FILE,
     BadUsage,
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command("inputs")
 @click.argument("file", type=IN_FILE)
-@click.option("--code", type=click.Choice(CODE_NAMES), required=True, help="The DFT code to write for.")
+@click.option("--code", type=click.Choice(CODES), required=True, help="The DFT code to write for.")
 @click.option(
     "-o", "--output", "directory", required=True, type=FOLDER, help="Folder to write to; created if needed."
 )
@@ -68,10 +66,10 @@ def write_for_states(
     file: Path, directory: Path, state: AskedState, options: dict[str, Any], *, overwrite: bool
 ) -> None:
     """Write an input set for each of the states that are asked for."""
-    from ase_definet.dft.codes import CODES
+    from ase_definet.dft import codes
     from ase_definet.structures.reading import read_structure
 
-    names = (*CODES[options["code"]].writes, "README.txt")
+    names = (*codes.CODES[options["code"]].writes, "README.txt")
     folders = {folder_of(directory, one) if state.several else directory: one for one in state.each()}
     for folder in folders:
         check_folder(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ase_definet.dft import aims, cp2k, espresso, gpaw
-from ase_definet.dft.input_set import Code, Files, InputSet, input_set
+from ase_definet.dft.input_set import Code, input_set
 from ase_definet.dft.readme import code_readme
 from ase_definet.dft.vasp import carried_provenance, write_vasp_inputs
 from ase_definet.dft.vasp_output import read_vasp_steps
@@ -18,16 +18,11 @@ from ase_definet.errors import DefiNetWarning, InputSetError
 from ase_definet.structures.conversion import as_atoms
 from ase_definet.structures.files import write_set
 
-
-def _vasp_is_apart(_: InputSet) -> Files:
-    raise NotImplementedError("VASP's input set is written by write_vasp_inputs")  # pragma: no cover
-
-
 CODES: Mapping[str, Code] = {
     "vasp": Code(
         "vasp",
         "VASP",
-        _vasp_is_apart,
+        None,  # write_vasp_inputs is older and knows more: INCAR rules, functionals, POTCARs
         ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec"),
         ("vasprun.xml", "vasprun.xml.gz", "OUTCAR", "OUTCAR.gz", "OSZICAR"),
         read_vasp_steps,
@@ -124,7 +119,8 @@ def write_inputs(
     if code not in CODES:
         raise InputSetError(f"Unknown code {code!r}; choose from {', '.join(CODES)}.")
     atoms = as_atoms(structure)
-    if code == "vasp":
+    files = CODES[code].files
+    if files is None:
         return _write_vasp(
             structure,
             directory,
@@ -158,7 +154,7 @@ def write_inputs(
         library=None if library is None else Path(library),
         settings=settings,
     )
-    written = CODES[code].files(plan)
+    written = files(plan)
     if plan.charge_note:
         python_warnings.warn(plan.charge_note, DefiNetWarning, stacklevel=2)
     warnings = (*plan.warnings, *written.warnings)

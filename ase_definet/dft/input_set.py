@@ -177,7 +177,7 @@ class Code:
     Attributes:
         name: What users call it.
         title: Its name in prose.
-        files: Writes an input set in the code's own words.
+        files: Writes an input set in the code's own words; None for VASP, which has a writer of its own.
         writes: Names of the files that it writes, README.txt aside.
         outputs: Names of what a run leaves, the most telling first; they may have wildcards.
         read_steps: Reads the ionic steps of such a file.
@@ -186,7 +186,7 @@ class Code:
 
     name: str
     title: str
-    files: Callable[[InputSet], Files]
+    files: Callable[[InputSet], Files] | None
     writes: tuple[str, ...]
     outputs: tuple[str, ...]
     read_steps: Callable[[Path], IonicSteps]
