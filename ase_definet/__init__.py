@@ -1,4 +1,4 @@
-"""Relaxed geometries of crystal defects in one forward pass, ready for VASP.
+"""Relaxed geometries of crystal defects in one forward pass, ready for DFT.
 
 Importing this package is quick: torch is loaded when a relaxer is first asked for.
 """
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 """Of this source, read from here by the build too: a tree that is not installed knows it as well."""
 
 if TYPE_CHECKING:
+    from ase_definet.dft.codes import write_inputs
     from ase_definet.dft.vasp import write_vasp_inputs
     from ase_definet.errors import DefiNetError, DefiNetWarning
     from ase_definet.matching.host import Host
@@ -33,6 +34,7 @@ _HOMES = {
     "SiteKind": "matching.site_kind",
     "SiteMap": "matching.site_map",
     "match_sites": "matching.site_map",
+    "write_inputs": "dft.codes",
     "write_vasp_inputs": "dft.vasp",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "get_host",
     "library",
     "match_sites",
+    "write_inputs",
     "write_vasp_inputs",
 ]
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ase_definet import __version__
+from ase_definet.cli.collect import collect_command
 from ase_definet.cli.common import INTERRUPTED, BadUsage, add_debug_option, error_text, show_traceback
 from ase_definet.cli.compare_steps import compare_steps_command
 from ase_definet.cli.count_steps import count_steps_command
@@ -20,6 +21,7 @@ from ase_definet.cli.data import data_group
 from ase_definet.cli.enumerate import enumerate_command
 from ase_definet.cli.evaluate import evaluate_command
 from ase_definet.cli.hosts import hosts_command
+from ase_definet.cli.inputs import inputs_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.plot import plot_command
 from ase_definet.cli.relax import relax_command
@@ -38,7 +40,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "ase-definet"
-        raise BadUsage(f"{error.format_message().rstrip('.')}; see {command} --help") from error
+        message = " ".join(error.format_message().split()).rstrip(".")
+        raise BadUsage(f"{message}; see {command} --help") from error
     except click.ClickException as error:
         if error.__cause__ is not None:
             show_traceback(error.__cause__)
@@ -76,7 +79,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 @click.version_option(__version__, prog_name="ase-definet")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Relax crystal defects in one forward pass and hand them to VASP.
+    """Relax crystal defects in one forward pass and hand them to DFT.
 
     \b
     ase-definet relax POSCAR --host MoS2 --vasp run
@@ -94,6 +97,7 @@ def cli(ctx: click.Context) -> None:
 for command in (
     relax_command,
     match_command,
+    inputs_command,
     vasp_command,
     hosts_command,
     enumerate_command,
@@ -103,6 +107,7 @@ for command in (
     evaluate_command,
     compare_steps_command,
     count_steps_command,
+    collect_command,
     data_group,
     train_command,
     weights_group,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
 PROFILES = ("paper", "few-steps", "robust")
+CODES = ("vasp", "espresso", "cp2k", "aims", "gpaw")
+"""Those of :mod:`ase_definet.dft.codes`, which a prompt need not wait for."""
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 """A file to write."""
@@ -135,10 +137,10 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(PROFILES),
                 default="few-steps",
                 show_default=True,
-                help="Settings of the VASP input set.",
+                help="Settings of the input set.",
             ),
             click.option(
-                "--incar", multiple=True, metavar="KEY=VALUE", help="Set or override an INCAR tag; repeatable."
+                "--incar", multiple=True, metavar="KEY=VALUE", help="Set or override an INCAR tag (VASP); repeatable."
             ),
             click.option(
                 "--magnetic-start",
@@ -164,6 +166,50 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         wrapped = option(wrapped)
     return wrapped
+
+
+def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that only some DFT codes take, as ``settings`` and ``library``."""
+    for option in (
+        click.option(
+            "--library",
+            type=FOLDER,
+            help="Folder of pseudopotentials (espresso), data files (cp2k) or species defaults (aims).",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Set or override a setting of any code but VASP, by the code's own name of it; repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def for_code(code: str, input_set: dict[str, Any], settings: tuple[str, ...], library: Path | None) -> dict[str, Any]:
+    """Return the options of an input set as keyword arguments of ``write_inputs``.
+
+    Raises:
+        BadUsage: They are not for this code, or cannot be parsed.
+    """
+    from ase_definet.dft.input_set import parse_settings
+    from ase_definet.errors import InputSetError
+
+    chosen = dict(input_set)
+    incar = chosen.pop("incar", None)
+    if code == "vasp" and (settings or library):
+        raise BadUsage(
+            f"{'--set' if settings else '--library'} is not for VASP: give --incar, or set PMG_VASP_PSP_DIR"
+        )
+    if code != "vasp" and incar:
+        raise BadUsage(f"--incar is for VASP: give --set KEY=VALUE for {code}")
+    try:
+        chosen["settings"] = incar if code == "vasp" else parse_settings(settings)
+    except InputSetError as error:
+        raise BadUsage(error_text(error)) from error
+    return chosen | {"code": code, "library": library}
 
 
 def _kpoints(text: str) -> tuple[int, int, int] | float:

@@ -29,9 +29,9 @@ def count_steps_command(paths: tuple[Path, ...], control: Path | None, as_json: 
     \b
     ase-definet count-steps --control control/ predicted/
 
-    PATHS are OUTCAR, vasprun.xml or OSZICAR files, ASE trajectories, or folders with one of them. With a control, the
-    steps saved and settings that differ are shown; without one, or if it cannot be read, PATHS are listed and nothing
-    is compared.
+    PATHS are outputs of VASP, Quantum ESPRESSO, CP2K, FHI-aims or GPAW, ASE trajectories, or folders with one of
+    them. With a control, the steps saved and settings that differ are shown; without one, or if it cannot be read,
+    PATHS are listed and nothing is compared.
     """  # noqa: D301 - click reads \b as "leave the lines as they are"
     wanted = [path for path in paths if control is None or not _same_path(path, control)]
     if not wanted and control is None:
@@ -39,10 +39,10 @@ def count_steps_command(paths: tuple[Path, ...], control: Path | None, as_json: 
     failed: list[str] = []
     reference = None if control is None else _read(control, failed, "control ")
     runs = [run for path in wanted if (run := _read(path, failed)) is not None]
-    problems = [text for run in runs for text in _problems(reference, run)]
+    problems = [text for run in runs for text in differences(reference, run)]
     if as_json:
-        shown = [] if reference is None else [_record(reference) | {"role": "control", "saved": None}]
-        shown += [_record(run) | {"role": "run", "saved": _saved(reference, run)} for run in runs]
+        shown = [] if reference is None else [record_of(reference) | {"role": "control", "saved": None}]
+        shown += [record_of(run) | {"role": "run", "saved": saved_share(reference, run)} for run in runs]
         click.echo(json.dumps({"runs": shown, "warnings": problems, "errors": failed}, indent=1))
     else:
         _print(reference, runs, problems)
@@ -69,7 +69,7 @@ def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
     return None
 
 
-def _problems(control: IonicSteps | None, run: IonicSteps) -> list[str]:
+def differences(control: IonicSteps | None, run: IonicSteps) -> list[str]:
     """Name what keeps a run from being compared with the control, if there is one."""
     from ase_definet.dft.ionic_steps import compare_settings
 
@@ -79,19 +79,19 @@ def _problems(control: IonicSteps | None, run: IonicSteps) -> list[str]:
 def _print(control: IonicSteps | None, runs: list[IonicSteps], problems: list[str]) -> None:
     """Print all runs, the control first."""
     if control is not None:
-        for line in _lines(control, " (control)"):
+        for line in run_lines(control, " (control)"):
             click.echo(line)
     for run in runs:
-        for line in _lines(run, ""):
+        for line in run_lines(run, ""):
             click.echo(line)
-        saved = _saved(control, run)
+        saved = saved_share(control, run)
         if saved is not None:
             click.echo(f"  {saved_text(saved)} than the control" if saved < 0 else f"  {saved_text(saved)}")
     for text in problems:
         click.echo(f"warning   {text}")
 
 
-def _saved(control: IonicSteps | None, run: IonicSteps) -> float | None:
+def saved_share(control: IonicSteps | None, run: IonicSteps) -> float | None:
     """Return the share of the control's steps that a run saves.
 
     None where there is no control, or one of both is known not to have converged.
@@ -101,9 +101,11 @@ def _saved(control: IonicSteps | None, run: IonicSteps) -> float | None:
     return 1 - run.steps / control.steps
 
 
-def _record(run: IonicSteps) -> dict[str, Any]:
+def record_of(run: IonicSteps) -> dict[str, Any]:
+    """Return the course of a run as JSON-ready data."""
     return {
         "path": str(run.path),
+        "code": run.code,
         "formula": run.formula,
         "steps": run.steps,
         "converged": run.converged,
@@ -114,7 +116,8 @@ def _record(run: IonicSteps) -> dict[str, Any]:
     }
 
 
-def _lines(run: IonicSteps, role: str) -> list[str]:
+def run_lines(run: IonicSteps, role: str) -> list[str]:
+    """Describe the course of a run; the role follows its path."""
     state = {True: "converged", False: "not converged", None: "convergence not known"}[run.converged]
     lines = [f"{run.path}{role}", f"  steps     {run.steps}, {state}{f', {run.formula}' if run.formula else ''}"]
     if len(run.fmax):

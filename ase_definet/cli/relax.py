@@ -1,4 +1,4 @@
-"""``ase-definet relax``: structures in, relaxed structures and VASP input sets out."""
+"""``ase-definet relax``: structures in, relaxed structures and input sets of DFT codes out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ase_definet.cli.common import (
+    CODES,
     FILE,
     FOLDER,
     PATH,
     BadUsage,
     checked_host,
+    code_options,
     counts,
     device_option,
     error_text,
+    for_code,
     host_line,
     host_option,
     input_set_options,
@@ -52,11 +55,18 @@ if TYPE_CHECKING:
     "--vasp", type=FOLDER, help="Also write a VASP input set to this folder (for several FILEs, to a subfolder each)."
 )
 @click.option(
+    "--dft",
+    type=(click.Choice(CODES), FOLDER),
+    metavar="CODE FOLDER",
+    help=f"The same for any of {', '.join(CODES)}; --vasp FOLDER is short for --dft vasp FOLDER.",
+)
+@click.option(
     "--from-unrelaxed",
     is_flag=True,
-    help="Also write a control run from the host's ideal sites, to FOLDER_unrelaxed beside FOLDER of --vasp.",
+    help="Also write a control run from the host's ideal sites, to FOLDER_unrelaxed beside that of --vasp or --dft.",
 )
 @input_set_options
+@code_options
 @state_options
 @click.option("--report", type=FILE, help="Write a report as JSON.")
 @click.option(
@@ -79,7 +89,10 @@ def relax_command(
     model: str,
     device: str,
     vasp: Path | None,
+    dft: tuple[str, Path] | None,
     from_unrelaxed: bool,
+    settings: tuple[str, ...],
+    library: Path | None,
     report: Path | None,
     initial_positions: Literal["ideal", "given"],
     max_strain: float,
@@ -97,10 +110,18 @@ def relax_command(
     set each, with the charge in their names: STEM_relaxed_q-1.SUFFIX. A FILE that cannot be used does not stop the
     others; the exit code is then 1.
     """
-    if vasp is None:
+    if vasp is not None and dft is not None:
+        raise BadUsage("expected --vasp or --dft, found both: leave one out")
+    code, folder = dft or ("vasp", vasp)
+    if folder is None:
         _refuse_input_set_options()
+    input_set = for_code(code, input_set, settings, library)
     jobs = plan_jobs(
-        files, output, output_dir, vasp, report, control=from_unrelaxed, state=state, overwrite=overwrite
+        *(files, output, output_dir, folder, report),
+        code=code,
+        control=from_unrelaxed,
+        state=state,
+        overwrite=overwrite,
     )
     resolved = checked_host(host)
     from ase_definet.relaxation.result import RelaxResult
@@ -135,11 +156,11 @@ def _refuse_input_set_options() -> None:
     """Refuse options of an input set where none is asked for."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
-    names = {"profile", "incar", "magnetic", "kpoints", "dipole"}
+    names = {"profile", "incar", "magnetic", "kpoints", "dipole", "settings", "library"}
     options = [option for option in context.command.params if option.name in names]
     useless = [option.opts[0] for option in options if context.get_parameter_source(str(option.name)) is given]
     if useless:
-        raise BadUsage(f"{useless[0]} is for an input set: say where it goes with --vasp FOLDER")
+        raise BadUsage(f"{useless[0]} is for an input set: say where it goes with --vasp FOLDER or --dft CODE FOLDER")
 
 
 def _read(jobs: list[Job], notes: list[list[str]]) -> Iterator[Atoms | Exception]:
@@ -202,14 +223,16 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
             ("seconds", ", ".join(f"{name} {value:.3f}" for name, value in result.timings.items())),
         ]
     rows.append(("wrote", str(job.output)))
-    if "vasp" in record:
-        rows.append(("wrote", f"{job.vasp}: {', '.join(record['vasp']['files'])}"))
+    if job.code in record:
+        written = record[job.code]
+        rows.append(("wrote", f"{job.inputs}: {', '.join(written['files'])}"))
         rows += [
             ("override", f"{tag} = {after} (profile: {before if before is not None else 'not set'})")
-            for tag, (before, after) in record["vasp"]["overridden"].items()
+            for tag, (before, after) in written["overridden"].items()
         ]
-        rows += [("warning", text) for text in record["vasp"]["warnings"]]
-    older = None if job.vasp is None or job.control is not None else job.vasp.with_name(f"{job.vasp.name}{CONTROL}")
+        rows += [("warning", text) for text in written["warnings"]]
+    alone = job.inputs is not None and job.control is None
+    older = job.inputs.with_name(f"{job.inputs.name}{CONTROL}") if alone and job.inputs else None
     if older is not None and older.exists():
         rows.append(("warning", f"{older} is the control of an earlier run: it may have other settings"))
     if "control" in record:

@@ -13,7 +13,6 @@ from ase_definet.structures.reading import COMPRESSED
 
 CONTROL = "_unrelaxed"
 """Added to the folder of an input set for that of the control run."""
-INPUT_SET = ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec", "README.txt")
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,18 @@ class Job:
     Attributes:
         source: The input file.
         output: The relaxed structure.
-        vasp: Folder of the input set, if one was asked for.
+        inputs: Folder of the input set, if one was asked for.
         control: Folder of the same for the unrelaxed structure, if one was asked for.
         state: What is asked of the state of the structure, with one charge at most.
+        code: The DFT code of the input set.
     """
 
     source: Path
     output: Path
-    vasp: Path | None
+    inputs: Path | None
     control: Path | None = None
     state: AskedState = field(default_factory=AskedState)
+    code: str = "vasp"
 
     @property
     def title(self) -> str:
@@ -45,9 +46,10 @@ def plan_jobs(
     files: tuple[Path, ...],
     output: Path | None,
     output_dir: Path | None,
-    vasp: Path | None,
+    inputs: Path | None,
     report: Path | None,
     *,
+    code: str = "vasp",
     control: bool = False,
     state: AskedState | None = None,
     overwrite: bool,
@@ -64,18 +66,20 @@ def plan_jobs(
         raise BadUsage(f"-o names one output, but {len(files)} files were given: use --output-dir")
     if output is not None and output_dir is not None:
         raise BadUsage("expected -o or --output-dir, found both: leave one out")
-    if control and vasp is None:
-        raise BadUsage("--from-unrelaxed writes a second input set: say where the first goes with --vasp FOLDER")
+    if control and inputs is None:
+        raise BadUsage(
+            "--from-unrelaxed writes a second input set: say where the first goes with --vasp FOLDER or --dft CODE "
+            "FOLDER"
+        )
     asked = state or AskedState()
     jobs = []
-    for file, folder in zip(files, _input_set_folders(files, vasp), strict=True):
+    for file, folder in zip(files, _input_set_folders(files, inputs), strict=True):
         out = output or (output_dir or file.parent) / _relaxed_name(file)
         for one in asked.each():
             mark = one.suffix if asked.several else ""
             place = folder_of(folder, one) if folder is not None and asked.several else folder
-            jobs.append(
-                Job(file, marked(out, mark) if mark else out, place, _beside(place, control=control), state=one)
-            )
+            beside = _beside(place, control=control)
+            jobs.append(Job(file, marked(out, mark) if mark else out, place, beside, state=one, code=code))
     targets = list(_targets(jobs, report))
     _refuse_clashes(jobs, targets)
     if output is not None:
@@ -87,11 +91,11 @@ def plan_jobs(
     return jobs
 
 
-def _input_set_folders(files: tuple[Path, ...], vasp: Path | None) -> list[Path | None]:
+def _input_set_folders(files: tuple[Path, ...], inputs: Path | None) -> list[Path | None]:
     """Return the folder of each input set: the one that was named, or, of several files, one in it for each."""
-    if vasp is None:
+    if inputs is None:
         return [None] * len(files)
-    return [vasp] if len(files) == 1 else [vasp / _stem(file).stem for file in files]
+    return [inputs] if len(files) == 1 else [inputs / _stem(file).stem for file in files]
 
 
 def _beside(folder: Path | None, *, control: bool) -> Path | None:
@@ -104,7 +108,7 @@ def _refuse_format(output: Path, source: Path) -> None:
     if output.suffix == _stem(source).suffix:
         return
     try:
-        _named_format(output)
+        named_format(output)
     except StructureError as error:
         raise BadUsage(str(error)) from error
 
@@ -124,7 +128,7 @@ def output_format(job: Job) -> str:
         StructureError: ASE cannot write it.
     """
     if job.output.suffix != _stem(job.source).suffix:
-        return _named_format(job.output)
+        return named_format(job.output)
     return _writable(job.output, file_format(job.source))
 
 
@@ -143,9 +147,11 @@ def _targets(jobs: list[Job], report: Path | None) -> Iterator[tuple[Path, str]]
     """Yield every file that will be written, and what it is."""
     for job in jobs:
         yield job.output, f"the output of {job.source}"
-        for folder in (job.vasp, job.control):
-            for name in INPUT_SET if folder is not None else ():
-                yield Path(folder or ".") / name, f"the input set of {job.source}"
+        for folder in filter(None, (job.inputs, job.control)):
+            from ase_definet.dft.codes import CODES
+
+            for name in (*CODES[job.code].writes, "README.txt"):
+                yield folder / name, f"the input set of {job.source}"
     if report is not None:
         yield report, "the report"
 
@@ -162,7 +168,7 @@ def _refuse_clashes(jobs: list[Job], targets: list[tuple[Path, str]]) -> None:
         seen[place] = what
 
 
-def _named_format(path: Path) -> str:
+def named_format(path: Path) -> str:
     """Return the format that the name of a new file stands for."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
@@ -176,8 +182,7 @@ def _named_format(path: Path) -> str:
 
 
 def _writable(path: Path, fmt: str) -> str:
-    from ase.io.formats import ioformats
+    from ase_definet.structures.writing import check_format
 
-    if fmt not in ioformats or not ioformats[fmt].can_write:
-        raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")
+    check_format(path, fmt)
     return fmt

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.relax_plan import Job, output_format
 from ase_definet.cli.states import state_record
-from ase_definet.errors import DefiNetWarning, StructureError
-from ase_definet.structures.files import new_database, replacing
+from ase_definet.errors import DefiNetWarning
+from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -31,7 +31,7 @@ def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
 
     Folders of input sets are made when those are written, in folders that exist.
     """
-    for folder in {path.parent for job in jobs for path in (job.output, job.vasp, job.control, report) if path}:
+    for folder in {path.parent for job in jobs for path in (job.output, job.inputs, job.control, report) if path}:
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -48,7 +48,7 @@ def deliver(
         overwrite: Whether files in the way may be replaced.
 
     Raises:
-        DefiNetError: The structure cannot be written in this format, or VASP cannot use it.
+        DefiNetError: The structure cannot be written in this format, or the DFT code cannot use it.
         OSError: The file system refuses.
     """
     import numpy as np
@@ -77,11 +77,11 @@ def deliver(
             "largest_expected_error": finite(result.expected_error[doubtful]),
             "largest_expected_error_atom": doubtful,
         }
-    atoms, lost = _writable(result.atoms, output_format(job))
+    atoms, lost = writable(result.atoms, output_format(job))
     record["warnings"] += [*lost, *_state_lost(record, output_format(job))]
-    with _staged(job.output, atoms, output_format(job)):
-        if job.vasp is not None:
-            record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
+    with staged(job.output, atoms, output_format(job)):
+        if job.inputs is not None:
+            record[job.code] = _write_input_set(job.inputs, result, input_set, overwrite=overwrite)
         if job.control is not None:
             record["control"] = _write_input_set(job.control, result, input_set, overwrite=overwrite, predicted=False)
     return record
@@ -94,18 +94,20 @@ def write_report(path: Path, records: list[dict[str, Any]]) -> None:
         fresh.write_text(text, encoding="utf-8")
 
 
-def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
-    """Return atoms whose constraints ASE can write to a POSCAR, and name those that none can hold.
+def writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
+    """Return atoms whose constraints ASE can write, and name those that none can hold.
 
-    ASE's writer drops FixCartesian, takes the last of several constraints on one atom, and refuses other planes.
+    ASE's writer of POSCAR drops FixCartesian, takes the last of several constraints on one atom, and refuses other
+    planes. That of extended XYZ knows FixAtoms and FixCartesian.
     """
-    from ase_definet.structures.constraints import held_directions, hold
+    from ase_definet.structures.constraints import held_axes, held_directions, hold, hold_axes
 
-    if fmt != "vasp" or not atoms.constraints:
+    if fmt not in {"vasp", "extxyz"} or not atoms.constraints:
         return atoms, []
-    held, lost = held_directions(atoms)
+    held, lost = held_directions(atoms) if fmt == "vasp" else held_axes(atoms)
     out = atoms.copy()
-    hold(out, held)
+    out.calc = atoms.calc
+    (hold if fmt == "vasp" else hold_axes)(out, held)
     return out, lost
 
 
@@ -120,35 +122,12 @@ def _state_lost(record: dict[str, Any], fmt: str) -> list[str]:
 
 
 @contextmanager
-def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
+def staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
-    import numpy as np
-    from ase.io import write
-
-    from ase_definet.structures.cell import lacking_vectors
+    from ase_definet.structures.writing import write_structure
 
     with replacing(path) as fresh:
-        try:
-            if fmt in {"db", "json"}:
-                with new_database(fresh, fmt) as database:
-                    plain = {str(name): value for name, value in atoms.info.items() if np.isscalar(value)}
-                    python = {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
-                    database.write(atoms, data=python)
-            else:
-                write(str(fresh), atoms, format=fmt)
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # ASE's writers raise anything
-            cell = np.asarray(atoms.cell)
-            if 0 < np.linalg.matrix_rank(cell) < len(cell):
-                raise StructureError(
-                    f"{path}: {fmt} needs three independent cell vectors, {lacking_vectors(cell)}; or write extended "
-                    "XYZ, which needs none: -o NAME.extxyz"
-                ) from error
-            raise StructureError(
-                f"{path}: ASE cannot write this structure as {fmt} ({type(error).__name__}: {error}); "
-                "choose another format with -o"
-            ) from error
+        write_structure(fresh, atoms, fmt, name=path)
         yield
 
 
@@ -156,7 +135,7 @@ def _write_input_set(
     directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool, predicted: bool = True
 ) -> dict[str, Any]:
     """Write the input set of the prediction, or that of the control run from the host's sites."""
-    from ase_definet.dft.vasp import write_vasp_inputs
+    from ase_definet.dft.codes import write_inputs
 
     if not directory.parent.is_dir():
         raise FileNotFoundError(
@@ -172,7 +151,7 @@ def _write_input_set(
         }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DefiNetWarning)  # the report has them too
-        written = write_vasp_inputs(
+        written = write_inputs(
             result.atoms if predicted else result.unrelaxed,
             directory,
             notes=result.warnings if predicted else (),

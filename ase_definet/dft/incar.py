@@ -136,15 +136,13 @@ def spin_tags(
     if magnetic not in ("high-spin", "parity", "none"):
         raise InputSetError(f"Unknown magnetic start {magnetic!r}; choose high-spin, parity or none.")
     vectors = bool(overrides.get("LNONCOLLINEAR") or overrides.get("LSORBIT"))
-    own, notes = _own_moments(atoms)
+    own, notes = own_moments(atoms)
     if magnetic == "none" or (overrides.get("ISPIN") == 1 and not vectors):
         why = "magnetic is 'none'" if magnetic == "none" else "ISPIN is 1"
         lost = own is not None and own.any()
         return {"ISPIN": 1}, [f"The atoms' initial magnetic moments were ignored: {why}."] if lost else []
     if own is None:
-        is_open = np.isin(atoms.numbers, list(_OPEN_SHELL))
-        own = np.where(is_open, HIGH_SPIN_MOMENT, LOW_SPIN_MOMENT)
-        own = np.full(len(atoms), UNIT_MOMENT) if magnetic == "parity" else own
+        own = starting_moments(atoms.numbers, magnetic)
         own = own if unpaired is None or vectors else np.round(own * unpaired / own.sum(), _MOMENT_DIGITS)
     elif not own.any():
         notes.append(
@@ -165,7 +163,14 @@ def spin_tags(
     return {"MAGMOM": own[order].tolist()}, notes
 
 
-def _own_moments(atoms: Atoms) -> tuple[np.ndarray | None, list[str]]:
+def starting_moments(numbers: np.ndarray, magnetic: str) -> np.ndarray:
+    """Return the moments from which atoms start that have none of their own, shape ``(n_atoms,)``, in μB."""
+    if magnetic == "parity":
+        return np.full(len(numbers), UNIT_MOMENT)
+    return np.where(np.isin(numbers, list(_OPEN_SHELL)), HIGH_SPIN_MOMENT, LOW_SPIN_MOMENT)
+
+
+def own_moments(atoms: Atoms) -> tuple[np.ndarray | None, list[str]]:
     """Return the moments given with the atoms, shape ``(n_atoms,)`` or ``(n_atoms, 3)`` in μB, and what to say.
 
     Initial moments come first; without them the moments that a calculator found are a start as good.

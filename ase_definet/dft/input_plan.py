@@ -16,21 +16,23 @@ from numpy.typing import NDArray
 from ase_definet.dft import incar as incar_tags
 from ase_definet.dft.incar import CALCULATED_MOMENTS, FUNCTIONAL_TAGS, PROFILES
 from ase_definet.dft.incar_rules import Planned, broken_rules
+from ase_definet.dft.input_set import (
+    check_structure,
+    gamma_warnings,
+    kpoint_grid,
+    net_charge,
+    other_state,
+    vacuum_warnings,
+)
 from ase_definet.errors import InputSetError, StructureError
-from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
-from ase_definet.structures.charges import NetCharge, charge_of, is_unknown, whole_charge
+from ase_definet.structures.cell import VACUUM_GAP, widest_gap
+from ase_definet.structures.charges import NetCharge
 from ase_definet.structures.constraints import held_directions
 from ase_definet.structures.conversion import as_atoms
-from ase_definet.structures.state import PREDICTED_STATE, Said, said_of
+from ase_definet.structures.state import Said, said_of
 
 Array: TypeAlias = NDArray[Any]
 
-PUBLISHED_VACUUM = 15.0
-"""Vacuum of the published calculations, in Å; less is worth a warning."""
-GAMMA_LENGTH = 15.0
-"""A shorter cell vector asks for more than one k-point along it, in Å."""
-MOST_SPACING = 2.0
-"""A larger spacing of k-points is a mistake, in 1/Å."""
 ORDER_FILE = "site_order.json"
 """Holds the permutation of the sites, where there is one."""
 
@@ -191,17 +193,18 @@ def plan_inputs(structure: object, options: Options, present: frozenset[str] = f
         InputSetError: If the options contradict the structure or each other.
     """
     atoms = as_atoms(structure)
-    check_structure(atoms)
+    check_structure(atoms, "VASP", "POTCAR")
     if options.profile not in PROFILES:
         raise InputSetError(f"Unknown profile {options.profile!r}; choose from {', '.join(PROFILES)}.")
-    net = _net_charge(atoms, options)
+    uncharged = options.charge is None and not options.structure_charge
+    net = NetCharge(0) if uncharged else net_charge(atoms, options.charge)
     multiplicity, functional, remarks = _spin_and_functional(atoms, options)
     sites = Sites.of(atoms)
-    grid, warnings = _kpoint_grid(options.kpoints, np.asarray(atoms.cell), sites.vacuum)
-    warnings += _gamma_warnings(grid, np.asarray(atoms.cell), sites.vacuum, chosen=options.kpoints != (1, 1, 1))
+    grid, warnings = kpoint_grid(options.kpoints, np.asarray(atoms.cell), sites.vacuum)
+    warnings += gamma_warnings(grid, np.asarray(atoms.cell), sites.vacuum, chosen=options.kpoints != (1, 1, 1))
     held, dropped = held_directions(atoms)
     dropped += ["Velocities were dropped: a relaxation has none."] if atoms.has("momenta") else []
-    warnings += dropped + _vacuum_warnings(atoms, [width for width, _ in sites.gaps], sites.vacuum)
+    warnings += dropped + vacuum_warnings(atoms, [width for width, _ in sites.gaps], sites.vacuum, "VASP")
     potcar_symbols = incar_tags.potcar_symbols(list(dict.fromkeys(sites.symbols)))
     potcars, problems = incar_tags.library_potcars(potcar_symbols)
     warnings += problems + remarks
@@ -220,37 +223,9 @@ def plan_inputs(structure: object, options: Options, present: frozenset[str] = f
         *(sites, ~held, grid, written, overridden, potcar_symbols, potcars, net, multiplicity, functional),
         warnings=tuple(warnings),
     )
-    made_for = atoms.info.get(PREDICTED_STATE)
-    silent = {name for name in ("charge", "functional") if is_unknown(atoms.info.get(name))}
-    silent -= {name for name in ("charge", "functional") if getattr(given, name) is not None}
-    wanted = Said(
-        None if "charge" in silent else net.value, multiplicity, None if "functional" in silent else functional
-    )
-    if made_for is not None and str(made_for) != str(wanted):
-        text = (
-            f"The geometry was predicted for another state ({made_for}) than this input set is for ({wanted}): "
-            "relax it again for this one."
-        )
-        plan = replace(plan, warnings=(*plan.warnings, text))
-    return plan
-
-
-def check_structure(atoms: Atoms) -> None:
-    """Refuse structures that no POSCAR can hold."""
-    if len(atoms) == 0:
-        raise StructureError("Expected a structure with atoms; found none.")
-    if not (np.isfinite(atoms.positions).all() and np.isfinite(np.asarray(atoms.cell)).all()):
-        raise StructureError("Positions or cell hold values that are not finite; check the prediction.")
-    if (atoms.numbers == 0).any():
-        raise StructureError("Dummy atoms (X) have no POTCAR; remove them, a vacancy is simply absent.")
-    cell = np.asarray(atoms.cell)
-    volume = float(np.linalg.det(cell))
-    if abs(volume) < _SMALL:
-        raise StructureError(f"VASP needs three independent cell vectors, {lacking_vectors(cell)}.")
-    if volume < 0:
-        raise StructureError(
-            "VASP needs a right-handed cell; swap two vectors: atoms.set_cell(atoms.cell[[1, 0, 2]])."
-        )
+    asked = {"charge": given.charge, "functional": given.functional}
+    texts = other_state(atoms, Said(net.value, multiplicity, functional), asked)
+    return replace(plan, warnings=(*plan.warnings, *texts))
 
 
 def poscar_order(numbers: Array) -> Array:
@@ -259,59 +234,6 @@ def poscar_order(numbers: Array) -> Array:
     if 1 + np.count_nonzero(np.diff(numbers)) == len(species):
         return np.arange(len(numbers))
     return np.argsort(first[np.searchsorted(species, numbers)], kind="stable")
-
-
-def _vacuum_warnings(atoms: Atoms, widths: list[float], vacuum: list[int]) -> list[str]:
-    """Say where the vacuum is thin or missing."""
-    messages = []
-    for axis, (width, periodic) in enumerate(zip(widths, atoms.pbc, strict=True)):
-        if axis in vacuum and width < PUBLISHED_VACUUM:
-            messages.append(f"The vacuum along {'abc'[axis]} is {width:.1f} Å; the published one is 15 Å or more.")
-        elif axis not in vacuum and not periodic:
-            messages.append(f"Axis {'abc'[axis]} is not periodic in ASE but is in VASP: the gap is {width:.1f} Å.")
-    return messages
-
-
-def _kpoint_grid(
-    kpoints: tuple[int, int, int] | float, cell: Array, vacuum: list[int]
-) -> tuple[tuple[int, ...], list[str]]:
-    """Return the Γ-centred grid with one k-point along each vacuum axis."""
-    asked = np.asarray(kpoints)
-    if asked.ndim == 0 and asked.dtype.kind in "if" and 0 < asked <= MOST_SPACING:
-        lengths = 2 * np.pi * np.linalg.norm(np.linalg.inv(cell), axis=0)
-        grid = np.maximum(1, np.ceil(lengths / asked - _SMALL)).astype(int)
-        grid[vacuum] = 1
-        return tuple(grid.tolist()), []
-    if asked.shape != (3,) or asked.dtype.kind != "i" or (asked < 1).any():
-        raise InputSetError(
-            f"Expected three positive integers or a spacing of at most 2 1/Å for kpoints; found {kpoints!r}."
-        )
-    grid = asked.copy()
-    grid[vacuum] = 1
-    changed = not np.array_equal(grid, asked)
-    message = f"K-points {asked.tolist()} were reduced to {grid.tolist()}: one along the vacuum is all it needs."
-    return tuple(grid.tolist()), [message] if changed else []
-
-
-def _gamma_warnings(grid: tuple[int, ...], cell: Array, vacuum: list[int], *, chosen: bool) -> list[str]:
-    """Say so where Γ alone, which nobody asked for, is little for a cell."""
-    lengths = np.linalg.norm(cell, axis=1)
-    short = [a for a in range(3) if a not in vacuum and grid[a] == 1 and lengths[a] < GAMMA_LENGTH]
-    if chosen or not short:
-        return []
-    named = ", ".join(f"{'abc'[axis]} {lengths[axis]:.1f} Å" for axis in short)
-    expected = f"Γ alone is meant for cells of {GAMMA_LENGTH:g} Å or more, this one has {named}"
-    return [f"{expected}: give kpoints (--kpoints 2x2x1, or a spacing such as 0.25)."]
-
-
-def _net_charge(atoms: Atoms, options: Options) -> NetCharge:
-    """Return the charge that was asked for, else the one the atoms carry."""
-    if options.charge is None:
-        return charge_of(atoms) if options.structure_charge else NetCharge(0)
-    try:
-        return NetCharge(whole_charge(options.charge, "charge"), "stated")
-    except StructureError as error:
-        raise InputSetError(str(error)) from error
 
 
 def _spin_and_functional(atoms: Atoms, options: Options) -> tuple[int | None, str, list[str]]:

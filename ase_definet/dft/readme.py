@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from ase_definet.dft.incar import FUNCTIONAL, FUNCTIONAL_TAGS
 from ase_definet.dft.input_plan import ORDER_FILE, InputPlan
+from ase_definet.dft.input_set import FORCE, Files, InputSet
 from ase_definet.structures.state import multiplicity_name
 
 FORCE_LIMIT = 0.5
 """A first-step largest force above this, in eV/Å, sends IBRION = 1 astray."""
 
 _ORIGINS: dict[bool | None, str] = {
-    True: "Geometry predicted by DefiNet in one forward pass; VASP is to finish it.",
+    True: "Geometry predicted by DefiNet in one forward pass; {code} is to finish it.",
     False: "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's.",
     None: "Input set for the structure as given; nothing says that it was predicted.",
 }
@@ -43,7 +44,7 @@ def readme(
         predicted: Whether the structure is a prediction (True), the control run from the host's sites (False) or
             neither is known (None).
     """
-    lines = [_ORIGINS[predicted], *_provenance(provenance)]
+    lines = [_ORIGINS[predicted].format(code="VASP"), *_provenance(provenance)]
     lines.append(f"Profile {profile}." + (" Overridden:" if plan.overridden else ""))
     lines += [
         f"  {tag} = {new} (was {'unset' if old is None else old})" for tag, (old, new) in plan.overridden.items()
@@ -54,6 +55,50 @@ def readme(
         lines.append("  Not included (licence): build it from your library as POTCAR.spec lists it.")
     lines += _how_to_run(profile, predicted) + _way_back(reordered=plan.sites.reordered)
     lines += [f"Note: {note}" for note in notes] + [f"Warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines) + "\n"
+
+
+def code_readme(
+    title: str,
+    plan: InputSet,
+    files: Files,
+    *,
+    notes: Sequence[str],
+    provenance: Mapping[str, str],
+    predicted: bool | None,
+) -> str:
+    """Return the text of README.txt for any code but VASP.
+
+    Args:
+        title: Name of the code in prose.
+        plan: What it is told.
+        files: What was written, and what to know about it.
+        notes: Lines to add.
+        provenance: What made the prediction.
+        predicted: As of :func:`readme`.
+    """
+    lines = [_ORIGINS[predicted].format(code=title), *_provenance(provenance)]
+    held = files.multiplicity or plan.multiplicity
+    spin = f"spin multiplicity {held}" if held else "total moment free" if plan.spin else "spins paired"
+    lines.append(
+        f"{title}: PBE, fixed cell, charge {plan.charge:+d}, {spin}, k-points "
+        f"{'x'.join(map(str, plan.grid))}, forces to {FORCE:g} eV/Å."
+    )
+    lines.append(f"Profile {plan.profile}." + (" Overridden:" if files.overridden else ""))
+    lines += [
+        f"  {key} = {new} (was {'unset' if old is None else old})" for key, (old, new) in files.overridden.items()
+    ]
+    lines += [f"Run it: {files.run}", *files.notes]
+    if predicted:
+        worse = "distrust the prediction" if plan.profile == "robust" else "write the set again with profile robust"
+        lines.append(f"Check after step 1 (count-steps): if the largest force exceeds {FORCE_LIMIT} eV/Å, {worse}.")
+    runs = "." if predicted is None else "--control CONTROL PREDICTION"
+    lines += [
+        f"Count the ionic steps: ase-definet count-steps {runs}",
+        "Take the result back, in your own order: ase-definet collect . -o relaxed.extxyz",
+    ]
+    lines += [f"Note: {note}" for note in notes]
+    lines += [f"Warning: {warning}" for warning in (*plan.warnings, *files.warnings)]
     return "\n".join(lines) + "\n"
 
 

@@ -26,7 +26,8 @@ from ase_definet.dft.incar import (
     Profile,
     parse_incar_overrides,
 )
-from ase_definet.dft.input_plan import ORDER_FILE, PUBLISHED_VACUUM
+from ase_definet.dft.input_plan import ORDER_FILE
+from ase_definet.dft.input_set import PUBLISHED_VACUUM
 from ase_definet.dft.readme import FORCE_LIMIT, readme
 from ase_definet.errors import DefiNetWarning, InputSetError
 from ase_definet.structures.cell import VACUUM_GAP
@@ -149,7 +150,7 @@ def write_vasp_inputs(
 
     target = Path(directory).resolve()
     if provenance is None:
-        provenance, carried = _carried_provenance(as_atoms(structure))
+        provenance, carried = carried_provenance(as_atoms(structure))
         notes = [*notes, *carried]
     input_set = DefiNetRelaxSet(
         profile=profile,
@@ -179,7 +180,7 @@ def write_vasp_inputs(
     return InputSetReport(target, tuple(files), dict(plan.incar), dict(plan.overridden), plan.warnings)
 
 
-def _carried_provenance(atoms: Atoms) -> tuple[dict[str, str], list[str]]:
+def carried_provenance(atoms: Atoms) -> tuple[dict[str, str], list[str]]:
     """Return what the relaxer left in the atoms: what made the prediction, and its warnings."""
     prefix = "definet_"
     provenance = {k.removeprefix(prefix): str(v) for k, v in atoms.info.items() if str(k).startswith(prefix)}

@@ -38,9 +38,28 @@ def held_directions(atoms: Atoms) -> tuple[Array, list[str]]:
     Raises:
         StructureError: A constraint names an atom that is not there.
     """
-    cell = np.asarray(atoms.cell)
+    return _held_along(atoms, np.asarray(atoms.cell), "vectors of this cell", "POSCAR")
+
+
+def held_axes(atoms: Atoms) -> tuple[Array, list[str]]:
+    """Return along which Cartesian axes which atoms are held, and which constraints no choice of axes says.
+
+    Most codes' input files say that, where VASP's speaks of cell vectors; else as :func:`held_directions`.
+
+    Returns:
+        ``(held, lost)``: shape ``(n_atoms, 3)``, True where an atom must not move along x, y or z; and a sentence for
+        each constraint, or kind of constraint, that is dropped.
+
+    Raises:
+        StructureError: A constraint names an atom that is not there.
+    """
+    return _held_along(atoms, np.eye(3), "Cartesian axes", "the input file")
+
+
+def _held_along(atoms: Atoms, cell: Array, vectors: str, holder: str) -> tuple[Array, list[str]]:
+    """Return along which of three vectors which atoms are held, and what that cannot say."""
     held = np.zeros((len(atoms), 3), dtype=bool)
-    known, lost = _normals(atoms)
+    known, lost = _normals(atoms, holder)
     dropped = np.zeros(len(known), dtype=int)
     for members, which in _by_atom(known, len(atoms)):
         spans = _spanned(np.vstack([known[k][2] for k in which]), cell)
@@ -54,8 +73,7 @@ def held_directions(atoms: Atoms) -> tuple[Array, list[str]]:
         else:
             held[members] = spans
     lost += [
-        f"A {known[k][0]} constraint was dropped for {n} {'atom' if n == 1 else 'atoms'}: it follows no vectors of "
-        "this cell."
+        f"A {known[k][0]} constraint was dropped for {n} {'atom' if n == 1 else 'atoms'}: it follows no {vectors}."
         for k, n in enumerate(dropped.tolist())
         if n
     ]
@@ -139,7 +157,23 @@ def hold(atoms: Atoms, held: Array) -> None:
     atoms.set_constraint(constraints)
 
 
-def _normals(atoms: Atoms) -> tuple[list[tuple[str, Array, Array]], list[str]]:
+def hold_axes(atoms: Atoms, held: Array) -> None:
+    """Constrain atoms along Cartesian axes, in place of all constraints they have.
+
+    Args:
+        atoms: Changed in place.
+        held: Shape ``(n_atoms, 3)``, True where an atom must not move along x, y or z.
+    """
+    from ase.constraints import FixAtoms, FixCartesian  # noqa: PLC0415 - slow to import
+
+    constraints = []
+    for mask in np.unique(held[held.any(axis=1)], axis=0):
+        members = np.flatnonzero((held == mask).all(axis=1))
+        constraints.append(FixAtoms(members) if mask.all() else FixCartesian(members, mask))
+    atoms.set_constraint(constraints)
+
+
+def _normals(atoms: Atoms, holder: str = "POSCAR") -> tuple[list[tuple[str, Array, Array]], list[str]]:
     """Return type, atoms and forbidden directions of each constraint that holds directions, and name the others."""
     cell = _full(atoms)
     known, others = [], []
@@ -147,7 +181,7 @@ def _normals(atoms: Atoms) -> tuple[list[tuple[str, Array, Array]], list[str]]:
         name = type(constraint).__name__
         rows = _rows(constraint, cell)
         if rows is None:
-            others.append(f"A {name} constraint was dropped: POSCAR cannot hold it.")
+            others.append(f"A {name} constraint was dropped: {holder} cannot hold it.")
             continue
         index = np.atleast_1d(np.asarray(constraint.index))
         try:

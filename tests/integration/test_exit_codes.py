@@ -17,12 +17,14 @@ HOST = "--host MoS2"
 UNUSABLE = {
     "relax": f"{{input}} {HOST} --device cpu",
     "match": f"{{input}} {HOST}",
+    "inputs": "{input} --code gpaw -o new",
     "vasp": "{input} -o new",
     "plot": "{input} good.vasp -o new.png",
     "plot, relaxed": "good.vasp {input} -o new.png",
     "compare-steps": f"{{input}} {HOST} --calculator emt",
     "count-steps": "{input}",
     "count-steps, control": "--control {input} good.vasp",
+    "collect": "{input} -o new.vasp",
     "screen": f"{{input}} {HOST} -o new --device cpu",
     "report": "{input} -o new.html",
     "data pack": f"{{input}} new.pack {HOST}",
@@ -48,6 +50,13 @@ USAGE = {
         "good.vasp",
     ],
     "match": ["good.vasp --host MoS3", f"good.vasp {HOST} --max-strain nan"],
+    "inputs": [
+        "good.vasp --code siesta -o new",
+        "good.vasp --code gpaw -o good.vasp",
+        "good.vasp --code gpaw -o new --kpoints dense",
+        "good.vasp --code gpaw -o new --set nonsense",
+        "good.vasp --code gpaw",
+    ],
     "vasp": ["good.vasp -o good.vasp", "good.vasp -o new --kpoints dense", "good.vasp"],
     "plot": ["good.vasp good.vasp -o good.vasp", "good.vasp good.vasp -o new.gif", "good.vasp -o new.png"],
     "compare-steps": [
@@ -57,6 +66,7 @@ USAGE = {
         f"good.vasp {HOST} --calculator emt --json good.vasp",
     ],
     "count-steps": [""],
+    "collect": ["other -o new.pwi", "other -o good.vasp", ""],
     "screen": [
         f"good.vasp {HOST} -o new --model nonsense",
         f"good.vasp {HOST} -o new --device nonsense",

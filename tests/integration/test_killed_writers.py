@@ -20,7 +20,7 @@ from ase.io import iread, read
 from click.testing import CliRunner
 
 from ase_definet.cli import cli, relax
-from ase_definet.cli.relax_results import _staged, write_report
+from ase_definet.cli.relax_results import staged, write_report
 from ase_definet.errors import ScreeningError
 from ase_definet.matching.library import get_host
 from ase_definet.screening.enumeration import DefectSpace, parse_defects
@@ -239,7 +239,7 @@ def test_relaxed_structures_are_whole_and_alone(tmp_path, structure, name):
 def stage_many(path, fmt, size, times):
     atoms = bulk("Cu") * (size, 1, 1)
     for _ in range(times):
-        with _staged(path, atoms, fmt):
+        with staged(path, atoms, fmt):
             pass
 
 

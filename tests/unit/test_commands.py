@@ -21,6 +21,7 @@ _CODE = re.compile(r"```(?:bash|console)\n(?P<block>.*?)```|(?<!`)``?(?P<span>as
 _COMMANDS = {
     "relax",
     "match",
+    "inputs",
     "vasp",
     "hosts",
     "weights",
@@ -31,6 +32,7 @@ _COMMANDS = {
     "evaluate",
     "compare-steps",
     "count-steps",
+    "collect",
     "data",
     "train",
 }
