@@ -299,6 +299,14 @@ class DisplacementModel(nn.Module, ABC):
             raise TypeError(f"the atoms of a {type(self).__name__} start on the host's sites")
         return [self.run(batch)[0]]
 
+    def restrict_states(self, states: Tensor, *, and_before: bool = False) -> None:
+        """Take every charge, multiplicity, functional and excitation that training does not see for unknown.
+
+        Args:
+            states: Codes of all states of the training data, shape ``(n, 4)``.
+            and_before: Whether those that earlier training has seen stay known.
+        """
+
     def network_for(self, host_numbers: Tensor) -> DisplacementModel:  # noqa: ARG002 - of several networks, one
         """Return the network that serves one host: itself, unless it is made of several.
 
