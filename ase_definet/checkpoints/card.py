@@ -30,14 +30,37 @@ class HostRecord(_Record):
     Attributes:
         defects: Names of the defects, as in ``v_Mo``.
         density: Least and largest share of sites that are defects.
+        charges: Net charges of the cells, in e.
+        spin_multiplicities: Spin multiplicities, those that are known.
+        functionals: Exchange-correlation functionals.
+        excited: Whether excited states were among them.
         sites: Sites of a supercell.
         training_pairs: Pairs of unrelaxed and relaxed structures.
     """
 
     defects: list[str]
     density: Annotated[list[_Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    charges: list[int] = [0]
+    spin_multiplicities: list[int] = []
+    functionals: list[str] = ["PBE"]
+    excited: bool = False
     sites: _Count | None = None
     training_pairs: _Count | None = None
+
+    def joined(self, other: HostRecord) -> HostRecord:
+        """Return what was seen by either of two networks; the sites are those of this one."""
+        counts = (self.training_pairs, other.training_pairs)
+        return self.model_copy(
+            update={
+                "defects": sorted({*self.defects, *other.defects}),
+                "density": [min(self.density[0], other.density[0]), max(self.density[1], other.density[1])],
+                "charges": sorted({*self.charges, *other.charges}),
+                "spin_multiplicities": sorted({*self.spin_multiplicities, *other.spin_multiplicities}),
+                "functionals": sorted({*self.functionals, *other.functionals}),
+                "excited": self.excited or other.excited,
+                "training_pairs": None if None in counts else sum(n or 0 for n in counts),
+            }
+        )
 
 
 class TrainingRecord(_Record):
@@ -85,6 +108,7 @@ class RoutedRecord(_Record):
 
     Attributes:
         hosts: Names of the hosts that it serves.
+        beside: Whether it serves only what it was trained on there, and another network the rest.
         name: Name of its weights.
         version: Their version.
         parameters: Number of its weights.
@@ -92,6 +116,7 @@ class RoutedRecord(_Record):
     """
 
     hosts: list[str]
+    beside: bool = False
     name: str | None = None
     version: str | None = None
     parameters: _Count | None = None
