@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ase_definet.errors import DefiNetError, DefiNetWarning
     from ase_definet.matching.host import Host
     from ase_definet.matching.library import get_host, library
-    from ase_definet.matching.site_map import SiteKind, SiteMap, match_sites
+    from ase_definet.matching.site_kind import SiteKind
+    from ase_definet.matching.site_map import SiteMap, match_sites
     from ase_definet.relaxation.relaxer import DefiNetRelaxer
     from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 
@@ -29,7 +30,7 @@ _HOMES = {
     "Host": "matching.host",
     "get_host": "matching.library",
     "library": "matching.library",
-    "SiteKind": "matching.site_map",
+    "SiteKind": "matching.site_kind",
     "SiteMap": "matching.site_map",
     "match_sites": "matching.site_map",
     "write_vasp_inputs": "dft.vasp",

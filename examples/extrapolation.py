@@ -83,10 +83,10 @@ def report(name: str, atoms: Atoms, relaxer: DefiNetRelaxer, folder: Path | None
     moved = np.linalg.norm(result.displacement, axis=1)
     defects = ", ".join(f"{what} x{n}" for what, n in result.site_map.defect_counts.items())
     print(f"{name}: {len(result.site_map.kinds)} sites, {defects}")
-    if result.uncertainty is None:
+    if result.expected_error is None:
         doubt = f"unknown (outside the training data: {', '.join(result.unsupported)})"
     else:
-        doubt = f"{result.uncertainty.max():.3f} Å at most, {result.uncertainty.mean():.3f} Å on average"
+        doubt = f"{result.expected_error.max():.3f} Å at most, {result.expected_error.mean():.3f} Å on average"
     print(f"  moved {moved.max():.3f} Å at most; expected error {doubt}; {sum(result.timings.values()):.2f} s")
     for warning in result.warnings:
         print(f"  warning: {warning}")

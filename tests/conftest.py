@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -84,3 +85,12 @@ def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
     monkeypatch.setattr(os, "fsync", fsync)
     yield folder
+
+
+def count_all(space, defects):
+    """Return the number of configurations, symmetry ignored: what all multiplicities add up to."""
+    total, used = 1, dict.fromkeys({kind.host for kind in defects}, 0)
+    for kind, count in defects.items():
+        total *= math.comb(int((space.numbers == kind.host).sum()) - used[kind.host], count)
+        used[kind.host] += count
+    return total

@@ -149,7 +149,7 @@ def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
     if int(version) < FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, expected {FORMAT_VERSION}; convert it with "
-            f"`ase-definet upgrade-weights {path} NEW{SUFFIX}`"
+            f"`ase-definet weights upgrade {path} NEW{SUFFIX}`"
         )
 
 
@@ -235,7 +235,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file, or is damaged or truncated ({_line(error)}); fetch it again, and read"
-            " files of the authors' code with `ase-definet import-checkpoint`"
+            " files of the authors' code with `ase-definet weights import`"
         ) from error
 
 

@@ -14,20 +14,20 @@ import click
 
 from ase_definet import __version__
 from ase_definet.cli.common import INTERRUPTED, BadUsage, add_debug_option, error_text, show_traceback
-from ase_definet.cli.count import count_command
+from ase_definet.cli.compare_steps import compare_steps_command
+from ase_definet.cli.count_steps import count_steps_command
 from ase_definet.cli.data import data_group
 from ase_definet.cli.enumerate import enumerate_command
 from ase_definet.cli.evaluate import evaluate_command
-from ase_definet.cli.inputs import vasp_command
-from ase_definet.cli.listings import hosts_command, models_command
+from ase_definet.cli.hosts import hosts_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.plot import plot_command
 from ase_definet.cli.relax import relax_command
 from ase_definet.cli.report import report_command
 from ase_definet.cli.screen import screen_command
-from ase_definet.cli.train import export_command, train_command
-from ase_definet.cli.validate import validate_command
-from ase_definet.cli.weights import combine_command, import_checkpoint_command, upgrade_weights_command
+from ase_definet.cli.train import train_command
+from ase_definet.cli.vasp import vasp_command
+from ase_definet.cli.weights import weights_group
 from ase_definet.errors import DefiNetWarning
 
 
@@ -96,20 +96,16 @@ for command in (
     match_command,
     vasp_command,
     hosts_command,
-    models_command,
     enumerate_command,
     screen_command,
     report_command,
     plot_command,
     evaluate_command,
-    validate_command,
-    count_command,
+    compare_steps_command,
+    count_steps_command,
     data_group,
     train_command,
-    export_command,
-    import_checkpoint_command,
-    combine_command,
-    upgrade_weights_command,
+    weights_group,
 ):
     cli.add_command(command)
 add_debug_option(cli)

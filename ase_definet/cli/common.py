@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,11 +19,59 @@ from ase_definet.errors import DefiNetError, HostError, StructureError
 
 if TYPE_CHECKING:
     from ase_definet.matching.site_map import SiteMap
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
 PROFILES = ("paper", "few-steps", "robust")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+"""A file to write."""
 FOLDER = click.Path(path_type=Path, file_okay=False)
+"""A folder to write to."""
+PATH = click.Path(path_type=Path)
+"""One of several inputs: whether it can be used is seen when its turn comes, so that a bad one costs no other."""
+
+
+class InputPath(click.Path):
+    """The only input of a command: if it is not there, or of the wrong kind, there is nothing to do (exit code 1)."""
+
+    def __init__(self, kind: Literal["file", "folder", "file or folder"]) -> None:
+        super().__init__(path_type=Path)
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, checked to be there."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        problem = wrong_kind(path, self.kind)
+        if problem is not None:
+            raise click.ClickException(problem)
+        return path
+
+
+def wrong_kind(path: Path, kind: Literal["file", "folder", "file or folder"]) -> str | None:
+    """Say what is wrong where an input is not there or not of the kind that is expected, None if nothing is."""
+    if not path.exists():
+        return f"{path}: no such {kind}"
+    if path.is_dir() and kind == "file":
+        return f"{path}: a folder, expected a file"
+    return f"{path}: a file, expected a folder" if kind == "folder" and not path.is_dir() else None
+
+
+IN_FILE, IN_FOLDER, IN_EITHER = InputPath("file"), InputPath("folder"), InputPath("file or folder")
+
+
+class PositiveFloat(click.FloatRange):
+    """A number above zero; unlike click's own range, none that is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or fail."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -42,25 +90,36 @@ host_option = click.option(
 
 strain_option = click.option(
     "--max-strain",
-    type=click.FloatRange(min=0, min_open=True),
+    type=PositiveFloat(),
     default=0.06,
     show_default=True,
-    help="Largest strain of the host onto a cell.",
+    help="Largest principal strain of the host onto the cell of a structure.",
+)
+model_option = click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="WEIGHTS",
+    help="Bundled weights by name (see 'ase-definet weights list'), or a .safetensors file.",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:N."
 )
 
 
 def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of an input set; it gets them as ``input_set``, arguments of ``write_vasp_inputs``.
+    """Give a command the options of an input set, as ``input_set``: keyword arguments of ``write_vasp_inputs``.
 
-    What does not parse is bad usage. MAGMOM and the like follow the atoms of one structure, so that is left to it.
+    What cannot be parsed is bad usage. Tags that hold a value per atom, such as MAGMOM, are checked for each
+    structure.
     """
 
     @functools.wraps(command)
     def wrapped(
         *args: Any, profile: str, incar: tuple[str, ...], magnetic: str, kpoints: str, dipole: bool, **rest: Any
     ) -> Any:
-        from ase_definet.dft.incar import parse_incar_overrides  # noqa: PLC0415
-        from ase_definet.errors import InputSetError  # noqa: PLC0415
+        from ase_definet.dft.incar import parse_incar_overrides
+        from ase_definet.errors import InputSetError
 
         chosen: dict[str, Any] = {"profile": profile, "magnetic": magnetic, "dipole": dipole}
         try:
@@ -76,26 +135,30 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(PROFILES),
                 default="few-steps",
                 show_default=True,
-                help="Of the VASP input set.",
+                help="Settings of the VASP input set.",
             ),
             click.option(
-                "--incar", multiple=True, metavar="KEY=VALUE", help="Override an INCAR tag; may be repeated."
+                "--incar", multiple=True, metavar="KEY=VALUE", help="Set or override an INCAR tag; repeatable."
             ),
             click.option(
                 "--magnetic",
                 type=click.Choice(["high-spin", "parity", "none"]),
                 default="high-spin",
                 show_default=True,
-                help="Spin that VASP starts from.",
+                help="Initial magnetic moments, where the structure has none.",
             ),
             click.option(
                 "--kpoints",
                 default="1x1x1",
                 show_default=True,
                 metavar="GRID",
-                help="Γ-centred grid (2x2x1), or the largest spacing in 1/Å (0.25).",
+                help="Γ-centred k-point grid (2x2x1), or the largest spacing in 1/Å (0.25).",
             ),
-            click.option("--dipole", is_flag=True, help="Dipole correction across a neutral, asymmetric layer."),
+            click.option(
+                "--dipole",
+                is_flag=True,
+                help="Add a dipole correction, for a neutral layer with two different sides.",
+            ),
         ]
     ):
         wrapped = option(wrapped)
@@ -116,20 +179,20 @@ def _kpoints(text: str) -> tuple[int, int, int] | float:
 
 
 class BadUsage(click.ClickException):
-    """What was asked cannot be meant; one line, exit code 2."""
+    """A command line that cannot be meant: one line, exit code 2."""
 
     exit_code = 2
 
 
 def error_text(error: BaseException, file: Path | None = None) -> str:
-    """Say an error in one line that names the file it is about.
+    """Describe an error in one line that names the file it is about.
 
-    What a file system or the memory has no room for is nobody's bug. Anything that is not foreseen is one, and says
-    where to report it.
+    A full disk or too little memory is nobody's bug. Any error that was not foreseen is one, and says where to report
+    it.
 
     Args:
         error: What went wrong.
-        file: The input it is about, unless the error names another file itself.
+        file: The input that it is about, unless the error itself names another file.
     """
     if isinstance(error, DefiNetError) or (isinstance(error, OSError) and not error.strerror):
         text = str(error)
@@ -137,7 +200,7 @@ def error_text(error: BaseException, file: Path | None = None) -> str:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error.strerror)
         file = None if error.filename else file  # full disks are about the output
     elif _is_out_of_memory(error):
-        text = "out of memory: give it more, or smaller structures or fewer at a time"
+        text = "out of memory: try smaller structures, or fewer at a time"
     else:
         frames = traceback.extract_tb(error.__traceback__)
         place = [frame for frame in frames if "ase_definet" in frame.filename or frame is frames[0]][-1:]
@@ -148,7 +211,7 @@ def error_text(error: BaseException, file: Path | None = None) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether Python, numpy or torch, on any device, got no memory."""
+    """Return whether Python, NumPy or torch ran out of memory, on any device."""
     names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for this
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -163,7 +226,7 @@ def show_traceback(error: BaseException) -> None:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
-def _debug(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+def _debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.find_root().meta[_DEBUG] = True
 
@@ -177,7 +240,7 @@ def add_debug_option(command: click.Command) -> None:
             expose_value=False,
             is_eager=True,
             callback=_debug,
-            help="Show the traceback of an error too.",
+            help="Show the traceback of an error.",
         )
     )
     for below in command.commands.values() if isinstance(command, click.Group) else ():
@@ -195,7 +258,7 @@ def about(file: Path) -> Iterator[None]:
 
 def checked_host(host: str) -> object:
     """Resolve a host before any structure is read; an unknown one is bad usage."""
-    from ase_definet.matching.library import get_host  # noqa: PLC0415
+    from ase_definet.matching.library import get_host
 
     if host.lower() == "auto":
         return "auto"
@@ -205,8 +268,18 @@ def checked_host(host: str) -> object:
         raise BadUsage(error_text(error)) from error
 
 
+def make_relaxer(model: str, host: object = None, device: str = "auto", **options: Any) -> DefiNetRelaxer:
+    """Make the relaxer of a command; weights, a device or a setting that is not there is bad usage."""
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
+
+    try:
+        return DefiNetRelaxer(model, host, device, **options)
+    except DefiNetError as error:
+        raise BadUsage(error_text(error)) from error
+
+
 def refuse_existing(*paths: Path, overwrite: bool) -> None:
-    """Refuse to replace files that nobody said may go."""
+    """Refuse to replace existing files unless the user allows it."""
     for path in paths:
         if path.exists() and not overwrite:
             raise BadUsage(f"{path} exists; choose another name or give --overwrite")
@@ -224,16 +297,16 @@ def check_folder(folder: Path) -> None:
 
 def file_format(path: Path) -> str:
     """Return ASE's name for the format of an existing file."""
-    from ase_definet.structures.reading import structure_format  # noqa: PLC0415
+    from ase_definet.structures.reading import structure_format
 
     return structure_format(path)
 
 
 def image_notes(path: Path) -> list[str]:
-    """Say so if a readable file holds more than the structure that was taken from it."""
-    from ase.io.formats import ioformats  # noqa: PLC0415
+    """Return a note if a file holds more than the structure that was read from it."""
+    from ase.io.formats import ioformats
 
-    from ase_definet.structures.reading import read_structures, structure_format  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structures, structure_format
 
     fmt = structure_format(path)
     if fmt in ioformats and ioformats[fmt].single:
@@ -248,7 +321,7 @@ def image_notes(path: Path) -> list[str]:
 
 
 def counts(defects: Mapping[str, int]) -> str:
-    """Write defect counts as people do: ``v_S x2, W_Mo x1``."""
+    """Return defect counts as text: ``v_S x2, W_Mo x1``."""
     return ", ".join(f"{name} x{n}" for name, n in defects.items()) or "none (pristine)"
 
 
@@ -265,7 +338,7 @@ def finite(value: float) -> float | None:
 
 
 def unknown_error(unsupported: Sequence[str]) -> str:
-    """Say why no error can be expected, given in which respects a structure lies outside the training data."""
+    """Say why no expected error is given, from the respects in which a structure lies outside the training data."""
     if "training" in unsupported:
         return "expected error unknown (these weights have no record of their training data)"
     return f"expected error unknown (outside the training data: {', '.join(unsupported)})"
@@ -298,6 +371,11 @@ def match_record(site_map: SiteMap) -> dict[str, Any]:
     }
 
 
+def training_missing(error: ModuleNotFoundError) -> click.ClickException:
+    """Return what to raise where a package that training needs is not installed."""
+    return click.ClickException(f"training needs {error.name}: pip install 'ase-definet[train]'")
+
+
 def saved_text(share: float) -> str:
-    """Say a share of ionic steps that was saved, or lost."""
+    """Put the share of ionic steps that was saved, or lost, into words."""
     return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"

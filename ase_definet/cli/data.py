@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,6 +12,8 @@ import click
 
 from ase_definet.cli.common import (
     FILE,
+    IN_EITHER,
+    IN_FILE,
     BadUsage,
     check_folder,
     checked_host,
@@ -20,6 +21,7 @@ from ase_definet.cli.common import (
     overwrite_option,
     refuse_existing,
 )
+from ase_definet.cli.progress import ProgressBar
 from ase_definet.errors import HostError, StructureError
 
 if TYPE_CHECKING:
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 
-_source = click.argument("source", type=click.Path(path_type=Path))
+_source = click.argument("source", type=IN_EITHER)
 _host = click.option(
-    "--host", metavar="HOST", help="Host of all pairs, a library name or a file; needed where SOURCE names none."
+    "--host",
+    metavar="HOST",
+    help="Host of all pairs: a library name or a file; required if SOURCE does not name one.",
 )
 _fractions = click.option(
     "--split",
@@ -38,15 +42,17 @@ _fractions = click.option(
     default=(0.8, 0.1, 0.1),
     show_default=True,
     metavar="TRAIN VAL TEST",
-    help="Shares where SOURCE does not say which pair is for what.",
+    help="Shares of the splits, where SOURCE does not assign pairs to them.",
 )
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of that shuffle.")
+_seed = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random assignment to splits."
+)
 _relaxed_only = click.option(
     "--relaxed-only",
     is_flag=True,
     help="Every structure of SOURCE is a relaxed one; each starts on the sites of its host.",
 )
-_workers = click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
+_workers = click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default one per core.")
 
 
 @click.group("data")
@@ -73,11 +79,14 @@ def pack_command(
     host: str | None,
     fractions: tuple[float, float, float],
     seed: int,
-    relaxed_only: bool,  # noqa: FBT001
+    relaxed_only: bool,
     workers: int | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
-    """Check every pair of SOURCE and write the good ones to OUT, one compact file for training and evaluation."""
+    """Pack the sound pairs of SOURCE into OUT.
+
+    OUT is one compact file for training and evaluation; every pair is checked first.
+    """
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
     found = references(source, host, fractions, seed, relaxed_only=relaxed_only)
@@ -94,9 +103,12 @@ def pack_command(
 @_host
 @_relaxed_only
 @_workers
-def check_command(source: Path, host: str | None, relaxed_only: bool, workers: int | None) -> None:  # noqa: FBT001
-    """Report every pair of SOURCE that does not belong together; exit code 1 if there is one."""
-    import tempfile  # noqa: PLC0415
+def check_command(source: Path, host: str | None, relaxed_only: bool, workers: int | None) -> None:
+    """Report every pair of SOURCE that does not match.
+
+    The exit code is 1 if there is one.
+    """
+    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         found = references(source, host, relaxed_only=relaxed_only)
@@ -108,10 +120,13 @@ def check_command(source: Path, host: str | None, relaxed_only: bool, workers: i
 
 
 @data_group.command("info")
-@click.argument("pack", type=FILE)
+@click.argument("pack", type=IN_FILE)
 def info_command(pack: Path) -> None:
-    """Say what a packed data set holds: subsets, counts, hosts, defects, displacements."""
-    from ase_definet.data import PackedDataset  # noqa: PLC0415
+    """Describe a packed data set.
+
+    Lists subsets, numbers of pairs, hosts, defects and displacements.
+    """
+    from ase_definet.data import PackedDataset
 
     opened = PackedDataset.open(pack)
     click.echo(f"{pack}: {sum(len(g) for g in opened.groups)} pairs, sha256 {opened.sha256}")
@@ -131,10 +146,8 @@ def references(
     relaxed_only: bool = False,
 ) -> list[PairSource]:
     """Find the pairs of a source."""
-    from ase_definet.data import find_pairs  # noqa: PLC0415
+    from ase_definet.data import find_pairs
 
-    if not source.exists():
-        raise BadUsage(f"{source}: no such file or folder")
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004 - rounding
         raise BadUsage(f"--split needs shares of train, val and test that add up to 1, found {fractions}")
     known = None if host is None else checked_host(host)
@@ -146,15 +159,15 @@ def references(
 
 def packed(pairs: Iterable[PairSource], out: Path, workers: int | None = None) -> tuple[PackedDataset, list[Problem]]:
     """Pack pairs with a progress bar."""
-    from ase_definet.data import pack_pairs  # noqa: PLC0415
+    from ase_definet.data import pack_pairs
 
     pairs = list(pairs)
-    with click.progressbar(length=len(pairs), label="reading pairs", file=sys.stderr) as bar:
-        return pack_pairs(pairs, out, workers=workers, progress=lambda _: bar.update(1))
+    with ProgressBar("reading pairs", len(pairs)) as bar:
+        return pack_pairs(pairs, out, workers=workers, progress=bar.advance)
 
 
 def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
-    """Name what was left out and why."""
+    """Print which pairs were left out, and why."""
     for problem in problems[:shown]:
         click.echo(f"left out  {problem.subset} {problem.id}: {problem.reason}", err=True)
     if shown is not None and len(problems) > shown:
@@ -162,11 +175,11 @@ def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
 
 
 def _describe(group: PairGroup) -> Iterable[str]:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
-    from ase_definet.data import SPLITS  # noqa: PLC0415
-    from ase_definet.matching.naming import defect_name  # noqa: PLC0415
-    from ase_definet.matching.supercell import describe  # noqa: PLC0415
+    from ase_definet.data import SPLITS
+    from ase_definet.matching.naming import defect_name
+    from ase_definet.matching.supercell import describe
 
     numbers, host = group.numbers, group.host_numbers
     defective = numbers != host
@@ -196,10 +209,10 @@ def open_or_pack(source: Path, host: str | None) -> PackedDataset:
         source: A file made by ``data pack``, or anything that command reads.
         host: Host of all pairs where the source names none.
     """
-    import hashlib  # noqa: PLC0415
-    import os  # noqa: PLC0415
+    import hashlib
+    import os
 
-    from ase_definet.data import FORMAT, PackedDataset, is_pack  # noqa: PLC0415
+    from ase_definet.data import FORMAT, PackedDataset, is_pack
 
     if source.is_file() and is_pack(source):
         return PackedDataset.open(source)

@@ -27,18 +27,27 @@ _VANADIUM = re.compile(r"(?:^|\+)\s*V_([A-Z][a-z]?)")
 
 @click.command("enumerate")
 @click.option("--host", required=True, metavar="HOST", help="Pristine host: a library name or a structure file.")
-@click.option("--supercell", required=True, metavar="NxM[xK]", help="Repeats, or nine integers of a matrix.")
 @click.option(
-    "--defects", required=True, metavar="LIST", help='Such as "v_S*2 + W_Mo"; with --density, what may occur.'
+    "--supercell",
+    required=True,
+    metavar="NxM[xK]",
+    help="Repeats of the primitive cell, or the nine integers of a matrix.",
 )
-@click.option("--max-distance", type=float, help="No two defects further apart, in Å.")
 @click.option(
-    "--density", type=float, help="Random configurations with this share of defective sites instead of all."
+    "--defects",
+    required=True,
+    metavar="LIST",
+    help='Such as "v_S*2 + W_Mo"; with --density, the kinds that may occur.',
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random configurations.")
-@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many; needed with --density.")
+@click.option("--max-distance", type=float, help="Largest distance between two defects, in Å.")
+@click.option("--density", type=float, help="Sample random configurations with this share of defect sites instead.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random configurations.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many; required with --density.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="A folder (POSCARs), *.extxyz or *.db; else only count."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A folder (for POSCARs), *.extxyz, *.db, or - for a pipe; without it, only count.",
 )
 @overwrite_option
 def enumerate_command(
@@ -50,14 +59,16 @@ def enumerate_command(
     seed: int,
     limit: int | None,
     output: Path | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
-    """List all symmetry-distinct configurations of DEFECTS in a supercell of HOST, or a random sample.
+    """List symmetry-distinct defect configurations.
 
-    In *.extxyz and *.db, each carries its name, its multiplicity and the shortest distance between two of its
-    defects, and a screen takes them over; POSCARs carry the name alone, as that of the file. Any number is streamed:
-    nothing is held but the one that is written. A file or a new folder appears when it is complete. With --overwrite,
-    exactly the files that an earlier enumeration wrote to the folder go, no others.
+    All configurations of DEFECTS in a supercell of HOST, or with --density a random sample. In *.extxyz and *.db,
+    each carries its name, its multiplicity and the shortest distance between two of its defects, which a screen
+    passes on; of a POSCAR, the file name is the name, and its atoms are listed species by species, those of one
+    species in the order of the sites. Configurations are streamed, so that their number is not limited by memory. A
+    file or a new folder appears when it is complete. --overwrite removes the files that an earlier enumeration wrote
+    to the folder, and no others.
     """
     if density is not None:
         _check_sample(defects, limit, max_distance)
@@ -66,7 +77,7 @@ def enumerate_command(
     resolved = checked_host(host)
     if resolved == "auto":
         raise BadUsage("name the host: there is no structure to infer it from")
-    from ase_definet.screening.enumeration import DefectSpace, parse_defects  # noqa: PLC0415
+    from ase_definet.screening.enumeration import DefectSpace, parse_defects
 
     try:
         space = DefectSpace(resolved, _matrix(supercell))  # type: ignore[arg-type]
@@ -161,13 +172,13 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
 
 
 def _to_extxyz(stream: Any, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.io import write  # noqa: PLC0415
+    from ase.io import write
 
     write(stream, space.atoms(configuration), format="extxyz")
 
 
 def _to_database(database: Any, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.db.core import str_represents  # noqa: PLC0415
+    from ase.db.core import str_represents
 
     atoms = space.atoms(configuration)
     values = atoms.info | {"defects": atoms.info["defects"].replace(", ", " ")}
@@ -181,6 +192,10 @@ def _to_database(database: Any, space: DefectSpace, configuration: Configuration
 
 
 def _to_folder(folder: Path, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.io import write  # noqa: PLC0415
+    from ase.io import write
 
-    write(folder / f"{configuration.name}.vasp", space.atoms(configuration), format="vasp", direct=True)
+    from ase_definet.dft.input_plan import poscar_order
+
+    atoms = space.atoms(configuration)
+    # VASP needs one POTCAR block for each run of atoms of a species
+    write(folder / f"{configuration.name}.vasp", atoms[poscar_order(atoms.numbers)], format="vasp", direct=True)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, finite, overwrite_option, refuse_existing
+from ase_definet.cli.common import (
+    FILE,
+    FOLDER,
+    IN_EITHER,
+    BadUsage,
+    check_folder,
+    device_option,
+    finite,
+    make_relaxer,
+    model_option,
+    overwrite_option,
+    refuse_existing,
+)
 from ase_definet.cli.data import open_or_pack
+from ase_definet.cli.progress import ProgressBar
 from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
@@ -22,15 +34,13 @@ _LEFT_OUT_SHOWN = 10
 
 
 @click.command("evaluate")
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Packed data set, or what `data pack` reads."
-)
+@click.option("--data", required=True, type=IN_EITHER, help="Packed data set, or any source that `data pack` reads.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
-@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
-@click.option("--host", metavar="HOST", help="Host of all pairs, where the data name none.")
-@click.option("--subset", multiple=True, metavar="NAME", help="Only this subset (high/MoS2); may be repeated.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-@click.option("--limit", type=click.IntRange(min=1), help="Most pairs on the same sites, evenly spread.")
+@model_option
+@click.option("--host", metavar="HOST", help="Host of all pairs, where the data do not name one.")
+@click.option("--subset", multiple=True, metavar="NAME", help="Only this subset, such as high/MoS2; repeatable.")
+@device_option
+@click.option("--limit", type=click.IntRange(min=1), help="Largest number of pairs per set of sites, evenly spread.")
 @click.option("--no-superposition", is_flag=True, help="Leave out the sum of single-defect fields.")
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @click.option("--plot", type=FOLDER, help="Draw error against distance, parity and reliability into this folder.")
@@ -43,30 +53,30 @@ def evaluate_command(
     subset: tuple[str, ...],
     device: str,
     limit: int | None,
-    no_superposition: bool,  # noqa: FBT001
+    no_superposition: bool,
     out: Path | None,
     plot: Path | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
-    """Score weights on the pairs of a split, beside ideal host sites and sums of single-defect fields.
+    """Score weights on pairs that DFT has relaxed.
 
-    Coordinate MAE in Å, averaged over structures; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
+    Prints the coordinate MAE in Å, averaged over structures, of the prediction, of the ideal sites and of a
+    superposition of single-defect fields; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
     """
     _check_targets(out, plot, overwrite=overwrite)
-    from ase_definet.evaluation.scores import reliability, score_pairs, summarise  # noqa: PLC0415
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
+    from ase_definet.evaluation.scores import reliability, score_pairs, summarise
 
-    relaxer = DefiNetRelaxer(model, device=device)
+    relaxer = make_relaxer(model, device=device)
     pack = _only(open_or_pack(data, host), subset)
     total = sum(min(len(group.indices(split)), limit or len(group)) for group in pack.groups)
-    with click.progressbar(length=total, label="scoring", file=sys.stderr) as bar:
+    with ProgressBar("scoring", total) as bar:
         scores, left_out = score_pairs(
-            relaxer, pack, split, superposition=not no_superposition, limit=limit, progress=lambda _: bar.update(1)
+            relaxer, pack, split, superposition=not no_superposition, limit=limit, progress=bar.advance
         )
     _show_left_out(left_out)
     result: dict[str, Any] = {"model": relaxer.model, "split": split, "data_sha256": pack.sha256}
     result |= summarise(scores) | {"left_out": left_out}
-    if all(score.uncertainty is not None for score in scores):
+    if all(score.expected_error is not None for score in scores):
         result["reliability"] = reliability(scores)
     for line in table_lines(result):
         click.echo(line)
@@ -75,7 +85,7 @@ def evaluate_command(
             fresh.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         click.echo(f"wrote {out}")
     if plot is not None:
-        from ase_definet.plotting.scores import draw_scores  # noqa: PLC0415
+        from ase_definet.plotting.scores import draw_scores
 
         for path in draw_scores(scores, plot):
             click.echo(f"wrote {path}")
@@ -86,7 +96,7 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
     targets = [] if out is None else [out]
     if plot is not None:
         try:
-            from ase_definet.plotting.scores import FILES  # noqa: PLC0415
+            from ase_definet.plotting.scores import FILES
         except ModuleNotFoundError as error:
             raise click.ClickException(f"plots need {error.name}: pip install 'ase-definet[plot]'") from error
         targets += [plot / name for name in FILES]
@@ -116,7 +126,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     rows = [*result["subsets"].items(), ("average", result["overall"])]
     width = max(len(name) for name, _ in rows)
     lines = [f"{result['model']}, {result['split']}: coordinate MAE in Å"]
-    head = "     n     all      A3      A4      A5      A6  at sites      A3 superpos.      A3     ms"
+    head = "     n     all      A3      A4      A5      A6   ideal s.      A3 superpos.      A3     ms"
     lines.append(f"{'subset':{width}s} {head}")
     for name, row in rows:
         own = " ".join(f"{row.get(key, float('nan')):7.4f}" for key in _COLUMNS)
@@ -125,12 +135,12 @@ def table_lines(result: dict[str, Any]) -> list[str]:
             for other in (row.get("ideal_sites", {}), row.get("superposition", {}))
         )
         lines.append(f"{name:{width}s} {row['n']:6d} {own} {others} {1e3 * row['seconds_per_structure']:6.0f}")
-    if "uncertainty" in result["overall"]:
-        own = result["overall"]["uncertainty"]
+    if "expected_error" in result["overall"]:
+        own = result["overall"]["expected_error"]
         lines.append(
-            f"uncertainty: rank correlation with the error {own['rank_correlation']:.2f} (atoms), "
+            f"expected error: rank correlation with the error {own['rank_correlation']:.2f} (atoms), "
             f"{own['rank_correlation_of_structures']:.2f} (structures); "
-            f"mean {own['mean_estimate']:.4f} Å estimated, {own['mean_error']:.4f} Å found"
+            f"mean {own['mean_estimate']:.4f} Å expected, {own['mean_error']:.4f} Å found"
         )
     return lines
 

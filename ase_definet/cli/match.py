@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ase_definet.cli.common import (
-    FILE,
+    IN_FILE,
     about,
     checked_host,
     counts,
@@ -22,18 +22,18 @@ from ase_definet.cli.common import (
 
 
 @click.command("match")
-@click.argument("file", type=FILE)
+@click.argument("file", type=IN_FILE)
 @host_option
 @strain_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> None:  # noqa: FBT001
-    """Say which defects FILE holds and where, without a network.
+def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> None:
+    """Name the defects in FILE and their sites, without running a network.
 
-    Of a file with several structures the last one is taken.
+    If FILE holds several structures, the last one is used.
     """
     resolved = checked_host(host)
-    from ase_definet.matching.site_map import match_sites  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.matching.site_map import match_sites
+    from ase_definet.structures.reading import read_structure
 
     with about(file):
         site_map = match_sites(read_structure(file), resolved, max_strain=max_strain)

@@ -8,30 +8,34 @@ import click
 
 from ase_definet.cli.common import (
     FILE,
+    IN_FILE,
     BadUsage,
+    PositiveFloat,
     about,
     check_folder,
     checked_host,
     overwrite_option,
     refuse_existing,
 )
-from ase_definet.errors import DefiNetError
+from ase_definet.errors import DefiNetError, StructureError
 
 
 @click.command("plot")
-@click.argument("file", type=FILE)
-@click.argument("relaxed", type=FILE)
+@click.argument("file", type=IN_FILE)
+@click.argument("relaxed", type=IN_FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="The picture: .png, .svg or .pdf.")
 @click.option(
-    "--host", metavar="HOST", help="Mark the defect sites too: a library name, a structure file, or 'auto'."
+    "--host",
+    metavar="HOST",
+    help="Also mark the defect sites in this host: a library name, a structure file, or 'auto'.",
 )
 @click.option("--view", type=click.Choice(["top", "side"]), default="top", show_default=True)
 @click.option(
     "--enlarged",
-    type=click.FloatRange(min=0),
-    help="What displacements are multiplied with; default fits the picture.",
+    type=PositiveFloat(),
+    help="Scale factor of the arrows; by default one that suits the picture.",
 )
-@click.option("--title", default="", help="Written above.")
+@click.option("--title", default="", help="Title above the picture.")
 @overwrite_option
 def plot_command(
     file: Path,
@@ -41,18 +45,21 @@ def plot_command(
     view: str,
     enlarged: float | None,
     title: str,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
-    """Draw FILE before and RELAXED after, with arrows for the displacements."""
+    """Draw one relaxation, with arrows for the displacements.
+
+    FILE is the structure before, RELAXED the same one after.
+    """
     refuse_existing(output, overwrite=overwrite)
     check_folder(output.parent)
     resolved = None if host is None else checked_host(host)
     try:
-        from ase_definet.plotting.structure import draw_relaxation  # noqa: PLC0415
+        from ase_definet.plotting.structure import draw_relaxation
     except ImportError as error:
-        raise BadUsage(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
-    from ase_definet.matching.site_map import match_sites  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+        raise click.ClickException(f"plot needs {error.name}: pip install 'ase-definet[plot]'") from error
+    from ase_definet.matching.site_map import match_sites
+    from ase_definet.structures.reading import read_structure
 
     before = read_structure(file)
     after = read_structure(relaxed)
@@ -71,6 +78,8 @@ def plot_command(
             title=title,
             overwrite=overwrite,
         )
+    except StructureError:
+        raise
     except DefiNetError as error:
         raise BadUsage(str(error)) from error
     click.echo(f"wrote {path}")

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ase_definet.cli.common import (
     FILE,
     FOLDER,
+    PATH,
     BadUsage,
     checked_host,
     counts,
+    device_option,
     error_text,
     host_line,
     host_option,
     input_set_options,
+    make_relaxer,
+    model_option,
     overwrite_option,
     show_traceback,
     strain_option,
     unknown_error,
+    wrong_kind,
 )
-from ase_definet.cli.deliver import deliver, make_folders, write_report
-from ase_definet.cli.plan import CONTROL, Job, plan_jobs
-from ase_definet.errors import CheckpointError, DeviceError, StructureError
+from ase_definet.cli.progress import ProgressBar
+from ase_definet.cli.relax_plan import CONTROL, Job, plan_jobs
+from ase_definet.cli.relax_results import deliver, make_folders, write_report
+from ase_definet.errors import StructureError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -37,31 +41,37 @@ if TYPE_CHECKING:
 
 
 @click.command("relax")
-@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @host_option
-@click.option("-o", "--output", type=FILE, help="Output file, for a single FILE; its name sets the format.")
-@click.option("--output-dir", type=FOLDER, help="Folder for the outputs; made if need be.")
+@click.option("-o", "--output", type=FILE, help="Output file, for a single FILE; its suffix sets the format.")
+@click.option("--output-dir", type=FOLDER, help="Folder for the outputs; created if needed.")
+@model_option
+@device_option
 @click.option(
-    "--model", default="default", show_default=True, help="Bundled weights by name, or a .safetensors file."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--vasp", type=FOLDER, help="Also write a VASP input set to this folder (several FILEs: a folder in it each)."
+    "--vasp", type=FOLDER, help="Also write a VASP input set to this folder (for several FILEs, to a subfolder each)."
 )
 @click.option(
     "--from-unrelaxed",
     is_flag=True,
-    help="Also write the control run, from the host's sites, to FOLDER_unrelaxed beside that of --vasp.",
+    help="Also write a control run from the host's ideal sites, to FOLDER_unrelaxed beside FOLDER of --vasp.",
 )
 @input_set_options
-@click.option("--charge", type=int, help="Net charge of each FILE's cell, in e; default is what FILE says, or 0.")
-@click.option("--report", type=FILE, help="Write what was found and done as JSON.")
-@click.option("--keep-positions", is_flag=True, help="Predict from the given positions, not the host's ideal sites.")
+@click.option(
+    "--charge", type=int, help="Net charge of the cell of each FILE, in e; by default what FILE says, or 0."
+)
+@click.option("--report", type=FILE, help="Write a report as JSON.")
+@click.option(
+    "--initial-positions",
+    type=click.Choice(["ideal", "given"]),
+    default="ideal",
+    show_default=True,
+    help="Where the network sees the atoms: on the host's ideal sites, or where FILE has them.",
+)
 @strain_option
-@click.option("--strict", is_flag=True, help="Fail where a result is not to be trusted, instead of warning.")
+@click.option("--strict", is_flag=True, help="Treat every warning about a result as an error.")
 @overwrite_option
-@click.option("-v", "--verbose", is_flag=True, help="Print timings and the weights used.")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print timings and the weights used.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def relax_command(
     files: tuple[Path, ...],
     host: str,
@@ -70,51 +80,43 @@ def relax_command(
     model: str,
     device: str,
     vasp: Path | None,
-    from_unrelaxed: bool,  # noqa: FBT001
+    from_unrelaxed: bool,
     charge: int | None,
     report: Path | None,
-    keep_positions: bool,  # noqa: FBT001
+    initial_positions: Literal["ideal", "given"],
     max_strain: float,
-    strict: bool,  # noqa: FBT001
-    overwrite: bool,  # noqa: FBT001
-    verbose: bool,  # noqa: FBT001
-    quiet: bool,  # noqa: FBT001
+    strict: bool,
+    overwrite: bool,
+    verbose: bool,
+    quiet: bool,
     input_set: dict[str, Any],
 ) -> None:
     """Relax defect structures in one pass of the network.
 
-    The default output is STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. Of a file with
-    several structures the last one is relaxed. A FILE that fails does not stop the others; the exit code is then 1.
+    By default the result is written to STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. If a
+    file holds several structures, the last one is relaxed. A FILE that cannot be used does not stop the others; the
+    exit code is then 1.
     """
     if vasp is None:
         _refuse_input_set_options()
     jobs = plan_jobs(files, output, output_dir, vasp, report, control=from_unrelaxed, overwrite=overwrite)
     resolved = checked_host(host)
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
-    from ase_definet.relaxation.result import RelaxResult  # noqa: PLC0415
+    from ase_definet.relaxation.result import RelaxResult
 
     if quiet:
         warnings.simplefilter("ignore")
-    try:
-        relaxer = DefiNetRelaxer(
-            model,
-            resolved,
-            device,
-            start="given" if keep_positions else "ideal",
-            strict=strict,
-            max_strain=max_strain,
-        )
-    except (CheckpointError, DeviceError) as error:
-        raise BadUsage(error_text(error)) from error
+    relaxer = make_relaxer(
+        model, resolved, device, initial_positions=initial_positions, strict=strict, max_strain=max_strain
+    )
     make_folders(jobs, report)
     records = []
-    with _progress(len(jobs), quiet=quiet) as advance:
+    with ProgressBar("relaxing", len(jobs), hidden=quiet or len(jobs) == 1) as bar:
         for job, item in zip(jobs, relaxer.relax_many(_read(jobs, charge)), strict=True):
             record = _settle(job, item, input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
             records.append(record)
-            advance()
+            bar.advance()
     failed = sum("error" in record for record in records)
     if report is not None:
         write_report(report, records)
@@ -138,24 +140,28 @@ def _refuse_input_set_options() -> None:
 
 def _read(jobs: list[Job], charge: int | None) -> Iterator[Atoms | Exception]:
     """Read the structures, each with the charge that was asked for, if any."""
-    from ase_definet.structures.charges import set_charge  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.structures.charges import set_charge
+    from ase_definet.structures.reading import read_structure
 
     for job in jobs:
         try:
+            problem = wrong_kind(job.source, "file")
+            if problem is not None:
+                raise StructureError(problem)  # noqa: TRY301 - one way for all that fails
             atoms = read_structure(job.source)
             if charge is not None:
                 set_charge(atoms, charge)
-            yield atoms
-        except (StructureError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one bad file must not cost the others
             yield error
+        else:
+            yield atoms
 
 
 def _settle(
     job: Job, item: RelaxResult | RelaxFailure, input_set: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
-    """Write the results of one structure, or say why there are none; one bad structure must not cost the others."""
-    from ase_definet.relaxation.result import RelaxFailure  # noqa: PLC0415
+    """Write the results of one structure, or report why there are none: a bad one must not stop the others."""
+    from ase_definet.relaxation.result import RelaxFailure
 
     if isinstance(item, RelaxFailure):
         return _failure(job, item.error)
@@ -172,7 +178,7 @@ def _failure(job: Job, error: Exception) -> dict[str, Any]:
 
 
 def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several: bool, verbose: bool) -> None:
-    """Print what a person wants to know of one result."""
+    """Print a summary of one result."""
     atom, largest = record["largest_displacement_atom"], record["largest_displacement"]
     mean = record["mean_displacement"]
     rows = [
@@ -210,41 +216,11 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
 
 
 def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Say how far off the atoms may be, where the weights estimate that and something supports it."""
+    """Return the row on the expected error, where the weights estimate one and their training data support it."""
     if result.unsupported:
-        return [("off by", unknown_error(result.unsupported))]
-    if record["mean_uncertainty"] is None:
+        return [("accuracy", unknown_error(result.unsupported))]
+    if record["mean_expected_error"] is None:
         return []
-    atom, largest = record["largest_uncertainty_atom"], record["largest_uncertainty"]
+    atom, largest = record["largest_expected_error_atom"], record["largest_expected_error"]
     worst = f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]})"
-    return [("off by", f"{record['mean_uncertainty']:.3f} Å expected, {worst}")]
-
-
-def _progress(total: int, *, quiet: bool) -> AbstractContextManager[Callable[[], None]]:
-    """Return a context that yields a function to call after each structure."""
-    if total == 1 or quiet or not sys.stderr.isatty():
-        return nullcontext(_nothing)
-    return _Bar(total)
-
-
-def _nothing() -> None: ...
-
-
-class _Bar:
-    def __init__(self, total: int) -> None:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import Progress  # noqa: PLC0415
-
-        # rich prints above the bar what goes to the terminal; what goes to a file must still go there
-        self.bar = Progress(console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
-        self.task = self.bar.add_task("relaxing", total=total)
-
-    def advance(self) -> None:
-        self.bar.advance(self.task)
-
-    def __enter__(self) -> Callable[[], None]:
-        self.bar.start()
-        return self.advance
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+    return [("accuracy", f"expected error {record['mean_expected_error']:.3f} Å on average, {worst}")]

@@ -12,32 +12,56 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FOLDER, INTERRUPTED, BadUsage, check_folder, checked_host, error_text, host_option
-from ase_definet.errors import DeviceError
+from ase_definet.cli.common import (
+    FOLDER,
+    INTERRUPTED,
+    BadUsage,
+    check_folder,
+    checked_host,
+    device_option,
+    error_text,
+    host_option,
+    model_option,
+    strain_option,
+)
+from ase_definet.cli.progress import ProgressBar
+from ase_definet.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
     from ase_definet.screening.screen import Named, Progress
 
 
 _NAMED = 20
-"""Files that are no structures, named at the end at most."""
+"""Skipped files that are named at the end, at most."""
+_SILENCE = 60.0
+"""Seconds without a word where there is no progress bar."""
 
 
 @click.command("screen")
 @click.argument("inputs", type=click.Path(path_type=Path, allow_dash=True), nargs=-1, required=True)
 @host_option
-@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for the results; a screen in it is resumed.")
-@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes (Dask if several)."
+    "-o",
+    "--output",
+    type=FOLDER,
+    required=True,
+    help="Folder for the results; an unfinished screen in it is resumed.",
 )
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead.")
+@model_option
+@device_option
 @click.option(
-    "--block", type=click.IntRange(min=1), default=64, show_default=True, help="Structures recorded at a time."
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; several need Dask."
 )
-@click.option("--parquet", is_flag=True, help="Write the finished table as table.parquet too.")
-@click.option("--max-strain", type=float, default=0.06, show_default=True, help="Of the host onto a cell.")
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask scheduler instead.")
+@click.option(
+    "--block",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Structures relaxed and recorded together.",
+)
+@click.option("--parquet", is_flag=True, help="Also write the finished table as table.parquet.")
+@strain_option
 def screen_command(
     inputs: tuple[Path, ...],
     host: str,
@@ -47,99 +71,138 @@ def screen_command(
     workers: int,
     scheduler: str | None,
     block: int,
-    parquet: bool,  # noqa: FBT001
+    parquet: bool,
     max_strain: float,
 ) -> None:
-    """Relax every structure of INPUTS: files, folders, files with many structures, or - for extended XYZ from a pipe.
+    """Relax any number of structures, resumably.
 
-    Killed, the same command goes on exactly where it was. Bad structures go to failures.csv with the reason; what
-    else lies in a folder is skipped and named.
+    INPUTS are files with one or many structures, folders of such files, or - for extended XYZ from a pipe. If a
+    screen is interrupted, the same command resumes it. Structures that fail are listed in failures.csv with the
+    reason; other files in a folder are skipped and named.
     """
     piped = _is_pipe(inputs)
     resolved = checked_host(host)
     check_folder(output)
-    from ase_definet.checkpoints.bundled import resolve_model  # noqa: PLC0415
-    from ase_definet.checkpoints.format import load_checkpoint  # noqa: PLC0415
-    from ase_definet.matching.host import Host  # noqa: PLC0415
-    from ase_definet.screening.screen import (  # noqa: PLC0415
-        FAILURES,
-        Results,
-        check_parquet,
-        check_settings,
-        host_digest,
-        screen,
-        structures_of,
-        write_parquet,
-    )
-
-    if parquet:
-        check_parquet()
-    weights = load_checkpoint(resolve_model(model)).sha256
     # the host as it is now: its file may be replaced while the screen runs
-    settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain, "sha256": weights}
-    try:
-        check_settings(settings, workers=workers, scheduler=scheduler)
-    except DeviceError as error:
-        raise BadUsage(error_text(error)) from error
-    asked: dict[str, Any] = {
-        "inputs": [str(path) if str(path) == "-" else str(path.resolve()) for path in inputs],
-        "host": resolved.name if isinstance(resolved, Host) else host,
-        "host_digest": host_digest(resolved) if isinstance(resolved, Host) else "",
-        "model": weights,
-        "max_strain": max_strain,
-    }
+    settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
+    settings["sha256"] = _ready(settings, workers, scheduler, parquet=parquet)
+    asked = _asked(inputs, host, settings)
     skipped: list[str] = []
-    source = _from_pipe() if piped else structures_of(inputs, skipped.append)
-    output.parent.mkdir(parents=True, exist_ok=True)  # once: what is moved away later is not made anew
-    results = Results(output, asked)
+    source = _from_pipe() if piped else _from_paths(inputs, skipped)
     meter = _Meter()
-    try:
-        if results.progress.resumed:
-            click.echo(f"{output}: going on after {results.progress.resumed} structures", err=True)
-        done = screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
-    except KeyboardInterrupt:
-        same = "the same commands go on" if piped else "the same command goes on"
-        click.echo(f"\nstopped after {results.progress.done} structures; {same}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
-    finally:
-        results.close()
-    _tell(skipped)
+    done = _run(source, output, asked, settings, meter, workers=workers, scheduler=scheduler, block=block)
+    for reason in skipped[:_NAMED]:
+        click.echo(f"skipped   {reason}", err=True)
+    if len(skipped) > _NAMED:
+        click.echo(f"skipped   {len(skipped) - _NAMED} more that are no structures", err=True)
     if not done.done:
         hint = "is the enumeration before it empty?" if piped else "are they in a folder below, or in another?"
         raise click.ClickException(f"no structures in {', '.join(map(str, inputs))}: {hint}")
     if parquet:
+        from ase_definet.screening.screen import write_parquet
+
         write_parquet(output)
+    _summarise(output, done, len(skipped), meter.speed(done))
+
+
+def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, parquet: bool) -> str:
+    """Make sure that a screen can start, before there is a folder of it; return the SHA-256 of its weights."""
+    from ase_definet.checkpoints.bundled import resolve_model
+    from ase_definet.checkpoints.format import load_checkpoint
+    from ase_definet.screening.screen import check_parquet, check_settings
+
+    if parquet:
+        check_parquet()
+    try:
+        weights = load_checkpoint(resolve_model(settings["model"])).sha256
+        check_settings(settings | {"sha256": weights}, workers=workers, scheduler=scheduler)
+    except (CheckpointError, DeviceError) as error:
+        raise BadUsage(error_text(error)) from error
+    return weights
+
+
+def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that a screen is recognised by when it is resumed."""
+    from ase_definet.matching.host import Host
+    from ase_definet.screening.screen import host_digest
+
+    resolved = settings["host"]
+    return {
+        "inputs": [str(path) if str(path) == "-" else str(path.resolve()) for path in inputs],
+        "host": resolved.name if isinstance(resolved, Host) else host,
+        "host_digest": host_digest(resolved) if isinstance(resolved, Host) else "",
+        "model": settings["sha256"],
+        "max_strain": settings["max_strain"],
+    }
+
+
+def _run(
+    source: Iterator[Named],
+    output: Path,
+    asked: dict[str, Any],
+    settings: dict[str, Any],
+    meter: _Meter,
+    *,
+    workers: int,
+    scheduler: str | None,
+    block: int,
+) -> Progress:
+    """Run or resume a screen; Ctrl-C stops it after the last recorded block."""
+    from ase_definet.screening.screen import Results, screen
+
+    output.parent.mkdir(parents=True, exist_ok=True)  # once: what is moved away later is not made anew
+    results = Results(output, asked)
+    try:
+        if results.progress.resumed:
+            click.echo(f"{output}: going on after {results.progress.resumed} structures", err=True)
+        return screen(source, results, settings, workers=workers, scheduler=scheduler, block=block, progress=meter)
+    except KeyboardInterrupt:
+        meter.bar.close()
+        same = "the same commands go on" if asked["inputs"] == ["-"] else "the same command goes on"
+        click.echo(f"\nstopped after {results.progress.done} structures; {same}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    finally:
+        meter.bar.close()
+        results.close()
+
+
+def _summarise(output: Path, done: Progress, skipped: int, speed: str) -> None:
+    """Print how many structures were relaxed, and why others failed."""
+    from ase_definet.screening.screen import FAILURE_COLUMNS, FAILURES, read_rows
+
     click.echo(
         f"{done.done} structures in {output}: {done.done - done.failed} relaxed, {done.failed} failed"
-        f"{f', {len(skipped)} skipped' if skipped else ''}{meter.speed(done)}"
+        f"{f', {skipped} skipped' if skipped else ''}{speed}"
     )
     if done.failed:
-        click.echo(f"reasons in {output / FAILURES}, the first: {_first_reason(output / FAILURES)}", err=True)
+        first = next(iter(read_rows(output / FAILURES, FAILURE_COLUMNS)), None)
+        reason = "none is there" if first is None else f"{first['name']}: {first['reason']}"
+        click.echo(f"reasons in {output / FAILURES}, the first: {reason}", err=True)
     if done.failed == done.done:
         raise click.ClickException("none could be relaxed")
 
 
 def _is_pipe(inputs: tuple[Path, ...]) -> bool:
-    """Return whether the structures come through a pipe, and refuse what is not there."""
+    """Return whether the structures come through a pipe; refuse inputs that do not exist."""
     piped = inputs == (Path("-"),)
     if Path("-") in inputs and not piped:
         raise BadUsage("- stands for a pipe alone: give it without other inputs")
     missing = [str(path) for path in inputs if str(path) != "-" and not path.exists()]
-    if missing:
-        raise BadUsage(f"no such file or folder: {', '.join(missing)}")
+    if missing:  # a screen that began without it could not be resumed with it
+        raise click.ClickException(f"no such file or folder: {', '.join(missing)}")
     return piped
 
 
-def _first_reason(path: Path) -> str:
-    from ase_definet.screening.screen import FAILURE_COLUMNS, read_rows  # noqa: PLC0415
+def _from_paths(inputs: tuple[Path, ...], skipped: list[str]) -> Iterator[Named]:
+    """Read files and folders, and note what is no structure."""
+    from ase_definet.screening.screen import structures_of
 
-    row = next(iter(read_rows(path, FAILURE_COLUMNS)), None)
-    return "none is there" if row is None else f"{row['name']}: {row['reason']}"
+    return structures_of(inputs, skipped.append)
 
 
 def _from_pipe() -> Iterator[Named]:
     """Read what comes through a pipe, in any encoding that contains ASCII."""
-    from ase_definet.screening.screen import structures_from  # noqa: PLC0415
+    from ase_definet.screening.screen import structures_from
 
     binary = getattr(sys.stdin, "buffer", None)
     if binary is None:
@@ -153,27 +216,21 @@ def _from_pipe() -> Iterator[Named]:
             text.detach()
 
 
-def _tell(skipped: list[str]) -> None:
-    """Name what was no structure."""
-    for reason in skipped[:_NAMED]:
-        click.echo(f"skipped   {reason}", err=True)
-    if len(skipped) > _NAMED:
-        click.echo(f"skipped   {len(skipped) - _NAMED} more that are no structures", err=True)
-
-
 class _Meter:
-    """Say now and then how far it is."""
+    """Say how far a screen is: a progress bar on a terminal, a line a minute in a log file."""
 
     def __init__(self) -> None:
         self.began = self.last = time.monotonic()
+        self.bar = ProgressBar("relaxing")
 
     def __call__(self, progress: Progress) -> None:
+        text = f"{progress.failed} failed{self.speed(progress)}"
         now = time.monotonic()
-        if sys.stderr.isatty() or now - self.last > 60:  # noqa: PLR2004 - once a minute is enough for a log file
+        if self.bar.shown:
+            self.bar.update(progress.done, text)
+        elif now - self.last > _SILENCE:
             self.last = now
-            end = "\r" if sys.stderr.isatty() else "\n"
-            text = f"{progress.done} done, {progress.failed} failed{self.speed(progress)}"
-            click.echo(f"{text:70s}{end}", err=True, nl=False)
+            click.echo(f"{progress.done} done, {text}", err=True)
 
     def speed(self, progress: Progress) -> str:
         seconds = time.monotonic() - self.began

@@ -1,21 +1,28 @@
-"""``ase-definet train`` and ``ase-definet export``."""
+"""``ase-definet train``: train a network, resumably."""
 
 from __future__ import annotations
 
-import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ase_definet.cli.common import FILE, FOLDER, BadUsage, check_folder, overwrite_option, refuse_existing
-from ase_definet.errors import TrainingError
+from ase_definet.cli.common import (
+    FOLDER,
+    IN_FILE,
+    INTERRUPTED,
+    PATH,
+    BadUsage,
+    check_folder,
+    error_text,
+    training_missing,
+    wrong_kind,
+)
+from ase_definet.cli.progress import ProgressBar
+from ase_definet.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from ase_definet.training.config import TrainConfig
     from ase_definet.training.run import Run
 
@@ -26,102 +33,82 @@ PRESET_NAMES = ("small", "base", "deep", "paper")
 
 
 @click.command("train")
-@click.argument("config", type=FILE, required=False)
-@click.option("--data", type=FILE, help="Packed data set, from `ase-definet data pack`.")
-@click.option("--preset", type=click.Choice(PRESET_NAMES), help="Recipe to start from, without a CONFIG.")
-@click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; a run in it is resumed.")
+@click.argument("config", type=IN_FILE, required=False)
+@click.option("--data", type=PATH, help="Packed data set, made by `ase-definet data pack`.")
+@click.option("--preset", type=click.Choice(PRESET_NAMES), help="Settings to use instead of a CONFIG.")
+@click.option("-o", "--out", type=FOLDER, help="Folder for checkpoints and logs; an unfinished run in it is resumed.")
 @click.option(
-    "--initial-weights", metavar="WEIGHTS", help="Bundled weights or a .safetensors file to start from (fine-tuning)."
+    "--initial-weights",
+    metavar="WEIGHTS",
+    help="Weights to fine-tune: a bundled name or a .safetensors file.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Length of the run.")
+@click.option("--steps", type=click.IntRange(min=1), help="Number of training steps.")
 @click.option("--validate-every", type=click.IntRange(min=1), help="Steps between validations.")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), help="Steps between checkpoints.")
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
-@click.option("--devices", type=click.IntRange(min=1), help="Devices a node.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Device type.")
+@click.option("--devices", type=click.IntRange(min=1), help="Devices per node.")
 def train_command(config: Path | None, preset: str | None, **given: Any) -> None:
-    """Train a network, from CONFIG (TOML) or from --data, --preset and --out.
+    """Train a network, resumably.
 
-    Killed runs are resumed by the same command, exactly. The last checkpoint, log.csv and the config are in the
-    output folder; `ase-definet export` makes weights of them that `--model` takes.
+    Settings come from CONFIG (TOML), or from a --preset with --data and --out. The same command resumes an
+    interrupted run exactly. The output folder holds the last checkpoint, log.csv and the configuration;
+    `ase-definet weights export` turns them into weights for `--model`.
     """
     try:
-        from ase_definet.training.run import train  # noqa: PLC0415
+        from ase_definet.training.run import train
     except ModuleNotFoundError as error:
-        raise click.ClickException(_missing(error)) from error
+        raise training_missing(error) from error
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
     plan = _config(config, preset, values)
-    if not Path(plan.data).is_file():
-        what = "is a folder" if Path(plan.data).is_dir() else "no such file"
-        raise BadUsage(f"{plan.data}: {what}; make a packed data set with `ase-definet data pack SOURCE FILE`")
+    if (problem := wrong_kind(Path(plan.data), "file")) is not None:
+        raise click.ClickException(f"{problem}; make a packed data set with `ase-definet data pack SOURCE FILE`")
     check_folder(Path(plan.out))
-    bar = _Bar(plan)
+    meter = _Meter(plan)
     try:
-        run = train(plan, bar)
+        run = train(plan, meter)
+    except CheckpointError as error:  # those of --init
+        raise BadUsage(error_text(error)) from error
     except KeyboardInterrupt:
-        bar.close()
-        raise click.ClickException(
-            f"stopped; the last checkpoint is in {plan.out} (one every {plan.checkpoint_every} steps), "
-            "the same command goes on"
-        ) from None
+        meter.close()
+        click.echo(f"\nstopped; {_resumed_from(plan)}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
-        bar.close()
+        meter.close()
     if run.fabric.global_rank == 0:
         for line in _table(run):
             click.echo(line)
         for path in _curve(run):
             click.echo(f"wrote {path}")
         if not run.table:
-            click.echo("warning   no validation pairs: nothing is known of how good this is, nor of its uncertainty")
-        click.echo(f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet export {plan.out} FILE")
+            click.echo("warning   no validation pairs: nothing is known of the error of these weights")
+        click.echo(
+            f"done: {run.step} steps in {run.seconds:.0f} s; weights: ase-definet weights export {plan.out} FILE"
+        )
+
+
+def _resumed_from(plan: TrainConfig) -> str:
+    """Say where the same command would resume a run that was stopped."""
+    from ase_definet.training.run import LAST
+
+    if not (Path(plan.out) / LAST).exists():
+        return f"there is no checkpoint yet (one every {plan.checkpoint_every} steps): the same command starts again"
+    return (
+        f"the same command resumes from the last checkpoint in {plan.out} (one every {plan.checkpoint_every} steps)"
+    )
 
 
 def _curve(run: Run) -> list[Path]:
     """Draw the learning curve beside the log, where matplotlib is there to do it."""
     try:
-        from ase_definet.plotting.scores import draw_learning_curve  # noqa: PLC0415
+        from ase_definet.plotting.scores import draw_learning_curve
     except ModuleNotFoundError:
         return []
     return [draw_learning_curve({run.out.name: run.out / "log.csv"}, run.out / "learning_curve.png")]
 
 
-@click.command("export")
-@click.argument("run", type=FOLDER)
-@click.argument("out", type=FILE)
-@click.option("--name", help="Name on the card; by default that of the file.")
-@click.option("--version", default="0", show_default=True, help="Version on the card.")
-@overwrite_option
-def export_command(run: Path, out: Path, name: str | None, version: str, overwrite: bool) -> None:  # noqa: FBT001
-    """Write what the run in folder RUN has learned to OUT (.safetensors), with its card."""
-    try:
-        from ase_definet.checkpoints.bundled import bundled_models  # noqa: PLC0415
-        from ase_definet.training.card import export_weights  # noqa: PLC0415
-        from ase_definet.training.config import CONFIG, config_of_run  # noqa: PLC0415
-        from ase_definet.training.run import Run  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise click.ClickException(_missing(error)) from error
-    if out.suffix != ".safetensors":
-        raise BadUsage(f"{out}: weights end in .safetensors")
-    refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
-    if not (run / CONFIG).exists():
-        raise BadUsage(f"{run}: holds no training run (no {CONFIG})")
-    config = replace(config_of_run(run), accelerator="cpu", devices=1, nodes=1)
-    if (
-        config.initial_weights
-        and config.initial_weights not in bundled_models()
-        and not Path(config.initial_weights).exists()
-    ):
-        config = replace(config, initial_weights="")  # the run holds all that is needed
-    finished = Run(config)
-    if not finished.resume():
-        raise BadUsage(f"{run}: holds no checkpoint yet")
-    check_folder(out.parent)
-    export_weights(finished, out, name or out.stem, version)
-    click.echo(f"wrote {out} and its card; use it as --model {out}")
-
-
 def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> TrainConfig:
-    from ase_definet.training.config import make_config, read_config  # noqa: PLC0415
+    from ase_definet.training.config import make_config, read_config
 
     try:
         if path is not None:
@@ -138,18 +125,12 @@ def _config(path: Path | None, preset: str | None, values: dict[str, Any]) -> Tr
         raise BadUsage(str(error)) from error
 
 
-def _missing(error: ModuleNotFoundError) -> str:
-    return f"training needs {error.name}: pip install 'ase-definet[train]'"
-
-
-class _Bar:
-    """A progress bar with the loss and the last validation error; one line per check where there is no terminal."""
+class _Meter:
+    """Show the loss and the last validation error: a progress bar on a terminal, a line per check in a log file."""
 
     def __init__(self, plan: TrainConfig) -> None:
         self.plan = plan
-        self.live = sys.stderr.isatty()
-        self.progress: Progress | None = None
-        self.task: Any = None
+        self.bar = ProgressBar("", plan.steps)
         self.loss: float | None = None
         self.said = 0.0
 
@@ -163,11 +144,8 @@ class _Bar:
         if run.table:
             average = sum(row["mae"] for row in run.table.values()) / len(run.table)
             text += f", validation {average:.4f} Å"
-        if self.live:
-            if self.progress is None:
-                self.progress = _progress()
-                self.task = self.progress.add_task(text, total=self.plan.steps, completed=run.step)
-            self.progress.update(self.task, completed=run.step, description=text)
+        if self.bar.shown:
+            self.bar.update(run.step, text)
         elif run.step % self.plan.validate_every == 0 or time.monotonic() - self.said > _SILENCE:
             self.said = time.monotonic()
             click.echo(f"step {run.step} of {self.plan.steps}, {run.seconds:.0f} s, {text}", err=True)
@@ -185,24 +163,7 @@ class _Bar:
         )
 
     def close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-
-def _progress() -> Progress:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    progress = Progress(*columns, console=Console(stderr=True))
-    progress.start()
-    return progress
+        self.bar.close()
 
 
 def _table(run: Run) -> list[str]:

@@ -211,7 +211,7 @@ def _from_file(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairS
         yield PairSource(source.stem, source.stem, "", _required(host, source), _read(source, 0), _read(source, -1))
         return
     good, bad = 0, []
-    for reference in _from_frames(source, host, relaxed_only=relaxed_only):
+    for reference in _of_one_fidelity(_from_frames(source, host, relaxed_only=relaxed_only)):
         if reference.problem is None:
             good += 1
             yield reference
@@ -220,6 +220,24 @@ def _from_file(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairS
     if bad and not good:
         raise bad[0].problem or StructureError(f"{source}: holds no pairs")
     yield from bad
+
+
+def _of_one_fidelity(references: Iterable[PairSource]) -> Iterator[PairSource]:
+    """Refuse the frames that name no functional where others of the same file do: it may be any of theirs."""
+    found = list(references)
+    named = {str(info["functional"]) for one in found if (info := _info_of(one)).get("functional")}
+    for one in found:
+        if named and one.problem is None and not _info_of(one).get("functional"):
+            text = f"no functional is named, where others of this file say {', '.join(sorted(named))}; say which"
+            yield replace(one, problem=StructureError(text))
+        else:
+            yield one
+
+
+def _info_of(reference: PairSource) -> dict[str, Any]:
+    """Return what a structure of a file says of itself."""
+    atoms = reference.unrelaxed if reference.unrelaxed is not None else reference.relaxed
+    return atoms.info if isinstance(atoms, Atoms) else {}
 
 
 def _from_frames(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairSource]:

@@ -6,6 +6,7 @@ import math
 import re
 import warnings as python_warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -315,17 +316,9 @@ def final_incar(
         overrides: What replaces or extends them.
         own: The tags as they would be without overrides, which may shape others; ``tags`` by default.
     """
-    from pymatgen.io.vasp.inputs import Incar  # noqa: PLC0415 - slow to import
+    from ase_definet.dft.incar_file import VerbatimIncar  # noqa: PLC0415 - slow to import
 
-    class Verbatim(Incar):
-        """Writes text as it was given: pymatgen's own makes ``R2scan`` of ``R2SCAN``."""
-
-        @classmethod
-        def proc_val(cls, key: str, val: str) -> Any:
-            value = Incar.proc_val(key, val)
-            return val.strip() if isinstance(value, str) else value
-
-    written = Verbatim(dict(tags) | dict(overrides))
+    written = VerbatimIncar(dict(tags) | dict(overrides))
     own = tags if own is None else own
     overridden = {tag: (own.get(tag), written[tag]) for tag in overrides}
     return written, overridden, [text for tag, value in written.items() if (text := _doubt(tag, value))]
@@ -384,15 +377,21 @@ def valence_electrons(symbols: list[str], potcars: list[Any]) -> list[float]:
     """Return the valence electrons of each POTCAR, from the files or else from pymatgen's table of them."""
     if potcars:
         return [float(potcar.nelectrons) for potcar in potcars]
-    from monty.serialization import loadfn  # noqa: PLC0415 - comes with pymatgen
-    from pymatgen.io.vasp import inputs  # noqa: PLC0415 - slow to import
-
     try:
-        table = loadfn(Path(inputs.__file__).parent / "potcar-summary-stats.json.bz2")[FUNCTIONAL]
-        valence = {entry["symbol"]: float(entry["ZVAL"]) for entries in table.values() for entry in entries}
-        return [valence[symbol] for symbol in symbols]
+        table = _known_valences()
+        return [table[symbol] for symbol in symbols]
     except (OSError, KeyError) as error:
         raise InputSetError(
             "The valence electrons are unknown without POTCARs; set PMG_VASP_PSP_DIR for pymatgen or give NELECT "
             "through incar."
         ) from error
+
+
+@cache
+def _known_valences() -> Mapping[str, float]:
+    """Return the valence electrons of every POTCAR of the release that pymatgen's table has; it takes a second."""
+    from monty.serialization import loadfn  # noqa: PLC0415 - comes with pymatgen
+    from pymatgen.io.vasp import inputs  # noqa: PLC0415 - slow to import
+
+    table = loadfn(Path(inputs.__file__).parent / "potcar-summary-stats.json.bz2")[FUNCTIONAL]
+    return {entry["symbol"]: float(entry["ZVAL"]) for entries in table.values() for entry in entries}

@@ -16,7 +16,8 @@ from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host, library
-from ase_definet.matching.site_map import SiteKind, SiteMap
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import SiteMap
 from ase_definet.relaxation.domain import SEEN_OFFSET, known_host
 from ase_definet.relaxation.inputs import displaced
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
@@ -45,7 +46,8 @@ class Score:
         distance: Of every atom from the nearest defect site, shape ``(n_atoms,)``, in Å.
         predicted: Displacement of every atom from its host site, mean removed, shape ``(n_atoms, 3)``, in Å.
         true: The same as DFT found it, shape ``(n_atoms, 3)``, in Å.
-        uncertainty: Estimated error of every atom, shape ``(n_atoms,)``, in Å; None where the weights have none.
+        expected_error: Estimated length of the error of every atom, shape ``(n_atoms,)``, in Å; None where the
+            weights have no such estimate.
         seconds: Spent on matching, graph and network.
         warnings: Reasons to distrust the prediction.
     """
@@ -57,7 +59,7 @@ class Score:
     distance: Array
     predicted: Array
     true: Array
-    uncertainty: Array | None
+    expected_error: Array | None
     seconds: float
     warnings: tuple[str, ...]
 
@@ -177,7 +179,7 @@ def _score(
         distance=_distance_to(unrelaxed.positions, defects, cell),
         predicted=true - true.mean(axis=0) + difference,
         true=true - true.mean(axis=0),
-        uncertainty=result.uncertainty,
+        expected_error=result.expected_error,
         seconds=sum(result.timings.values()),
         warnings=result.warnings,
     )
@@ -200,7 +202,7 @@ def summarise(scores: list[Score]) -> dict[str, Any]:
         ``subsets.NAME`` and ``overall`` (their mean; ``n`` is the sum), with ``n``, ``coordinate_mae``, ``a3`` to
         ``a6``, the same under ``ideal_sites``, ``unrelaxed`` and, where it could be fitted for all,
         ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure`` and,
-        where the weights estimate it, ``uncertainty``; lengths in Å.
+        where the weights estimate it, ``expected_error``; lengths in Å.
     """
     names = sorted({score.subset for score in scores})
     subsets = {name: _table([score for score in scores if score.subset == name]) for name in names}
@@ -221,11 +223,11 @@ def _table(scores: list[Score]) -> dict[str, Any]:
     table["error_quantiles"]["max"] = float(error.max())
     table["worst"] = {score.id: score.maes["model"]["coordinate_mae"] for score in worst}
     table["seconds_per_structure"] = float(np.mean([score.seconds for score in scores]))
-    estimates = [score.uncertainty for score in scores if score.uncertainty is not None]
+    estimates = [score.expected_error for score in scores if score.expected_error is not None]
     if len(estimates) == len(scores):
         estimate = np.concatenate(estimates)
         by_structure = [(u.mean(), s.error.mean()) for u, s in zip(estimates, scores, strict=True)]
-        table["uncertainty"] = {
+        table["expected_error"] = {
             "rank_correlation": rank_correlation(estimate, error),
             "rank_correlation_of_structures": rank_correlation(*np.transpose(by_structure)),
             "mean_estimate": float(estimate.mean()),
@@ -252,9 +254,9 @@ def reliability(scores: list[Score], bins: int = 10) -> list[dict[str, float]]:
     """Return mean estimated and mean true error of the atoms, in bins of equal numbers of atoms, in Å.
 
     Args:
-        scores: With uncertainties.
+        scores: With expected errors.
         bins: How many.
     """
-    estimate = np.concatenate([s.uncertainty for s in scores if s.uncertainty is not None])
-    error = np.concatenate([s.error for s in scores if s.uncertainty is not None])
+    estimate = np.concatenate([s.expected_error for s in scores if s.expected_error is not None])
+    error = np.concatenate([s.error for s in scores if s.expected_error is not None])
     return [{"estimate": e, "error": found, "n": n} for e, found, n in reliability_bins(estimate, error, bins)]

@@ -1,6 +1,6 @@
-"""Defects as other packages describe them, as structure and host: doped, pymatgen-analysis-defects.
+"""Structure, host and charge from the defect entries of doped and pymatgen-analysis-defects.
 
-Nothing of those packages is imported here: their objects bring all that is needed.
+Neither package is imported: their objects hold everything that is needed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ase_definet.structures.conversion import keep_source, stated_charge
 
 @dataclass(frozen=True, eq=False)
 class DefectStructure:
-    """A defect supercell with what it was made from.
+    """A defect supercell, its host and its charge.
 
     Attributes:
         structure: The defect supercell, a pymatgen Structure; its charge is that of the defect.
         host: The pristine supercell, or cell, a pymatgen Structure.
         charge: Charge of the cell, in units of e.
-        name: What the other package calls it, such as ``v_S_-1``.
+        name: Name in the other package, such as ``v_S_-1``.
     """
 
     structure: Any
@@ -31,11 +31,11 @@ class DefectStructure:
 
 
 def from_doped(entry: Any) -> DefectStructure:
-    """Take structure, host and charge from a defect of doped or pymatgen-analysis-defects.
+    """Return structure, host and charge of a defect of doped or pymatgen-analysis-defects.
 
-    The order of the sites is the entry's. Charged defects keep their charge, which input sets turn into NELECT; the
-    network itself knows neutral cells only. An entry without a charge state has its structure's charge, or none; the
-    oxidation states of its sites make no charge.
+    The order of the sites is that of the entry. A charged defect keeps its charge, which input sets turn into NELECT;
+    the network itself was trained on neutral cells only. If an entry has no charge state, the charge of its structure
+    is used, if there is one; oxidation states of its sites are not added up.
 
     Args:
         entry: A ``DefectEntry`` of doped or of pymatgen-analysis-defects, or a ``Defect`` of the latter, for which

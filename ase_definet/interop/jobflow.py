@@ -1,4 +1,4 @@
-"""A jobflow Maker, to put the prediction ahead of a DFT relaxation: ``pip install 'ase-definet[workflows]'``."""
+"""A jobflow Maker that puts the prediction ahead of a DFT relaxation: ``pip install 'ase-definet[workflows]'``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ class DefiNetRelaxMaker(Maker):
     """Make jobs that relax a defect structure in one pass.
 
     Attributes:
-        name: Of the jobs.
+        name: Name of the jobs.
         model: Bundled weights by name, or a file that the worker can read.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, on the worker.
-        strict: Whether a result that is not to be trusted fails the job.
-        max_strain: Largest principal strain of the host onto a cell.
+        strict: Whether any warning about a result fails the job.
+        max_strain: Largest principal strain of the host onto the cell of a structure.
 
     Examples:
-        Ahead of an atomate2 relaxation::
+        Ahead of a relaxation in atomate2, with the input set made for a start close to the minimum::
+
+            from ase_definet.dft.vasp import DefiNetRelaxSet
 
             first = DefiNetRelaxMaker().make(structure, host="MoS2")
-            then = DoubleRelaxMaker().make(first.output["structure"])
+            then = RelaxMaker(input_set_generator=DefiNetRelaxSet()).make(first.output["structure"])
             flow = Flow([first, then])
     """
 
@@ -51,7 +53,7 @@ class DefiNetRelaxMaker(Maker):
 
         Returns:
             A job. Its output is a dict: ``structure``, relaxed, a pymatgen Structure in the order given;
-            ``displacement``, shape ``(n_atoms, 3)``, and ``uncertainty``, shape ``(n_atoms,)``, in Å; ``host``,
+            ``displacement``, shape ``(n_atoms, 3)``, and ``expected_error``, shape ``(n_atoms,)``, in Å; ``host``,
             ``supercell``, ``defects``, ``outside``, ``warnings`` and ``model``.
 
         Raises:
@@ -71,7 +73,7 @@ class DefiNetRelaxMaker(Maker):
         return {
             "structure": like(structure, result.atoms),
             "displacement": result.displacement.tolist(),
-            "uncertainty": None if result.uncertainty is None else result.uncertainty.tolist(),
+            "expected_error": None if result.expected_error is None else result.expected_error.tolist(),
             "host": result.site_map.host.name,
             "supercell": result.site_map.supercell_name,
             "defects": dict(result.site_map.defect_counts),
@@ -82,5 +84,5 @@ class DefiNetRelaxMaker(Maker):
 
 
 def _sendable(structure: Any) -> Any:
-    """Return what jobflow can send: a Structure for an Atoms, all else as it is."""
+    """Return what jobflow can serialise: a Structure for an Atoms, anything else unchanged."""
     return as_structure(structure) if hasattr(structure, "get_positions") else structure

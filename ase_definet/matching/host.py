@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.formula import Formula
 from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, StructureError
+from ase_definet.matching.symmetry import SYMMETRY_PRECISION, primitive_cell
 from ase_definet.structures.cell import check_structure, layer_frame
 from ase_definet.structures.neighbors import pairs_within
 
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
-
-SYMMETRY_PRECISION = 0.01
-"""Positions closer than this are equivalent when a host is reduced to its primitive cell, in Å."""
 
 _LOOSER = (0.02, 0.04, 0.08)  # tried where a host may be a supercell with noise, in Å
 
@@ -54,23 +53,13 @@ class Host:
     @property
     def formula(self) -> str:
         """Reduced chemical formula, in the order of the basis."""
-        elements, counts = np.unique(self.numbers, return_counts=True)
-        divisor = int(np.gcd.reduce(counts))
-        order = sorted(range(len(elements)), key=lambda k: int(np.flatnonzero(self.numbers == elements[k])[0]))
-        return "".join(
-            chemical_symbols[elements[k]] + (str(counts[k] // divisor) if counts[k] > divisor else "") for k in order
-        )
+        reduced_formula, _ = Formula.from_dict(Counter(chemical_symbols[z] for z in self.numbers)).reduce()
+        return str(reduced_formula)
 
     @property
     def composition(self) -> dict[int, int]:
         """Atoms of each element in the primitive cell, by atomic number: the order of the basis does not matter."""
-        elements, counts = np.unique(self.numbers, return_counts=True)
-        return dict(zip(elements.tolist(), counts.tolist(), strict=True))
-
-    @property
-    def periodic(self) -> tuple[bool, bool, bool]:
-        """Along which axes of :attr:`cell` the host repeats."""
-        return (True, True, not self.layered)
+        return dict(Counter(self.numbers.tolist()))
 
     @cached_property
     def nearest_neighbor(self) -> float:
@@ -81,6 +70,11 @@ class Host:
             if len(vector):
                 return float(np.linalg.norm(vector, axis=1).min())
             radius *= 1.5
+
+    @property
+    def periodic(self) -> tuple[bool, bool, bool]:
+        """Along which axes of :attr:`cell` the host repeats."""
+        return (True, True, not self.layered)
 
 
 def reduced(atoms: Atoms, name: str, source: str) -> Host:
@@ -140,30 +134,24 @@ class _Folded:
 
 def _fold(numbers: Array, positions: Array, cell: Array, tolerance: float) -> _Folded | None:
     """Fold a crystal onto the primitive cell that spglib finds at a tolerance, in Å."""
-    import spglib  # noqa: PLC0415
-
-    scaled = np.linalg.solve(cell.T, positions.T).T
-    with warnings.catch_warnings():  # spglib announces a change of its error handling at every call
-        warnings.simplefilter("ignore", DeprecationWarning)
-        found = spglib.standardize_cell(
-            (cell, scaled, numbers), to_primitive=True, no_idealize=True, symprec=tolerance
-        )
+    found = primitive_cell(cell, positions, numbers, tolerance)
     if found is None:
         return None
+    vectors, fractions, kinds = found
     # its vectors carry the noise of the atoms they were found with: they are rational in those of the cell
-    matrix = np.round(cell @ np.linalg.inv(found[0]))
+    matrix = np.round(cell @ np.linalg.inv(vectors))
     copies = round(abs(float(np.linalg.det(matrix))))
-    if copies == 0 or len(found[2]) * copies != len(numbers):
+    if copies == 0 or len(kinds) * copies != len(numbers):
         return None
     primitive = np.linalg.solve(matrix, cell)
-    first = np.asarray(found[1]) @ primitive
+    first = fractions @ primitive
     inverse = np.linalg.inv(primitive)
     mean, squared = first.copy(), 0.0
-    for k, (place, number) in enumerate(zip(first, found[2], strict=True)):
+    for k, (place, number) in enumerate(zip(first, kinds, strict=True)):
         away = (positions[numbers == number] - place) @ inverse
         away = (away - np.round(away)) @ primitive
         near = np.argsort((away**2).sum(axis=1), kind="stable")[:copies]
         mean[k] += away[near].mean(axis=0)
         squared += float(((away[near] - away[near].mean(axis=0)) ** 2).sum())
     noise = float(np.sqrt(squared / len(numbers)))
-    return _Folded(np.asarray(found[2]), mean, primitive, noise) if noise < tolerance else None
+    return _Folded(kinds, mean, primitive, noise) if noise < tolerance else None

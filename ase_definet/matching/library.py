@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,39 +23,72 @@ from ase_definet.structures.reading import read_structure
 
 Array: TypeAlias = NDArray[Any]
 
-# Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al.,
-# npj 2D Mater. Appl. 7, 6 (2023)): in-plane vectors in Å, then atomic number, two fractions and height in Å.
 _HEXAGONAL = np.array([[1.0, 0.0], [-0.5, 3**0.5 / 2]])
 
 _B, _C = (1 / 3, 2 / 3), (2 / 3, 1 / 3)
 
-_LIBRARY: dict[str, tuple[Array, list[tuple[int, float, float, float]]]] = {
-    "MoS2": (3.19031570 * _HEXAGONAL, [(42, *_B, 3.719751), (16, *_C, 2.154866), (16, *_C, 5.284636)]),
-    "WSe2": (3.32706951 * _HEXAGONAL, [(74, *_B, 3.767238), (34, *_C, 5.448465), (34, *_C, 2.086010)]),
-    "BN": (2.51242846 * _HEXAGONAL, [(5, *_B, 3.853633), (7, *_C, 3.853633)]),
-    "GaSe": (
-        3.81906671 * _HEXAGONAL,
-        [(31, *_C, 7.665453), (31, *_C, 10.136343), (34, *_B, 11.309606), (34, *_B, 6.492190)],
-    ),
-    "InSe": (
-        4.09647352 * _HEXAGONAL,
-        [(49, *_B, 10.588755), (49, *_B, 7.754693), (34, *_C, 11.856269), (34, *_C, 6.487179)],
-    ),
-    "P": (
-        np.diag([3.29991800, 4.60092600]),
-        [
-            (15, 0.0, 0.58855700, 4.182468),
-            (15, 0.0, 0.41144300, 6.288710),
-            (15, 0.5, 0.08855700, 6.288710),
-            (15, 0.5, 0.91144300, 4.182468),
-        ],
-    ),
-}
-
 LIBRARY_SOURCE = "2DMD (Zenodo 14027373)"
-"""``Host.source`` of the built-in hosts."""
+"""Source of the hosts of the 2DMD data set."""
 
-ALIASES = {"hbn": "BN", "h-bn": "BN", "bp": "P", "black-phosphorus": "P", "black phosphorus": "P", "phosphorene": "P"}
+_HBN_DATABASE = "h-BN database (QCS-Theory, MIT)"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A host of the library: in-plane vectors; of each atom its number, two fractions and its height; in Å."""
+
+    axes: Array
+    basis: Sequence[tuple[int, float, float, float]]
+    source: str = LIBRARY_SOURCE
+    height: float | None = None
+    """Third vector of a crystal, in Å; None for a layer."""
+
+
+# Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al., npj 2D
+# Mater. Appl. 7, 6 (2023)) and of the h-BN database (QCS-Theory/hBN-database, MIT; HSE06 with D3).
+_LIBRARY: Mapping[str, _Entry] = MappingProxyType(
+    {
+        "MoS2": _Entry(3.19031570 * _HEXAGONAL, [(42, *_B, 3.719751), (16, *_C, 2.154866), (16, *_C, 5.284636)]),
+        "WSe2": _Entry(3.32706951 * _HEXAGONAL, [(74, *_B, 3.767238), (34, *_C, 5.448465), (34, *_C, 2.086010)]),
+        "BN": _Entry(2.51242846 * _HEXAGONAL, [(5, *_B, 3.853633), (7, *_C, 3.853633)]),
+        "GaSe": _Entry(
+            3.81906671 * _HEXAGONAL,
+            [(31, *_C, 7.665453), (31, *_C, 10.136343), (34, *_B, 11.309606), (34, *_B, 6.492190)],
+        ),
+        "InSe": _Entry(
+            4.09647352 * _HEXAGONAL,
+            [(49, *_B, 10.588755), (49, *_B, 7.754693), (34, *_C, 11.856269), (34, *_C, 6.487179)],
+        ),
+        "P": _Entry(
+            np.diag([3.29991800, 4.60092600]),
+            [
+                (15, 0.0, 0.58855700, 4.182468),
+                (15, 0.0, 0.41144300, 6.288710),
+                (15, 0.5, 0.08855700, 6.288710),
+                (15, 0.5, 0.91144300, 4.182468),
+            ],
+        ),
+        "BN-bulk": _Entry(
+            2.48938569 * _HEXAGONAL,
+            [(5, *_B, 1.66765954), (7, *_C, 1.66765954), (5, *_C, 5.00297861), (7, *_B, 5.00297861)],
+            source=_HBN_DATABASE,
+            height=6.67063814,
+        ),
+    }
+)
+
+ALIASES = {
+    "hbn": "BN",
+    "h-bn": "BN",
+    "bp": "P",
+    "black-phosphorus": "P",
+    "black phosphorus": "P",
+    "phosphorene": "P",
+    "hbn-bulk": "BN-bulk",
+    "h-bn-bulk": "BN-bulk",
+    "bulk-hbn": "BN-bulk",
+    "bulk h-bn": "BN-bulk",
+}
 """Other names of library hosts, lower case."""
 
 
@@ -60,19 +96,24 @@ def library() -> dict[str, Host]:
     """Return the built-in hosts by name.
 
     >>> sorted(library())
-    ['BN', 'GaSe', 'InSe', 'MoS2', 'P', 'WSe2']
+    ['BN', 'BN-bulk', 'GaSe', 'InSe', 'MoS2', 'P', 'WSe2']
     """
     return {name: _library_host(name) for name in _LIBRARY}
 
 
 @cache
 def _library_host(name: str) -> Host:
-    axes, basis = _LIBRARY[name]
-    cell = np.diag([0.0, 0.0, VACUUM_LENGTH])
-    cell[:2, :2] = axes
-    rows = np.array(basis)
-    positions = np.column_stack([rows[:, 1:3] @ axes, rows[:, 3]])
-    return Host(name, rows[:, 0].astype(int), positions, cell, layered=True, source=LIBRARY_SOURCE)
+    entry = _LIBRARY[name]
+    cell = np.diag([0.0, 0.0, VACUUM_LENGTH if entry.height is None else entry.height])
+    cell[:2, :2] = entry.axes
+    rows = np.array(entry.basis)
+    positions = np.column_stack([rows[:, 1:3] @ entry.axes, rows[:, 3]])
+    return Host(name, rows[:, 0].astype(int), positions, cell, layered=entry.height is None, source=entry.source)
+
+
+def is_library_host(host: Host) -> bool:
+    """Whether a host is one of the library's own, not a crystal that a user gave under its name."""
+    return host.name in _LIBRARY and host.source == _LIBRARY[host.name].source
 
 
 def get_host(host: object, name: str | None = None) -> Host:

@@ -8,7 +8,6 @@ total cost.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from scipy.spatial import cKDTree
 
 from ase_definet.matching.host import Host
 from ase_definet.matching.supercell import Mapping
-from ase_definet.structures.neighbors import pairs_between
+from ase_definet.structures.neighbors import images_around_cell, pairs_between
 
 Array: TypeAlias = NDArray[Any]
 
@@ -130,18 +129,8 @@ class _Lattice:
         self.basis, self.cell = host.positions @ mapping.deformation, host.cell @ mapping.deformation
         self.numbers = host.numbers
         self.inverse = np.linalg.inv(self.cell)
-        self.periodic = np.array(host.periodic)
-        near = itertools.product(*((0, -1, 1) if p else (0,) for p in host.periodic))
-        self.steps = np.array(list(near)) @ self.cell  # the first one stays
-        # the tiny bias keeps a vector where its images tie
-        self.squares = (self.steps**2).sum(axis=1) - 1e-9 * (np.arange(len(self.steps)) == 0)
+        self.pbc, self.periodic = host.periodic, np.array(host.periodic)
         self._trees: dict[int, cKDTree | None] = {}
-
-    def wrap(self, vectors: Array) -> Array:
-        """Take vectors to their nearest image in the (reduced) primitive cell."""
-        base = vectors - (np.round(vectors @ self.inverse) * self.periodic) @ self.cell
-        # |base + step|^2 = |base|^2 + 2 base.step + |step|^2
-        return np.asarray(base + self.steps[np.argmin(2 * base @ self.steps.T + self.squares, axis=1)])
 
     def inside(self, points: Array) -> Array:
         """Take points into the primitive cell at the origin."""
@@ -150,16 +139,7 @@ class _Lattice:
 
     def images(self, points: Array, margin: float) -> tuple[Array, Array]:
         """Return the images of points in the primitive cell or within a margin of it, in Å, and whose they are."""
-        fractions = self.inside(points) @ self.inverse
-        owner = np.arange(len(points))
-        reach = margin * np.linalg.norm(self.inverse, axis=0)
-        for axis in np.flatnonzero(self.periodic):
-            steps = np.arange(-int(np.ceil(reach[axis])), int(np.ceil(reach[axis])) + 1)
-            moved = fractions[:, axis, None] + steps
-            row, image = np.nonzero((moved >= -reach[axis]) & (moved <= 1 + reach[axis]))
-            owner, fractions = owner[row], fractions[row]
-            fractions[:, axis] = moved[row, image]
-        return np.asarray(fractions @ self.cell), owner
+        return images_around_cell(points, self.cell, self.pbc, margin)
 
     def squared(self, points: Array, element: int) -> Array:
         """Return the squared distance of points to the nearest site of an element, 0 for any, at most the gate's."""
@@ -228,7 +208,7 @@ def find_shifts(host: Host, mapping: Mapping, sample: Sample) -> Array:
     votes = _votes(host, lattice, sample)
     images, owner = lattice.images(votes, _REFINE)
     tree = cKDTree(images)
-    count = tree.query_ball_point(lattice.inside(votes), _PEAK, return_length=True)
+    count = tree.query_ball_point(votes, _PEAK, return_length=True)
     left = count >= _MINORITY * count.max(initial=0)
     out: list[Array] = []
     for vote in np.argsort(-count, kind="stable"):
@@ -259,7 +239,7 @@ def _votes(host: Host, lattice: _Lattice, sample: Sample) -> Array:
             step = max(1, len(atoms) // most)
             same[np.setdiff1d(atoms, atoms[::step])] = False
     atom, site = np.nonzero(same)
-    return lattice.wrap(sample.positions[atom] - lattice.basis[site])
+    return lattice.inside(sample.positions[atom] - lattice.basis[site])
 
 
 def _refined(shift: Array, lattice: _Lattice, votes: cKDTree) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from ase_definet.matching.registration import (
     register,
     registration_costs,
 )
+from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.supercell import (
     MAX_STRAIN,
     MISFITS,
@@ -57,6 +57,9 @@ MIN_ADVANTAGE = 0.01
 SAME_SHIFT = 1e-5
 """A rigid shift is not refined by less, in Å."""
 
+MOST_DEFECTS = 0.15
+"""A host of the library with a larger share of defect sites is not taken for that of a structure which names none."""
+
 MIN_PRISTINE = 0.5
 """A match with a smaller share of pristine sites is refused: the host is the wrong one."""
 
@@ -80,14 +83,6 @@ MAX_LOOSE = 0.1
 
 STRAIN_NOTICE = 0.03
 """Strain of the host beyond which a warning is given."""
-
-
-class SiteKind(enum.IntEnum):
-    """What a host site has become; the values are the markers of the network."""
-
-    PRISTINE = 0
-    SUBSTITUTION = 1
-    VACANCY = 2
 
 
 @dataclass(frozen=True)
@@ -225,7 +220,7 @@ def match_sites(
     host: object,
     *,
     max_strain: float = MAX_STRAIN,
-    markers: Sequence[int] | None = None,
+    kinds: Sequence[int] | None = None,
     substitutions: Sequence[int] | None = None,
 ) -> SiteMap:
     """Match a defect structure to its host.
@@ -238,16 +233,16 @@ def match_sites(
         host: A library name, a file, an Atoms, a pymatgen Structure or a :class:`~ase_definet.matching.host.Host`;
             ``"auto"`` tries the library.
         max_strain: Largest principal strain of the host onto the cell.
-        markers: Marker of every site in host order, shape ``(n_sites,)``, instead of the inferred ones.
+        kinds: :class:`SiteKind` of every site in host order, shape ``(n_sites,)``, instead of the inferred ones.
         substitutions: Indices of the atoms that are substitutions, instead of the inferred ones.
 
     Raises:
         StructureError: The structure is unusable.
         HostError: The host is unknown or does not fit the cell.
-        MatchError: Atoms without a site, a wrong host, or markers that contradict the structure.
+        MatchError: Atoms without a site, a wrong host, or kinds that contradict the structure.
 
     References:
-        Yang et al., npj Comput. Mater. 11, 229 (2025), the markers of the defect-explicit graph.
+        Yang et al., npj Comput. Mater. 11, 229 (2025), the kinds of site (markers) of the defect-explicit graph.
     """
     atoms = as_atoms(atoms)
     framed = check_structure(atoms)
@@ -255,9 +250,9 @@ def match_sites(
     site_map = (
         _match_library(atoms, framed, max_strain) if automatic else _match(atoms, framed, get_host(host), max_strain)
     )
-    if markers is None and substitutions is None:
+    if kinds is None and substitutions is None:
         return site_map
-    return _override(site_map, markers, substitutions)
+    return _override(site_map, kinds, substitutions)
 
 
 def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
@@ -278,7 +273,18 @@ def _match_library(atoms: Atoms, framed: _Framed, max_strain: float) -> SiteMap:
         raise HostError(
             f"no host of the library fits {atoms.get_chemical_formula()}: give the host as a file ({'; '.join(why)})"
         )
-    return min(found, key=lambda site_map: (site_map.density, site_map.cost))
+    best = min(found, key=lambda site_map: (site_map.density, site_map.cost))
+    if best.density > MOST_DEFECTS:
+        raise HostError(
+            f"no host of the library fits {atoms.get_chemical_formula()}: as {best.host.name}, the nearest, "
+            f"{best.density:.0%} of its sites were defects ({_counted(best)}); give its host as a file, or --host "
+            f"{best.host.name} if that is meant"
+        )
+    return best
+
+
+def _counted(site_map: SiteMap) -> str:
+    return ", ".join(f"{name} x{n}" for name, n in site_map.defect_counts.items())
 
 
 def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> SiteMap:
@@ -446,30 +452,31 @@ def _blame_strain(host: Host, found: _Reading, placed: Placement, max_strain: fl
 
 def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
     """Raise where atoms have no site, most sites are defects, or a sublattice is another element's."""
-    sites, host_numbers, chosen = reading.sites, reading.host_numbers, reading.assigned.site
-    n_atoms, matched = len(chosen), chosen >= 0
-    same = int((host_numbers[chosen[matched]] == placed.numbers[matched]).sum())
+    sites, host_numbers = reading.sites, reading.host_numbers
+    n_atoms, loose = len(placed.numbers), np.flatnonzero(reading.assigned.site < 0)
+    same = len(sites) - len(reading.empty) - np.count_nonzero(reading.substituted)
     if same < MIN_PRISTINE * len(sites):
         raise MatchError(
             f"only {same} of the {len(sites)} sites of host {host.name} hold the host's own element "
-            f"({(~matched).sum()} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
+            f"({len(loose)} of {n_atoms} atoms sit on no site): this is not a defect structure of {host.name}; "
             f"check the host, its polytype and the cell{remark_on(host)}"
         )
     for element in np.unique(host_numbers):
-        here = placed.numbers[matched & (host_numbers[chosen] == element)]
-        there, own = int((host_numbers == element).sum()), int((here == element).sum())
+        replacing = placed.numbers[reading.substituted == element]
+        there = np.count_nonzero(host_numbers == element)
         if there < SUBLATTICE * len(sites):  # a dopant of the host
             continue
-        if len(here) - own > MIN_PRISTINE * there:
+        if len(replacing) > MIN_PRISTINE * there:
             symbol = chemical_symbols[element]
-            held = Counter(chemical_symbols[z] for z in here[here != element].tolist())
-            held["nothing"] = there - len(here)
+            vacant = np.count_nonzero(host_numbers[reading.empty] == element)
+            held = Counter(chemical_symbols[z] for z in replacing.tolist())
+            held["nothing"] = int(vacant)
             found = ", ".join(f"{n} hold {what}" for what, n in held.most_common() if n)
             raise MatchError(
-                f"only {own} of the {there} {symbol} sites of host {host.name} hold {symbol} ({found}): a replaced "
-                "sublattice is no defect but another crystal; give the host that the structure is a defect of"
+                f"only {there - len(replacing) - vacant} of the {there} {symbol} sites of host {host.name} hold "
+                f"{symbol} ({found}): a replaced sublattice is no defect but another crystal; give the host that the "
+                "structure is a defect of"
             )
-    loose = np.flatnonzero(~matched)
     if len(loose) == 0:
         return
     if len(loose) > MAX_LOOSE * n_atoms:
@@ -491,7 +498,8 @@ def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
     atom = f"atom {k} ({chemical_symbols[placed.numbers[k]]})"
     raise MatchError(
         f"{atom} at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site of host {host.name}{where}: "
-        "an adatom, interstitial or split vacancy has no marker in DefiNet; remove it or relax it with DFT alone"
+        "DefiNet has no kind of site for an adatom, interstitial or split vacancy; remove it or relax it with DFT "
+        "alone"
     )
 
 
@@ -499,7 +507,7 @@ def _warnings(site_map: SiteMap, atom: str, distance: float) -> tuple[str, ...]:
     """Return the reasons to distrust a match, given its least certain atom and how far that is from its site."""
     out = []
     if abs(site_map.max_strain) > STRAIN_NOTICE:
-        out.append(f"the host is strained by {site_map.max_strain:+.1%} onto the cell")
+        out.append(strain_notice(site_map))
     if site_map.margin < MIN_MARGIN:
         out.append(
             f"ambiguous match (margin {site_map.margin:.2f} Å, expected at least {MIN_MARGIN} Å): {atom} lies "
@@ -513,7 +521,12 @@ def _warnings(site_map: SiteMap, atom: str, distance: float) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _override(site_map: SiteMap, markers: Sequence[int] | None, substitutions: Sequence[int] | None) -> SiteMap:
+def strain_notice(site_map: SiteMap) -> str:
+    """Return the warning of a host that is strained by more than :data:`STRAIN_NOTICE`."""
+    return f"the host is strained by {site_map.max_strain:+.1%} onto the cell"
+
+
+def _override(site_map: SiteMap, asked: Sequence[int] | None, substitutions: Sequence[int] | None) -> SiteMap:
     """Replace the inferred kinds by the caller's, checked against the occupation."""
     kinds = site_map.kinds
     empty = site_map.numbers == 0
@@ -525,15 +538,15 @@ def _override(site_map: SiteMap, markers: Sequence[int] | None, substitutions: S
             raise MatchError(f"substitutions names atom {outside[0]}, but the structure has atoms 0 to {n_atoms - 1}")
         chosen = np.isin(site_map.atom_index, named)
         kinds = np.select([empty, chosen], [SiteKind.VACANCY, SiteKind.SUBSTITUTION], SiteKind.PRISTINE)
-    if markers is not None:
-        given = np.asarray(markers)
+    if asked is not None:
+        given = np.asarray(asked)
         if given.shape != empty.shape:
-            raise MatchError(f"expected {len(empty)} markers, one per host site, found shape {given.shape}")
+            raise MatchError(f"expected {len(empty)} kinds, one per host site, found shape {given.shape}")
         if not np.isin(given, list(SiteKind)).all():
-            raise MatchError("expected markers 0 (pristine), 1 (substitution) or 2 (vacancy), found another value")
+            raise MatchError("expected kinds 0 (pristine), 1 (substitution) or 2 (vacancy), found another value")
         if substitutions is not None and (given != kinds).any():
             raise MatchError(
-                f"markers and substitutions disagree at site {np.flatnonzero(given != kinds)[0]}: give one"
+                f"kinds and substitutions disagree at site {np.flatnonzero(given != kinds)[0]}: give one"
             )
         kinds = given
     wrong = np.flatnonzero(empty != (kinds == SiteKind.VACANCY))

@@ -8,7 +8,6 @@ Of mappings that a rotation of the host turns into one another, one is kept.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 
 from ase_definet.errors import HostError
 from ase_definet.matching.diffraction import supercell_candidates
-from ase_definet.matching.host import NOISE, SYMMETRY_PRECISION, Host
+from ase_definet.matching.host import NOISE, Host
+from ase_definet.matching.symmetry import space_group_operations
 
 Array: TypeAlias = NDArray[Any]
 Atoms_: TypeAlias = tuple[Array, Array]
@@ -265,19 +265,9 @@ def _distinct(host: Host, frame: Array, matrices: Array, scores: Array) -> list[
 
 def _rotations(host: Host) -> Array:
     """Return the proper rotations of the host in its own basis, columns of fractions, shape ``(n, 3, 3)``."""
-    import spglib  # noqa: PLC0415
-
-    scaled = np.linalg.solve(host.cell.T, host.positions.T).T
-    with warnings.catch_warnings():  # spglib announces a change of its error handling at every call
-        warnings.simplefilter("ignore", DeprecationWarning)
-        symmetry = spglib.get_symmetry((host.cell, scaled, host.numbers), symprec=SYMMETRY_PRECISION)
-    if symmetry is None:
-        return np.eye(3, dtype=int)[None]
-    turns = np.unique(np.asarray(symmetry["rotations"], dtype=int), axis=0)
-    keep = np.linalg.det(turns) > 0
-    if host.layered:
-        keep &= ~(turns[:, 2, :2].any(axis=1) | turns[:, :2, 2].any(axis=1))
-    return np.asarray(turns[keep])
+    turns, _ = space_group_operations(host.cell, host.positions, host.numbers, layered=host.layered)
+    turns = np.unique(turns, axis=0)
+    return np.asarray(turns[np.linalg.det(turns) > 0])
 
 
 def _one_of_each_orbit(vectors: Array, turns: Array) -> Array:

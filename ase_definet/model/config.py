@@ -93,7 +93,7 @@ class SiteNetworkConfig:
         layers: Message passes.
         n_radial: Gaussians over the edge length.
         radial_min: Centre of the first Gaussian, in Å.
-        embedding: Size of the element, host-element and marker embeddings.
+        embedding: Size of the element, host-element and site-kind embeddings.
         avg_num_neighbors: Typical number of neighbours; scales the messages.
         short_range_cutoff: Longest pair of the messages at guessed distances, in Å, at most ``cutoff``; 0 for none of
             those.

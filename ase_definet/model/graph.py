@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ase_definet.errors import StructureError
+from ase_definet.matching.site_kind import SiteKind
 from ase_definet.model.edge_convolution import EdgeGeometry, Geometry
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.structures.neighbors import neighbor_list
@@ -26,8 +27,8 @@ from ase_definet.structures.state import N_CODES
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-PRISTINE, SUBSTITUTION, VACANCY = 0, 1, 2
-"""Markers of a site, the values of ``DefectGraph.kinds``."""
+PRISTINE, SUBSTITUTION, VACANCY = (int(k) for k in (SiteKind.PRISTINE, SiteKind.SUBSTITUTION, SiteKind.VACANCY))
+"""The values of ``DefectGraph.kinds``."""
 
 SHORTEST_EDGE = 0.1
 """Sites closer than this are taken for a mistake, in Å."""
@@ -70,7 +71,7 @@ class DefectGraph:
     Attributes:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
         host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
-        kinds: Marker of each site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``.
+        kinds: Kind of each site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``.
         pos: Unrelaxed sites, shape ``(n_sites, 3)``, in Å.
         cell: Cell vectors as rows, shape ``(n_structures, 3, 3)``, in Å.
         edge_index: Source and target of each edge, shape ``(2, n_edges)``.
@@ -162,7 +163,7 @@ class DefectGraph:
 
         Args:
             numbers: Atomic number on each site, shape ``(n_sites, batch)``.
-            kinds: Marker of each site, shape ``(n_sites, batch)``.
+            kinds: Kind of each site, shape ``(n_sites, batch)``.
             state: Codes of the structures' states, shape ``(1, batch, 4)``.
         """
         n, batch = numbers.shape
@@ -199,7 +200,7 @@ class DefectGraph:
         """Check the invariants of a graph.
 
         Raises:
-            StructureError: A tensor has the wrong shape, type or values, markers contradict the atomic numbers,
+            StructureError: A tensor has the wrong shape, type or values, kinds contradict the atomic numbers,
                 an edge leaves its structure, or two sites overlap.
         """
         self._check_shapes()
@@ -247,7 +248,7 @@ class DefectGraph:
             site = int(torch.nonzero(wrong)[0])
             raise StructureError(
                 f"site {site} of host element {int(self.host_numbers[site])} holds {int(self.numbers[site])}, which"
-                f" contradicts its marker {int(self.kinds[site])} ({int(wrong.sum())} such site(s))"
+                f" contradicts its kind {int(self.kinds[site])} ({int(wrong.sum())} such site(s))"
             )
 
     def _check_edges(self) -> None:
@@ -288,7 +289,7 @@ def build_graph(
         pbc: Which of them are periodic.
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
         host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
-        kinds: Marker of each site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``.
+        kinds: Kind of each site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``.
         cutoff: Longest edge, in Å.
         max_neighbors: Keep at most this many neighbours per site, in whole shells.
         state: Codes of the structure's state (:mod:`ase_definet.structures.state`), shape ``(4,)``.

@@ -69,7 +69,7 @@ class Sites:
         pbc: Which of them are periodic.
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
         host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
-        kinds: Marker of each site (0 pristine, 1 substitution, 2 vacancy), shape ``(n_sites,)``.
+        kinds: Kind of each site (0 pristine, 1 substitution, 2 vacancy), shape ``(n_sites,)``.
         state: Codes of the structure's state (:mod:`ase_definet.structures.state`); None where nothing is known.
         lattice: The perfect supercell that the sites are; None where atoms start elsewhere.
         rotation: Rotation of the frame of the lattice into that of the structure, shape ``(3, 3)``, for column
@@ -152,7 +152,7 @@ class LatticeBatch:
         geometry: The lattice.
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites, batch)``.
         host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
-        kinds: Marker of each site, shape ``(n_sites, batch)``.
+        kinds: Kind of each site, shape ``(n_sites, batch)``.
         state: Codes of each structure's state, shape ``(1, batch, 4)``; None where nothing is known of any.
         rotation: Of the lattice's frame into that of each structure, shape ``(batch, 3, 3)``, in double precision.
     """

@@ -108,7 +108,7 @@ class SiteNetwork(DisplacementModel):
             geometry: Arrangement of the sites.
             numbers: Atomic number on each site, 0 where empty, shape ``(n_sites, batch)``.
             host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
-            kinds: Marker of each site (0 pristine, 1 substitution, 2 vacancy), shape ``(n_sites, batch)``.
+            kinds: Kind of each site (0 pristine, 1 substitution, 2 vacancy), shape ``(n_sites, batch)``.
             state: Codes of each structure's state (:mod:`ase_definet.structures.state`), shape
                 ``(n_structures, batch, 4)``; unknown by default. Networks built without ``states`` ignore it.
 
@@ -132,7 +132,7 @@ class SiteNetwork(DisplacementModel):
             geometry: Arrangement of the sites.
             numbers: Atomic number on each site.
             host_numbers: Atomic number of the host there.
-            kinds: Marker of each site.
+            kinds: Kind of each site.
             start: Displacements at which the atoms are to begin, zero on empty sites, shape ``(n_sites, batch, 3)``,
                 in Å; the network must have been built with ``noisy_starts``. On the host's sites by default.
             state: Codes of each structure's state.

@@ -23,7 +23,7 @@ Array: TypeAlias = NDArray[Any]
 
 DPI = 150
 FILES = ("error_by_distance.png", "parity.png", "reliability.png")
-"""Names of what :func:`draw_scores` writes; the last only where there are uncertainties."""
+"""Names of what :func:`draw_scores` writes; the last only where there are expected errors."""
 BIN = 0.5
 """Width of the bins of distance from a defect, in Å."""
 REACH = 12.0
@@ -50,7 +50,7 @@ def draw_scores(scores: list[Score], folder: Path) -> list[Path]:
     """Draw error against distance from the nearest defect, parity of displacements, and reliability.
 
     Args:
-        scores: Of any subsets; those with an uncertainty make the last picture.
+        scores: Of any subsets; those with expected errors make the last picture.
         folder: Where the files of :data:`FILES` go; it must exist.
 
     Returns:
@@ -61,7 +61,7 @@ def draw_scores(scores: list[Score], folder: Path) -> list[Path]:
     """
     subsets = {name: [s for s in scores if s.subset == name] for name in sorted({s.subset for s in scores})}
     figures = [_errors_by_distance(subsets), _parity(subsets)]
-    estimated = {name: [s for s in own if s.uncertainty is not None] for name, own in subsets.items()}
+    estimated = {name: [s for s in own if s.expected_error is not None] for name, own in subsets.items()}
     estimated = {name: own for name, own in estimated.items() if own}
     if estimated:
         figures.append(_reliability(estimated))

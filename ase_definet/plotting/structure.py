@@ -6,6 +6,7 @@ Needs matplotlib (``pip install 'ase-definet[plot]'``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,7 +21,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetError, StructureError
-from ase_definet.matching.site_map import Defect, SiteKind
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import Defect
 from ase_definet.structures.cell import completed_cell, facing
 from ase_definet.structures.files import keep_existing, replacing
 from ase_definet.structures.metrics import minimum_image
@@ -84,61 +86,18 @@ def draw_relaxation(
     keep_existing(path, overwrite=overwrite)
     _check_alike(before, after)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cell = before.cell.array
-    if cell.any(axis=1).sum() >= 2:  # noqa: PLR2004 - no wire, no molecule
-        cell = completed_cell(cell, before.positions, before.pbc)
-    move = minimum_image(after.positions - before.positions, cell)
-    far = np.linalg.norm(move, axis=1)
-    if len(far) and far.max() > FARTHEST:
-        worst = int(far.argmax())
-        raise StructureError(
-            f"atom {worst} ({before.symbols[worst]}) is {far[worst]:.1f} Å from where it was, and "
-            f"{int((far > FARTHEST).sum())} in all are beyond {FARTHEST:g} Å: are the atoms in another order?"
-        )
-    longest = float(np.linalg.norm(move, axis=1).max(initial=0.0))
-    factor = enlarged if enlarged is not None else (max(1.0, ARROW / longest) if longest > 0 else 1.0)
-    factor = factor if enlarged is not None else float(f"{factor:.1g}")
-    across, sides = facing(before.cell.array, before.positions, before.pbc)
-    h, v, depth = (across + 1) % 3, (across + 2) % 3, across
-    if view == "side":
-        v, depth = depth, v
-    low, high = (f((before.positions, before.positions + move)) for f in (_lowest, _highest))
-    span = (high - low)[[h, v]] + 2 * _MARGIN
-    figure = Figure(
-        figsize=(2 * _WIDTH, max(1.8, _WIDTH * span[1] / span[0] + 0.8)), layout=ConstrainedLayoutEngine(w_pad=0.05)
-    )
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    texts = ("before", "after" + (f", displacements x {factor:g}" if longest > 0 and factor != 1 else ""))
-    for panel, positions, text in zip(panels, (before.positions, before.positions + move), texts, strict=True):
-        if view == "top":
-            _draw_cell(panel, sides, positions, [h, v])
-        _draw_atoms(
-            panel, positions[:, [h, v]], positions[:, depth], before.numbers, toward=1 if view == "top" else -1
-        )
-        _draw_defects(panel, defects, h, v)
+    move = _displacements(before, after)
+    factor = _enlargement(move) if enlarged is None else enlarged
+    scene = _Scene.of(before, move, view)
+    figure, panels = _panels(scene)
+    words = f", displacements x {factor:g}" if move.any() and factor != 1 else ""
+    pictures = ((before.positions, "before"), (before.positions + move, f"after{words}"))
+    for panel, (positions, text) in zip(panels, pictures, strict=True):
+        _draw_structure(panel, scene, positions, before.numbers)
+        _draw_defects(panel, defects, scene.h, scene.v)
         panel.set_title(text, fontsize=11, color=_INK, loc="left")
-        panel.set_aspect("equal")
-        panel.set_xlim(low[h] - _MARGIN, high[h] + _MARGIN)
-        panel.set_ylim(low[v] - _MARGIN, high[v] + _MARGIN)
-        panel.set_xlabel("xyz"[h] + " (Å)", color=_INK)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("xyz"[v] + " (Å)", color=_INK)
-    long = np.linalg.norm(move, axis=1) > LEAST * longest
-    if long.any():
-        panels[1].quiver(
-            *before.positions[long][:, [h, v]].T,
-            *(factor * move[long][:, [h, v]]).T,
-            angles="xy",
-            scale_units="xy",
-            scale=1,
-            color=_MOVE,
-            width=0.0045,
-            headwidth=3.5,
-            headlength=4,
-            headaxislength=3.6,
-            zorder=5,
-        )
+    panels[0].set_ylabel("xyz"[scene.v] + " (Å)", color=_INK)
+    _draw_arrows(panels[1], scene, before.positions, move, factor)
     if title:
         figure.suptitle(title, fontsize=12, color=_INK, x=0.01, ha="left")
     with replacing(path) as fresh, rc_context({"svg.fonttype": "none"}):  # words stay words, to be edited
@@ -160,12 +119,111 @@ def _check_alike(before: Atoms, after: Atoms) -> None:
         )
 
 
-def _lowest(parts: tuple[Array, Array]) -> Array:
-    return np.asarray(np.min([part.min(axis=0) for part in parts], axis=0))
+def _displacements(before: Atoms, after: Atoms) -> Array:
+    """Return the way of every atom to its nearest image, shape ``(n_atoms, 3)``, in Å.
+
+    Raises:
+        StructureError: One is so long that the atoms are in another order.
+    """
+    cell = before.cell.array
+    if cell.any(axis=1).sum() >= 2:  # noqa: PLR2004 - no wire, no molecule
+        cell = completed_cell(cell, before.positions, before.pbc)
+    move = minimum_image(after.positions - before.positions, cell)
+    far = np.linalg.norm(move, axis=1)
+    if len(far) and far.max() > FARTHEST:
+        worst = int(far.argmax())
+        raise StructureError(
+            f"atom {worst} ({before.symbols[worst]}) is {far[worst]:.1f} Å from where it was, and "
+            f"{int((far > FARTHEST).sum())} in all are beyond {FARTHEST:g} Å: are the atoms in another order?"
+        )
+    return move
 
 
-def _highest(parts: tuple[Array, Array]) -> Array:
-    return np.asarray(np.max([part.max(axis=0) for part in parts], axis=0))
+def _enlargement(move: Array) -> float:
+    """Return the factor, of one digit, that makes the longest displacement about :data:`ARROW` long."""
+    longest = float(np.linalg.norm(move, axis=1).max(initial=0.0))
+    return float(f"{max(1.0, ARROW / longest):.1g}") if longest > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """What is seen from where.
+
+    Attributes:
+        h: Cartesian axis to the right.
+        v: Cartesian axis upwards.
+        depth: Cartesian axis towards the eye or away from it.
+        toward: 1 where it points towards the eye, -1 where it points away.
+        sides: The two cell vectors to outline, shape ``(2, 3)``, in Å; None where none are.
+        low: Lowest coordinates of all atoms, before and after, shape ``(3,)``, in Å.
+        high: The highest.
+    """
+
+    h: int
+    v: int
+    depth: int
+    toward: int
+    sides: Array | None
+    low: Array
+    high: Array
+
+    @classmethod
+    def of(cls, before: Atoms, move: Array, view: View) -> _Scene:
+        """Look at a structure from above or from the side."""
+        across, sides = facing(before.cell.array, before.positions, before.pbc)
+        everything = np.concatenate([before.positions, before.positions + move])
+        low, high = everything.min(axis=0), everything.max(axis=0)
+        h, other = (across + 1) % 3, (across + 2) % 3
+        if view == "side":
+            return cls(h, across, other, -1, None, low, high)
+        return cls(h, other, across, 1, sides, low, high)
+
+
+def _panels(scene: _Scene) -> tuple[Figure, Any]:
+    """Return an empty figure of two panels, with axes and limits."""
+    h, v = scene.h, scene.v
+    span = (scene.high - scene.low)[[h, v]] + 2 * _MARGIN
+    figure = Figure(
+        figsize=(2 * _WIDTH, max(1.8, _WIDTH * span[1] / span[0] + 0.8)), layout=ConstrainedLayoutEngine(w_pad=0.05)
+    )
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for panel in panels:
+        panel.set_aspect("equal")
+        panel.set_xlim(scene.low[h] - _MARGIN, scene.high[h] + _MARGIN)
+        panel.set_ylim(scene.low[v] - _MARGIN, scene.high[v] + _MARGIN)
+        panel.set_xlabel("xyz"[h] + " (Å)", color=_INK)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _draw_structure(panel: Any, scene: _Scene, positions: Array, numbers: Array) -> None:
+    axes = [scene.h, scene.v]
+    if scene.sides is not None:
+        _draw_cell(panel, scene.sides, positions, axes)
+    _draw_atoms(panel, positions[:, axes], positions[:, scene.depth], numbers, toward=scene.toward)
+
+
+def _draw_arrows(panel: Any, scene: _Scene, positions: Array, move: Array, factor: float) -> None:
+    """Draw the displacements that are long enough to be seen."""
+    axes = [scene.h, scene.v]
+    length = np.linalg.norm(move, axis=1)
+    long = length > LEAST * length.max(initial=0.0)
+    if not long.any():
+        return
+    panel.quiver(
+        *positions[long][:, axes].T,
+        *(factor * move[long][:, axes]).T,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        color=_MOVE,
+        width=0.0045,
+        headwidth=3.5,
+        headlength=4,
+        headaxislength=3.6,
+        zorder=5,
+    )
 
 
 def _draw_cell(panel: Any, sides: Array, positions: Array, axes: list[int]) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
 from ase_definet.checkpoints.card import HostRecord, TrainingRecord
 from ase_definet.errors import HostError, MatchError
 from ase_definet.matching.host import Host
-from ase_definet.matching.library import LIBRARY_SOURCE, library
-from ase_definet.matching.site_map import SiteMap, match_sites
+from ase_definet.matching.library import is_library_host, library
+from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.structures.charges import charge_of
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+Array: TypeAlias = NDArray[Any]
 
 SEEN_STRAIN = 0.005
 """The training data have no strain at all; up to this much is taken for none."""
@@ -90,8 +96,9 @@ class Domain:
         yield from _of_defects(site_map, name, hosts[name])
         strain += site_map.max_strain
         if abs(strain) > SEEN_STRAIN:
+            own = f"; {strain_notice(site_map)}" if abs(site_map.max_strain - strain) > SEEN_STRAIN else ""
             yield Reservation(
-                "strain", f"the cell is strained by {strain:+.1%} against the {name} of the training data"
+                "strain", f"the cell is strained by {strain:+.1%} against the {name} of the training data{own}"
             )
         if offset > SEEN_OFFSET:
             yield Reservation(
@@ -125,6 +132,26 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
         )
 
 
+def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
+    """Yield a warning where an atom moves further than the sites of the host are apart.
+
+    Args:
+        site_map: The match.
+        displacement: Of every site, shape ``(n_sites, 3)``, in Å; that of empty sites is ignored.
+    """
+    length = np.where(site_map.atom_index >= 0, np.linalg.norm(displacement, axis=1), 0.0)
+    bond = site_map.host.nearest_neighbor
+    far = np.count_nonzero(length > bond)
+    if far:
+        site = int(length.argmax())
+        atom = f"atom {site_map.atom_index[site]} ({chemical_symbols[site_map.numbers[site]]})"
+        more = f", and {far - 1} more such atoms" if far > 1 else ""
+        yield (
+            f"{atom} is predicted {length[site]:.2f} Å from its site, further than a bond of the host is long "
+            f"({bond:.2f} Å){more}: look at the result before you use it"
+        )
+
+
 @lru_cache(maxsize=32)
 def known_host(host: Host) -> tuple[str | None, float, float]:
     """Find a host given in any way in the library.
@@ -135,7 +162,7 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
     """
     from ase import Atoms  # noqa: PLC0415
 
-    if host.source == LIBRARY_SOURCE:
+    if is_library_host(host):
         return host.name, 0.0, 0.0
     repeat = (2, 2, 1 if host.layered else 2)
     atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)

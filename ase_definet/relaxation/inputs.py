@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ase_definet.errors import StructureError
-from ase_definet.matching.site_map import SiteKind, SiteMap
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import SiteMap
 from ase_definet.model.protocol import Lattice, Prepared, Sites
 from ase_definet.structures.constraints import sound
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
-Start: TypeAlias = Literal["ideal", "given"]
+InitialPositions: TypeAlias = Literal["ideal", "given"]
+"""Where the network sees the atoms: on the host's sites, as in training, or where they are given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +51,18 @@ class Item:
         return len(self.site_map.kinds)
 
 
-def sites_of(site_map: SiteMap, start: Start = "ideal", state: tuple[int, ...] | None = None) -> Sites:
+def sites_of(
+    site_map: SiteMap, initial_positions: InitialPositions = "ideal", state: tuple[int, ...] | None = None
+) -> Sites:
     """Return what a network may know of a matched structure.
 
     Args:
         site_map: The match; sites are in its (host) order, vacancies included.
-        start: ``"ideal"`` puts atoms on the host's sites, as in training; ``"given"`` leaves them where they are.
+        initial_positions: ``"ideal"`` puts atoms on the host's sites, as in training; ``"given"`` leaves them where
+            they are.
         state: Codes of the structure's state (:mod:`ase_definet.structures.state`).
     """
-    given = start == "given"
+    given = initial_positions == "given"
     return Sites(
         positions=site_map.positions + site_map.offsets if given else site_map.positions,
         cell=site_map.cell,
@@ -83,7 +88,9 @@ def lattice_of(site_map: SiteMap) -> Lattice:
     )
 
 
-def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start = "ideal") -> Atoms:
+def displaced(
+    atoms: Atoms, site_map: SiteMap, displacement: Array, initial_positions: InitialPositions = "ideal"
+) -> Atoms:
     """Return a copy of the structure with its atoms on their sites plus a displacement.
 
     Order, cell, images, arrays, info and constraints are the caller's; constrained atoms stay, the calculator goes.
@@ -93,7 +100,7 @@ def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start
         atoms: The structure that was matched.
         site_map: Its match.
         displacement: Of every site, shape ``(n_sites, 3)``, in Å; that of empty sites is ignored.
-        start: What the displacement is relative to, as in :func:`sites_of`.
+        initial_positions: What the displacement is relative to, as in :func:`sites_of`.
 
     Raises:
         StructureError: The constraints cannot be kept, because they contradict each other or the structure.
@@ -102,7 +109,7 @@ def displaced(atoms: Atoms, site_map: SiteMap, displacement: Array, start: Start
     order = site_map.atom_index[real]
     move = np.zeros((len(atoms), 3))
     move[order] = displacement[real]
-    if start == "ideal":
+    if initial_positions == "ideal":
         move[order] -= site_map.offsets[real]
     if not atoms.constraints:
         move -= move.mean(axis=0)

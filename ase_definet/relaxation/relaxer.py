@@ -23,15 +23,15 @@ from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, DefiNetWarning, DeviceError, HostError, StrictError, StructureError
 from ase_definet.matching.library import get_host
-from ase_definet.matching.site_map import match_sites
+from ase_definet.matching.site_map import match_sites, strain_notice
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.model.protocol import DisplacementModel, Lattice
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.batching import Batches, alike
 from ase_definet.relaxation.devices import checked_device
-from ase_definet.relaxation.domain import HARMLESS, Domain
-from ase_definet.relaxation.inputs import Item, Start, displaced, sites_of
+from ase_definet.relaxation.domain import HARMLESS, Domain, far_moves
+from ase_definet.relaxation.inputs import InitialPositions, Item, displaced, sites_of
 from ase_definet.relaxation.lattices import LatticeCache
 from ase_definet.relaxation.refine import REFINE_STEPS, refined
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult, forget_earlier
@@ -57,10 +57,11 @@ class DefiNetRelaxer:
     """Relax defect structures in one forward pass.
 
     Args:
-        model: Name of bundled weights (see ``ase-definet models``) or the path of a ``.safetensors`` file.
+        model: Name of bundled weights (see ``ase-definet weights list``) or the path of a ``.safetensors`` file.
         host: Default host: a library name, a file, an Atoms, a Structure, a Host, or ``"auto"``.
         device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        start: ``"ideal"`` predicts from the host's sites, as in training; ``"given"`` from the caller's positions.
+        initial_positions: Where the network sees the atoms: ``"ideal"``, on the host's sites, as in training, or
+            ``"given"``, where the caller has them.
         strict: Turn every reason to distrust a result into a :class:`~ase_definet.errors.StrictError`.
         max_strain: Largest principal strain of the host onto a cell.
         refine_with: An ASE calculator that takes a few steps after the prediction, at fixed cell; None for none.
@@ -90,15 +91,15 @@ class DefiNetRelaxer:
         host: object = None,
         device: str = "auto",
         *,
-        start: Start = "ideal",
+        initial_positions: InitialPositions = "ideal",
         strict: bool = False,
         max_strain: float = MAX_STRAIN,
         refine_with: Any = None,
         refine_steps: int | None = None,
         working_set: WorkingSet | None = None,
     ) -> None:
-        if start not in {"ideal", "given"}:
-            raise DefiNetError(f"unknown start {start!r}: expected 'ideal' or 'given'")
+        if initial_positions not in {"ideal", "given"}:
+            raise DefiNetError(f"initial_positions must be 'ideal' or 'given', found {initial_positions!r}")
         if not max_strain > 0:
             raise DefiNetError(f"max_strain must be positive, found {max_strain}")
         wanted = checked_device(device)
@@ -112,7 +113,7 @@ class DefiNetRelaxer:
         self.model = f"{name} ({loaded.sha256[:12]})"
         self.domain = Domain(self.card.training, self.model, knows_states=self.network.config.states)
         self.host = host if host is None or _is_auto(host) else get_host(host)
-        self.start: Start = start
+        self.initial_positions: InitialPositions = initial_positions
         self.strict = strict
         self.max_strain = max_strain
         if refine_steps is not None and refine_with is None:
@@ -142,9 +143,10 @@ class DefiNetRelaxer:
             DefiNetError: The structure is unusable, the host does not fit, or atoms have no site.
         """
         item = self._prepare(atoms, host)
-        for text in item.warnings:
+        predicted = self._one(item)
+        for text in predicted.warnings:
             warnings.warn(text, DefiNetWarning, stacklevel=2)
-        return like(atoms, self._one(item).atoms)
+        return like(atoms, self._refined(predicted, item.atoms).atoms)
 
     def predict(self, atoms: object, host: object = None, **match_options: Any) -> RelaxResult:
         """Relax one structure and say how: see :class:`RelaxResult`.
@@ -152,19 +154,20 @@ class DefiNetRelaxer:
         Args:
             atoms: An Atoms or a pymatgen Structure, in Å.
             host: Its host, if not the relaxer's own.
-            match_options: ``markers`` or ``substitutions`` for :func:`~ase_definet.matching.site_map.match_sites`.
+            match_options: ``kinds`` or ``substitutions`` for :func:`~ase_definet.matching.site_map.match_sites`.
 
         Raises:
             DefiNetError: As in :meth:`relax`.
         """
-        return self._one(self._prepare(atoms, host, **match_options))
+        item = self._prepare(atoms, host, **match_options)
+        return self._refined(self._one(item), item.atoms)
 
     def _one(self, item: Item) -> RelaxResult:
-        """Relax one structure, or raise what went wrong with it."""
+        """Predict one structure, or raise what went wrong with it."""
         (found,) = self._run([item])
         if isinstance(found, Exception):
             raise found
-        return self._refined(found, item.atoms)
+        return found
 
     def relax_many(
         self, structures: Iterable[object], host: object = None, batch_sites: int = BATCH_SITES
@@ -207,9 +210,11 @@ class DefiNetRelaxer:
         )
         matched = time.perf_counter()
         state = state_of(given).codes if self.network.config.states else None
-        prepared = self.network.prepare(sites_of(site_map, self.start, state))
+        prepared = self.network.prepare(sites_of(site_map, self.initial_positions, state))
         reservations = tuple(self.domain.reservations(given, site_map))
-        reasons = site_map.warnings + tuple(one.reason for one in reservations)
+        said = {strain_notice(site_map)} if any(one.word == "strain" for one in reservations) else set()
+        reasons = tuple(text for text in site_map.warnings if text not in said)
+        reasons += tuple(one.reason for one in reservations)
         if self.strict and reasons:
             raise StrictError("; ".join(reasons))
         charge = charge_of(given)
@@ -260,12 +265,16 @@ class DefiNetRelaxer:
     def _result(self, item: Item, displacement: Array, expected: Array | None, seconds: float) -> RelaxResult:
         if not np.isfinite(displacement).all():
             raise DeviceError(f"{self.model} gave numbers that are not finite: the weights are damaged")
-        uncertainty = None
+        far = tuple(far_moves(item.site_map, displacement))
+        if self.strict and far:
+            raise StrictError("; ".join(far))
+        reasons = item.warnings + far
+        expected_error = None
         if expected is not None and HARMLESS.issuperset(item.outside):
-            uncertainty = np.zeros(len(item.atoms))
+            expected_error = np.zeros(len(item.atoms))
             real = item.site_map.atom_index >= 0
-            uncertainty[item.site_map.atom_index[real]] = expected[real]
-        relaxed = displaced(item.atoms, item.site_map, displacement, self.start)
+            expected_error[item.site_map.atom_index[real]] = expected[real]
+        relaxed = displaced(item.atoms, item.site_map, displacement, self.initial_positions)
         forget_earlier(relaxed)
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
         relaxed.info |= {
@@ -274,19 +283,19 @@ class DefiNetRelaxer:
             "definet_host": item.site_map.host.name,
             "definet_defects": counts or "none",
         }
-        if uncertainty is not None:
-            relaxed.set_array("definet_uncertainty", uncertainty)
-        if item.warnings:
-            relaxed.info["definet_warnings"] = "; ".join(item.warnings)
+        if expected_error is not None:
+            relaxed.set_array("definet_expected_error", expected_error)
+        if reasons:
+            relaxed.info["definet_warnings"] = "; ".join(reasons)
         return RelaxResult(
             atoms=relaxed,
             displacement=relaxed.positions - item.atoms.positions,
             site_displacement=displacement,
             site_map=item.site_map,
-            warnings=item.warnings,
+            warnings=reasons,
             timings={**item.timings, "forward": seconds},
             model=self.model,
-            uncertainty=uncertainty,
+            expected_error=expected_error,
             outside=item.outside,
         )
 

@@ -32,7 +32,7 @@ class RelaxResult:
         warnings: Reasons to distrust the result, in words.
         timings: Seconds spent in ``match``, ``graph`` and ``forward`` (its share of a batch).
         model: Name, version and hash of the weights.
-        uncertainty: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
+        expected_error: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
             None where the weights have no such estimate, and where nothing supports one, because the structure lies
             outside the training data in any other respect than ``pristine``.
         outside: In which respects the structure lies outside the training data, in a word each: ``host``,
@@ -47,12 +47,12 @@ class RelaxResult:
     warnings: tuple[str, ...]
     timings: Mapping[str, float]
     model: str
-    uncertainty: Array | None = None
+    expected_error: Array | None = None
     outside: tuple[str, ...] = ()
 
     @property
-    def markers(self) -> Array:
-        """Marker of every host site: 0 pristine, 1 substitution, 2 vacancy, shape ``(n_sites,)``."""
+    def kinds(self) -> Array:
+        """:class:`~ase_definet.matching.site_kind.SiteKind` of every host site, shape ``(n_sites,)``."""
         return self.site_map.kinds
 
     @property
@@ -72,7 +72,7 @@ class RelaxResult:
 
     @property
     def unrelaxed(self) -> Atoms:
-        """The structure that was given, its atoms on the host's sites: where a run without the network starts."""
+        """The structure that was given, its atoms on the host's ideal sites."""
         given = self.atoms.copy()
         given.positions -= self.displacement
         out = displaced(given, self.site_map, np.zeros((len(self.site_map.kinds), 3)))

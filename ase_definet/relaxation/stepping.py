@@ -69,7 +69,7 @@ def relax_with(
     """Relax the atoms at fixed cell with an ASE calculator.
 
     Args:
-        atoms: Where to start, in Å; not changed. Its constraints hold.
+        atoms: The initial structure, in Å; not changed. Its constraints hold.
         calculator: Any ASE calculator.
         optimizer: One of :data:`OPTIMIZERS`, in any case.
         fmax: Largest force of a converged structure, in eV/Å.

@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,9 +25,10 @@ from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet.errors import EnumerationError
-from ase_definet.matching.host import SYMMETRY_PRECISION, Host
+from ase_definet.matching.host import Host
 from ase_definet.matching.naming import VACANCY_PREFIX, defect_name
 from ase_definet.matching.supercell import cells_of
+from ase_definet.matching.symmetry import space_group_operations
 from ase_definet.structures.neighbors import pairs_within
 
 if TYPE_CHECKING:
@@ -212,15 +212,9 @@ class DefectSpace:
     @cached_property
     def operations(self) -> Array:
         """Where each point operation takes each site, up to translations, shape ``(n_operations, n_sites)``."""
-        import spglib  # noqa: PLC0415
-
         host = self.host
         scaled = np.linalg.solve(host.cell.T, host.positions.T).T
-        with warnings.catch_warnings():  # spglib announces a change of its error handling at every call
-            warnings.simplefilter("ignore", DeprecationWarning)
-            found = spglib.get_symmetry((host.cell, scaled, host.numbers), symprec=SYMMETRY_PRECISION)
-        identity = (np.eye(3, dtype=int)[None], np.zeros((1, 3)))
-        turns, shifts = identity if found is None else (found["rotations"], found["translations"])
+        turns, shifts = space_group_operations(host.cell, host.positions, host.numbers, layered=host.layered)
         distinct: dict[bytes, tuple[Array, Array, Array]] = {}
         for turn, shift in zip(turns, shifts, strict=True):
             action = self._action(turn, shift, scaled)
@@ -243,8 +237,6 @@ class DefectSpace:
             ``(n_basis, 3)``, translated such that the first one stays in its cell.
         """
         if self._key(self.supercell @ turn.T).any():
-            return None
-        if self.host.layered and (turn[2, :2].any() or turn[:2, 2].any()):
             return None
         basis = len(scaled)
         moved = scaled @ turn.T + shift
@@ -482,15 +474,6 @@ class _Surroundings:
     def _within(self, site: int, sites: Array, limit: float) -> Array:
         """Say which sites are near one; by distances as they are given out, so that symmetry changes nothing."""
         return np.asarray(np.round(self.space.distances(np.full(len(sites), site), sites), 4) <= limit)
-
-
-def count_all(space: DefectSpace, defects: dict[DefectKind, int]) -> int:
-    """Return the number of configurations, symmetry ignored: what all multiplicities add up to."""
-    total, used = 1, dict.fromkeys({kind.host for kind in defects}, 0)
-    for kind, count in defects.items():
-        total *= math.comb(int((space.numbers == kind.host).sum()) - used[kind.host], count)
-        used[kind.host] += count
-    return total
 
 
 def _hermite_normal_form(matrix: Array) -> Array:

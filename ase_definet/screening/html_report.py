@@ -1,4 +1,4 @@
-"""A page to look at the results of a screen: one self-contained HTML file, nothing fetched."""
+"""An HTML page about the results of a screen, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,
     FAILURES,
+    JOURNAL,
     STRUCTURES,
     TABLE,
     read_json,
@@ -40,25 +41,26 @@ MOST_PICTURES = 300
 def write_report(
     results: Path, out: Path, *, pictures: int = MOST_PICTURES, rows: int = MOST_ROWS, overwrite: bool = False
 ) -> Path:
-    """Write a page about the results of a screen.
+    """Write an HTML page about the results of a screen.
 
     Args:
         results: Folder that ``ase-definet screen`` wrote.
         out: The HTML file.
-        pictures: Structures to draw, the most uncertain ones.
-        rows: Rows of the table, the most uncertain ones.
-        overwrite: Replace a file that is in the way.
+        pictures: Number of structures to draw, at most: those with the largest expected errors.
+        rows: Number of rows in the table, at most: those with the largest expected errors.
+        overwrite: Whether to replace an existing file.
 
     Returns:
         The file.
 
     Raises:
-        ScreeningError: The folder holds no results.
+        ScreeningError: The folder does not hold the results of a screen, or none yet.
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
     results = results.absolute()  # "." has no name
     keep_existing(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_others(results)
     table = read_rows(results / TABLE, COLUMNS)
     failures = read_rows(results / FAILURES, FAILURE_COLUMNS) if (results / FAILURES).exists() else []
     if not table and not failures:
@@ -89,8 +91,20 @@ def write_report(
     return out
 
 
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder that no screen wrote, rather than call its files damaged."""
+    header = ",".join(COLUMNS).encode()
+    table = folder / TABLE
+    ours = table.is_file() and table.read_bytes()[: len(header)] == header
+    if not ours and not (folder / JOURNAL).exists():
+        raise ScreeningError(
+            f"{folder}: not the results of a screen (no {JOURNAL}); expected the folder that `ase-definet screen` "
+            "was given with -o"
+        )
+
+
 def _setting(value: Any) -> str:
-    """Write a setting of a run, long lists and hashes shortened."""
+    """Return a setting of a run as text, with long lists and hashes shortened."""
     if isinstance(value, list):
         shown = ", ".join(str(part) for part in value[:2])
         return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"  # noqa: PLR2004
@@ -113,25 +127,25 @@ def _script_data(value: Any) -> str:
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _address(folder: Path, start: Path) -> str:
-    """Return the relative URL of a folder, which no name can make another scheme (``javascript:``) or a query."""
+def _address(folder: Path, base: Path) -> str:
+    """Return the relative URL of a folder; no name turns it into another scheme (``javascript:``) or a query."""
     try:
-        path = Path(os.path.relpath(folder, start))
+        path = Path(os.path.relpath(folder, base))
     except ValueError:  # on another drive
         return folder.as_uri()
     return "./" + quote(os.fsencode(path.as_posix()))
 
 
 def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[int, dict[str, Any]]:
-    """Return what the page draws, by index.
+    """Return the pictures of structures, by index.
 
     Args:
-        path: The structures.
-        rows: Of the table, in the order of the structures.
-        wanted: Indices of those to draw.
+        path: The file of structures.
+        rows: Rows of the table, in the order of the structures.
+        wanted: Indices of the structures to draw.
 
     Raises:
-        ScreeningError: The structures cannot be read, or hold what no screen writes.
+        ScreeningError: The structures cannot be read, or were not written by a screen.
     """
     drawn = {}
     try:
@@ -142,17 +156,17 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
         raise
     except Exception as error:  # ASE's readers raise anything
         raise ScreeningError(
-            f"{path}: damaged, or not what a screen writes ({type(error).__name__}: {error}); restore it, or start "
-            "anew in another folder"
+            f"{path}: damaged, or not what a screen writes ({type(error).__name__}: {error}); restore it, or begin "
+            "again in another folder"
         ) from error
     return drawn
 
 
 def _doubt(row: dict[str, Any]) -> float:
-    """Return what rows are sorted by: where no error can be expected, nothing is more doubtful."""
+    """Return the key that rows are sorted by, largest first; an unknown expected error comes before all others."""
     if unsupported(row["outside"]):
         return math.inf
-    for key in ("mean_uncertainty_near", "mean_uncertainty", "largest_displacement"):
+    for key in ("mean_expected_error_near", "mean_expected_error", "largest_displacement"):
         if isinstance(row.get(key), float):
             return float(row[key])
     return 0.0
@@ -168,11 +182,11 @@ def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _picture(atoms: Atoms) -> dict[str, Any]:
-    """Return what the page draws of one structure, lengths in hundredths of an Å."""
+    """Return the picture of one structure, with lengths in hundredths of an Å."""
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         raise ValueError("a coordinate is not a number")
     displacement = atoms.arrays.get("definet_displacement", np.zeros((len(atoms), 3)))
-    doubt = atoms.arrays.get("definet_uncertainty")
+    doubt = atoms.arrays.get("definet_expected_error")
     named = [part.split() for part in str(atoms.info.get("defect_sites", "")).split(";")]
     sites = [part for part in named if len(part) == 4]  # noqa: PLR2004 - ASE reads no text at all back as a truth value
     depth, sides = facing(atoms.cell.array, atoms.positions, atoms.pbc)

@@ -1,9 +1,10 @@
-"""Relax any number of structures in batches, on many processes or a cluster; resumable, nothing lost, nothing twice.
+"""Relax any number of structures in batches, on several processes or a cluster, resumably.
 
-Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row each), ``failures.csv``, ``inputs.csv``
-(what was given, by digest), ``run.json`` (what was asked) and ``journal.json``. A block of structures counts when the
-journal names it; what a killed run wrote after that is cut off when the next one starts, so a run resumes exactly
-where its journal is. The journal holds the digests of the other files, so that what was changed since is noticed.
+Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row per structure), ``failures.csv``,
+``inputs.csv`` (digests of the inputs), ``run.json`` (the request) and ``journal.json``. A block of structures counts
+once the journal records it. What an interrupted run wrote after its last journal entry is truncated when the screen
+is resumed, so that no structure is lost or relaxed twice. The journal also holds digests of the other files, by which
+later changes to them are noticed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
-from ase_definet.matching.site_map import SiteKind
+from ase_definet.matching.site_kind import SiteKind
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
@@ -50,7 +51,7 @@ Array: TypeAlias = NDArray[Any]
 Named: TypeAlias = tuple[str, "Atoms | Exception"]
 
 BLOCK = 64
-"""Structures that are relaxed, written and recorded together."""
+"""Number of structures that are relaxed, written and recorded together."""
 NEAR = 3.0
 """Atoms closer than this to a defect site are near it, in Å."""
 STRUCTURES, TABLE, FAILURES, INPUTS = "structures.extxyz", "table.csv", "failures.csv", "inputs.csv"
@@ -58,37 +59,37 @@ RUN, JOURNAL = "run.json", "journal.json"
 PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
-    *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_uncertainty"),
-    *("mean_uncertainty", "mean_uncertainty_near", "strain", "outside", "warnings", "seconds"),
+    *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
+    *("mean_expected_error", "mean_expected_error_near", "strain", "outside", "warnings", "seconds"),
 )
 NUMBERS = frozenset(
     (
         *("index", "sites", "density", "multiplicity", "largest_displacement", "mean_displacement"),
-        *("mean_displacement_near", "largest_uncertainty", "mean_uncertainty", "mean_uncertainty_near"),
+        *("mean_displacement_near", "largest_expected_error", "mean_expected_error", "mean_expected_error_near"),
         *("strain", "seconds"),
     )
 )
-"""Those of them that hold numbers."""
+"""Columns that hold numbers."""
 FAILURE_COLUMNS = ("index", "name", "reason")
 INPUT_COLUMNS = ("name", "digest")
 UNREADABLE = "unreadable"
-"""In place of the digest of an input that could not be read."""
+"""Stands for the digest of an input that could not be read."""
 _LOOK_AGAIN, _WORKERLESS = 10.0, 120.0  # in s
 _HEAD = 50_000  # what ASE looks at
 _AHEAD = 3
-"""Blocks a worker has waiting."""
+"""Blocks queued for each worker."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What became of some consecutive structures.
+    """The results of some consecutive structures.
 
     Attributes:
-        names: Of all of them, in order.
-        digests: Of what was given, one each: see :func:`digest_of`.
-        structures: The relaxed ones, as extended XYZ.
-        rows: Of the table.
-        failures: Index, name and reason of those that failed.
+        names: Names of all structures, in order.
+        digests: Digest of each input: see :func:`digest_of`.
+        structures: Relaxed structures, as extended XYZ.
+        rows: Rows of the table.
+        failures: Index, name and reason of each failure.
     """
 
     names: tuple[str, ...]
@@ -100,12 +101,12 @@ class Block:
 
 @dataclass
 class Progress:
-    """How far a screen is.
+    """Progress of a screen.
 
     Attributes:
-        done: Structures in the results, failures included.
-        failed: Those that failed.
-        resumed: Those that were there when this run started.
+        done: Number of structures in the results, failures included.
+        failed: Number of failures.
+        resumed: Number of structures that were in the results when this run began.
     """
 
     done: int = 0
@@ -114,17 +115,17 @@ class Progress:
 
 
 def structures_of(paths: Iterable[Path], skipped: Callable[[str], object] = lambda _: None) -> Iterator[Named]:
-    """Read structures one after the other, with a name each; what cannot be read comes as its error.
+    """Read structures one by one, with their names; a structure that cannot be read is replaced by its error.
 
     Args:
         paths: Files of any format ASE reads, all structures in them, and folders of such files.
-        skipped: Called with name and reason of what lies in such a folder and is no structure.
+        skipped: Called with name and reason of every file in such a folder that is not a structure.
 
-    A structure is called by the name that it carries, else by that of its file. Files of one name in several places
-    are told apart by their folders, from the last one that all paths have in common.
+    A structure has the name that it carries, or else that of its file. Files of the same name in several places are
+    distinguished by their folders, relative to the last folder that all paths have in common.
 
     Raises:
-        ScreeningError: A folder is incomplete: whoever wrote it was stopped in the middle.
+        ScreeningError: A folder is incomplete, because the program that wrote it was interrupted.
     """
     paths = list(paths)
     entries = {path: _entries(path) for path in paths if path.is_dir()}
@@ -157,7 +158,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _file_names(paths: list[Path], entries: dict[Path, list[Path]]) -> Callable[[Path], str]:
-    """Return a function that says what a file is called, the same from whichever folder the screen is started.
+    """Return a function that names files, the same from whichever folder the screen is run.
 
     Args:
         paths: What was given.
@@ -183,7 +184,7 @@ def _file_names(paths: list[Path], entries: dict[Path, list[Path]]) -> Callable[
 
 
 def _may_be_anything(path: Path) -> bool:
-    """Return whether the name of a file does not say that a structure must be in it, broken or not."""
+    """Return whether nothing in the name of a file says that it must hold a structure, broken or not."""
     if format_by_name(path) != "json":
         return format_by_name(path) is None
     try:
@@ -194,11 +195,11 @@ def _may_be_anything(path: Path) -> bool:
 
 
 def _no_structure(path: Path) -> str | None:
-    """Say why a file is not even a broken structure, None if it may be one."""
+    """Return why a file is not even a broken structure, None if it may be one."""
     if format_by_name(path) is not None:
         return None
     if not path.is_file():
-        return "no file; a link to what is gone?"
+        return "not a file; a broken link?"
     try:
         form = ioformats.get(structure_format(path))
         with path.open("rb") as stream:
@@ -213,7 +214,7 @@ def _no_structure(path: Path) -> str | None:
 
 
 def _from_file(path: Path, name: str) -> Iterator[Named]:
-    """Read the structures of a file that is called so."""
+    """Read the structures of a file of this name."""
     try:
         form = ioformats.get(structure_format(path))
     except (StructureError, OSError) as error:
@@ -234,14 +235,14 @@ def _from_file(path: Path, name: str) -> Iterator[Named]:
 
 
 def structures_from(stream: Iterable[str], name: str) -> Iterator[Named]:
-    """Read structures from lines of extended XYZ, as they come and no more than one ahead.
+    """Read structures from lines of extended XYZ as they arrive, no more than one ahead.
 
     Args:
-        stream: The lines, from a pipe perhaps.
-        name: What the stream is called, in the names of structures that have none.
+        stream: The lines, for example of a pipe.
+        name: Name of the stream, for structures that have none of their own.
 
     Raises:
-        ScreeningError: It ends in the middle of a structure, or is no extended XYZ.
+        ScreeningError: The stream ends in the middle of a structure, or is not extended XYZ.
     """
     for number, found in enumerate(read_frames(stream)):
         if isinstance(found, StreamError):
@@ -259,14 +260,14 @@ def _name_of(found: Atoms | StructureError, source: str, number: int) -> str:
 
 
 def relax_block(names: tuple[str, ...], structures: list[Any], first: int, settings: dict[str, Any]) -> Block:
-    """Relax some structures; this is what runs on a worker.
+    """Relax some structures; this runs on the workers.
 
-    What goes wrong with one of them, at any stage, is its failure and costs no other.
+    An error in one of them, at any stage, is recorded as its failure and does not affect the others.
 
     Args:
-        names: One each.
-        structures: Atoms, or the errors of those that could not be read.
-        first: Index of the first of them.
+        names: Name of each structure.
+        structures: Atoms, or the error of a structure that could not be read.
+        first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
             which does not change while the screen runs), ``max_strain``, and, if it is known, ``sha256`` of the
             weights.
@@ -292,9 +293,9 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
 
 
 def digest_of(given: object) -> str:
-    """Return a digest of all that a structure holds, :data:`UNREADABLE` for an error.
+    """Return a digest of everything that a structure holds, :data:`UNREADABLE` for an error.
 
-    It is that of the numbers, not of the file: the same structure in another format may have another one.
+    It covers the numbers, not the file: the same structure in another format may have another digest.
     """
     if isinstance(given, Exception):
         return UNREADABLE
@@ -312,7 +313,7 @@ def digest_of(given: object) -> str:
 
 
 def _plain(values: object) -> bytes:
-    """Return values as text that is the same in every process; of objects, their type."""
+    """Return values as text that is the same in every process; objects are replaced by their type."""
 
     def default(value: object) -> object:
         return value.tolist() if isinstance(value, np.ndarray | np.generic) else f"<{type(value).__name__}>"
@@ -324,7 +325,7 @@ def _plain(values: object) -> bytes:
 
 
 def host_digest(host: Host) -> str:
-    """Return a digest of what a host is: elements, positions and cell, to 1e-5 Å, whatever its file is called."""
+    """Return a digest of the elements, positions and cell of a host, to 1e-5 Å, whatever its file is called."""
     digest = hashlib.blake2b(digest_size=12)
     digest.update(np.asarray(host.numbers, dtype="<i8").tobytes())
     for lengths in (host.positions, host.cell):
@@ -334,7 +335,7 @@ def host_digest(host: Host) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line why a structure failed."""
+    """Return in one line why a structure failed."""
     text = " ".join(str(error).split())
     if not isinstance(error, DefiNetError) or not text:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
@@ -345,7 +346,7 @@ def _finished(index: int, name: str, result: RelaxResult) -> tuple[dict[str, Any
     """Return the row of a relaxed structure, and the structure as extended XYZ."""
     atoms = result.atoms.copy()
     if not np.isfinite(atoms.positions).all():
-        raise StructureError("the prediction holds positions that are no numbers")
+        raise StructureError("the prediction holds positions that are not numbers")
     row = _row(index, name, result)
     # our own first: where two names become one, they stay
     atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
@@ -369,7 +370,7 @@ def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
     """Return the relaxer of this process.
 
     Raises:
-        ScreeningError: The weights are not those that were asked for.
+        ScreeningError: The weights are not those that the screen began with.
     """
     model = settings["model"]
     wanted = settings.get("sha256") or load_checkpoint(resolve_model(model)).sha256
@@ -397,7 +398,7 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     near = np.zeros(len(atoms), bool)
     if len(defects):
         near = near_sites(given, defects, completed_cell(atoms.cell.array, given, atoms.pbc), NEAR)
-    doubt = result.uncertainty
+    doubt = result.expected_error
     row: dict[str, Any] = {
         "index": index,
         "name": name,
@@ -418,15 +419,15 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     }
     if doubt is not None:
         row |= {
-            "largest_uncertainty": round(float(doubt.max()), 5),
-            "mean_uncertainty": round(float(doubt.mean()), 5),
-            "mean_uncertainty_near": round(float(doubt[near].mean()), 5) if near.any() else "",
+            "largest_expected_error": round(float(doubt.max()), 5),
+            "mean_expected_error": round(float(doubt.mean()), 5),
+            "mean_expected_error_near": round(float(doubt[near].mean()), 5) if near.any() else "",
         }
     return row
 
 
 def _whole(value: object) -> int | str:
-    """Return a count, nothing if it is none: users call other things so too."""
+    """Return a count, or nothing if the value is not one: users may have another meaning for the name."""
     number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return int(value) if number and 0 <= value < 1 << 63 else ""  # type: ignore[operator, call-overload]
 
@@ -435,11 +436,11 @@ class Results:
     """A folder of results that only one process writes to at a time.
 
     Args:
-        folder: Where to.
-        asked: What this run is asked to do; a folder of another request is refused.
+        folder: The folder.
+        asked: The request of this run; a folder with the results of another request is refused.
 
     Raises:
-        ScreeningError: The folder holds the results of another request, is damaged, or another process writes to it.
+        ScreeningError: The folder holds the results of another request, is damaged, or is in use.
     """
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
@@ -497,13 +498,13 @@ class Results:
             self._record(self.progress)
 
     def _refuse_orphans(self) -> None:
-        """Refuse results without a journal: it is written before the first block is."""
+        """Refuse results without a journal, which is written before the first block."""
         for name, columns in _FILES.items():
             path = self.folder / name
             header = _csv([dict(zip(columns, columns, strict=True))], columns) if columns else b""
             if path.exists() and path.stat().st_size > len(header):
                 raise ScreeningError(
-                    f"{self.folder / JOURNAL} is gone, and {path} holds results; restore it, or start anew in "
+                    f"{self.folder / JOURNAL} is gone, and {path} holds results; restore it, or begin again in "
                     "another folder"
                 )
 
@@ -534,7 +535,7 @@ class Results:
             yield from ((name, digest) for name, digest in islice(rows, self.progress.done))
 
     def _write(self, name: str, content: bytes) -> None:
-        """Append to a file of the results, onto the disk."""
+        """Append to a file of the results, and wait until it is on the disk."""
         stream = self._files[name]
         try:
             stream.write(content)
@@ -546,11 +547,11 @@ class Results:
         self._digests[name].update(content)
 
     def finish(self) -> None:
-        """Record that all structures of the input are in the results: nothing that follows them is this screen's."""
+        """Record that all inputs are in the results: anything after them was not written by this screen."""
         self._record(self.progress, complete=True)
 
     def _record(self, progress: Progress, *, complete: bool = False) -> None:
-        """Write the journal, in the folder that this screen began in and nowhere else."""
+        """Write the journal, only ever in the folder in which this screen began."""
         self._check()
         self.complete = complete
         state = {
@@ -574,7 +575,7 @@ class Results:
                 stream.close()
 
     def close(self) -> None:
-        """Close the files and let others in."""
+        """Close the files and release the folder."""
         self._held.close()
 
 
@@ -588,31 +589,33 @@ _FILES: dict[str, tuple[str, ...]] = {
 
 
 def _verified(path: Path, stream: BinaryIO, size: int, digest: str, *, whole: bool) -> Any:
-    """Read what the journal says a file holds, cut off the rest, and return the running digest.
+    """Check the part of a file that the journal records, truncate the rest, and return the running digest.
 
     Args:
         path: The file.
-        stream: It, open.
-        size: Bytes that the journal speaks for.
-        digest: Of them.
-        whole: Whether the screen was complete: then nothing may follow.
+        stream: The same file, open.
+        size: Number of bytes that the journal records.
+        digest: Their digest.
+        whole: Whether the screen was complete, so that nothing may follow.
 
     Raises:
-        ScreeningError: It is not what the screen wrote.
+        ScreeningError: The file is not what the screen wrote.
     """
     found, left = hashlib.blake2b(digest_size=16), size
     while left and (part := stream.read(min(left, 1 << 20))):
         found.update(part)
         left -= len(part)
     if left:
-        raise ScreeningError(f"{path} is shorter than its journal says: it was changed; start anew elsewhere")
+        raise ScreeningError(
+            f"{path} is shorter than its journal says: it was changed; begin again in another folder"
+        )
     if found.hexdigest() != digest:
         raise ScreeningError(
-            f"{path} was changed since this screen wrote it; put it back as it was, or start anew in another folder"
+            f"{path} was changed since this screen wrote it; put it back as it was, or begin again in another folder"
         )
     if whole and stream.read(1):
         raise ScreeningError(
-            f"{path} is longer than this complete screen wrote it; put it back as it was, or start anew in another "
+            f"{path} is longer than this complete screen wrote it; put it back as it was, or begin again in another "
             "folder"
         )
     stream.seek(size)
@@ -621,25 +624,25 @@ def _verified(path: Path, stream: BinaryIO, size: int, digest: str, *, whole: bo
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a JSON file of a screen.
+    """Read a JSON object from a file of a screen.
 
     Raises:
-        ScreeningError: There is none in it.
+        ScreeningError: The file does not hold one.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError
-        raise ScreeningError(f"{path}: damaged ({error}); restore it, or start anew in another folder") from error
+        raise ScreeningError(f"{path}: damaged ({error}); restore it, or begin again in another folder") from error
     if not isinstance(values, dict):
         raise ScreeningError(
-            f"{path}: damaged (expected an object, found {type(values).__name__}); restore it, or start anew in "
+            f"{path}: damaged (expected an object, found {type(values).__name__}); restore it, or begin again in "
             "another folder"
         )
     return values
 
 
 def _check_journal(path: Path, state: dict[str, Any]) -> None:
-    """Refuse a journal that no screen wrote."""
+    """Refuse a journal that was not written by a screen."""
     counts = [state.get("done"), state.get("failed")]
     sizes, digests = state.get("sizes"), state.get("digests")
     named = all(isinstance(values, dict) and set(values) == set(_FILES) for values in (sizes, digests))
@@ -649,19 +652,19 @@ def _check_journal(path: Path, state: dict[str, Any]) -> None:
     if not (named and whole and state["failed"] <= state["done"]):
         raise ScreeningError(
             f"{path}: damaged (expected done, failed, complete, and the sizes and digests of {', '.join(_FILES)}); "
-            "restore it, or start anew in another folder"
+            "restore it, or begin again in another folder"
         )
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Read a table of a screen, its numbers as numbers.
+    """Read a table of a screen, with its numbers as floats.
 
     Args:
         path: The file.
-        columns: That it must have.
+        columns: Columns that it must have.
 
     Raises:
-        ScreeningError: There is no such file, or it is not what a screen writes.
+        ScreeningError: There is no such file, or a screen did not write it.
     """
     if not path.exists():
         raise ScreeningError(f"{path}: no such file; expected a folder that `ase-definet screen` wrote")
@@ -674,7 +677,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     except (ValueError, TypeError, csv.Error) as error:
         if isinstance(error, ScreeningError):
             raise
-        raise ScreeningError(f"{path}: damaged ({error}); restore it, or start anew in another folder") from error
+        raise ScreeningError(f"{path}: damaged ({error}); restore it, or begin again in another folder") from error
 
 
 def _checked_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -704,15 +707,15 @@ def screen(
 
     Args:
         source: Names and structures, in the same order every time.
-        results: Where they go.
+        results: The folder of results.
         settings: As in :func:`relax_block`.
-        workers: Processes on this machine, through Dask if more than one.
-        scheduler: Address of a Dask scheduler, ``tcp://...``, instead.
-        block: Structures that are relaxed and recorded together.
+        workers: Number of processes on this machine; more than one need Dask.
+        scheduler: Address of a Dask scheduler to use instead, ``tcp://...``.
+        block: Number of structures that are relaxed and recorded together.
         progress: Called after every block.
 
     Returns:
-        How many there are in the results.
+        How many structures are in the results.
 
     Raises:
         ScreeningError: The source is not the one that the results began with, or Dask is needed and not installed.
@@ -729,10 +732,10 @@ def screen(
 
 
 def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> None:
-    """Read what is in the results already, and make sure that it still is what it was.
+    """Skip the inputs that are in the results already, and make sure that they have not changed.
 
     Raises:
-        ScreeningError: It is not.
+        ScreeningError: They have.
     """
     for number, (name, digest) in enumerate(before, start=1):
         named, given = next(stream, (None, None))
@@ -753,16 +756,16 @@ def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> 
 
 
 def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str | None = None) -> None:
-    """Make sure that a screen can start, before there is a folder of it.
+    """Make sure that a screen can run, before its folder is created.
 
     Args:
         settings: As in :func:`relax_block`.
         workers: As in :func:`screen`.
-        scheduler: As in :func:`screen`; its workers may have devices that this machine has not.
+        scheduler: As in :func:`screen`; its workers may have devices that this machine lacks.
 
     Raises:
         CheckpointError: The weights cannot be read.
-        DeviceError: The device is not there.
+        DeviceError: The device is not available.
         ScreeningError: Dask is needed and not installed.
         DefiNetError: ``max_strain`` is not positive.
     """
@@ -775,34 +778,34 @@ def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str
 
 
 def check_parquet() -> None:
-    """Make sure that a table can be written as Parquet: not to find out after the screen.
+    """Make sure, before a screen, that its table can be written as Parquet.
 
     Raises:
         ScreeningError: pyarrow is not installed.
     """
     try:
-        import pyarrow.parquet  # noqa: F401, PLC0415
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise ScreeningError("Parquet needs pyarrow: pip install 'ase-definet[screen]'") from error
 
 
 def check_dask() -> None:
-    """Make sure that several workers can be started.
+    """Make sure that Dask is there for several workers.
 
     Raises:
         ScreeningError: Dask is not installed.
     """
     try:
-        import distributed  # noqa: F401, PLC0415
+        import distributed  # noqa: F401
     except ImportError as error:
         raise ScreeningError("several workers need Dask: pip install 'ase-definet[screen]'") from error
 
 
 def write_parquet(folder: Path) -> Path:
-    """Write the table of some results as Parquet too, ``table.parquet`` beside ``table.csv``, block by block.
+    """Write the table of a screen as ``table.parquet`` beside ``table.csv``, block by block.
 
     Args:
-        folder: Results of a screen.
+        folder: The results of the screen.
 
     Returns:
         The file.
@@ -811,9 +814,9 @@ def write_parquet(folder: Path) -> Path:
         ScreeningError: pyarrow is not installed, or there is no table.
     """
     check_parquet()
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.csv  # noqa: PLC0415
-    import pyarrow.parquet  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
 
     source, target = folder / TABLE, folder / PARQUET
     if not source.exists():
@@ -831,7 +834,7 @@ def write_parquet(folder: Path) -> Path:
             for batch in reader:
                 writer.write_batch(batch)
     except (pa.ArrowException, ValueError) as error:
-        raise ScreeningError(f"{source}: damaged ({error}); restore it, or start anew in another folder") from error
+        raise ScreeningError(f"{source}: damaged ({error}); restore it, or begin again in another folder") from error
     return target
 
 
@@ -855,12 +858,12 @@ def _tasks(stream: Iterator[Named], first: int, settings: dict[str, Any], block:
 
 @contextmanager
 def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[tuple[Any, ...]]], Iterator[Block]]]:
-    """Yield a function that runs tasks and gives their results in order."""
+    """Yield a function that runs tasks and returns their results in order."""
     if workers == 1 and scheduler is None:
         yield lambda tasks: (relax_block(*task) for task in tasks)
         return
     check_dask()
-    from distributed import Client, LocalCluster  # noqa: PLC0415
+    from distributed import Client, LocalCluster
 
     if scheduler is not None:
         with Client(scheduler) as client:
@@ -873,14 +876,14 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
 
 
 def _leave_interrupts() -> None:
-    """Leave Ctrl-C, which a terminal sends to workers too, to the process that started this one: it ends them."""
+    """Ignore Ctrl-C, which a terminal also sends to workers: the process that launched them ends them."""
     with suppress(ValueError):  # not in the main thread: then it gets none
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
-    """Keep the workers busy, and give results in order; a task whose worker died runs again elsewhere."""
-    from distributed import KilledWorker  # noqa: PLC0415
+    """Keep the workers busy and yield results in order; a task whose worker died runs again on another."""
+    from distributed import KilledWorker
 
     waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
     broken: ScreeningError | None = None
@@ -904,15 +907,15 @@ def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | No
 
 
 def _awaited(client: Any, future: Any, *, patient: bool) -> Block:
-    """Wait for a block, and not for ever.
+    """Wait for a block, but not for ever.
 
     Args:
-        client: Of the cluster.
+        client: Client of the cluster.
         future: The block.
-        patient: Whether workers may come late, as those of a batch system do.
+        patient: Whether workers may arrive late, as those of a batch system do.
 
     Raises:
-        ScreeningError: All workers of this machine are gone, and none comes back.
+        ScreeningError: All workers on this machine have died, and none could be restarted.
     """
     alone = 0
     while True:
@@ -924,16 +927,16 @@ def _awaited(client: Any, future: Any, *, patient: bool) -> Block:
             alone = 0 if patient or client.scheduler_info()["workers"] else alone + 1
             if alone * _LOOK_AGAIN >= _WORKERLESS:
                 raise ScreeningError(
-                    "all workers died and none could be started again: is there memory enough for them? With fewer "
-                    "--workers, the same command goes on"
+                    "all workers died and none could be restarted, perhaps for lack of memory; the same command with "
+                    "fewer --workers resumes the screen"
                 ) from None
         else:
             return block
 
 
 def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[str, Any]], *, patient: bool) -> Block:
-    """Relax the structures of a block one after the other; those whose workers die are failures."""
-    from distributed import KilledWorker  # noqa: PLC0415
+    """Relax the structures of a block one by one; those whose workers die are recorded as failures."""
+    from distributed import KilledWorker
 
     out: list[Block] = []
     names, structures, first, settings = task
@@ -942,7 +945,7 @@ def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[s
             future = client.submit(relax_block, (name,), [given], index, settings, pure=False)
             out.append(_awaited(client, future, patient=patient))
         except KilledWorker:
-            reason = "its worker died whenever it got this structure: is there memory enough for it?"
+            reason = "every worker that was given this structure died, perhaps for lack of memory"
             failure = {"index": index, "name": printable(name), "reason": reason}
             out.append(Block((printable(name),), (digest_of(given),), "", [], [failure]))
     return Block(
@@ -961,6 +964,6 @@ def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a small file such that it is the old one or the new one, whatever happens."""
+    """Replace a small file atomically."""
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")

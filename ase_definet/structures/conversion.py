@@ -296,7 +296,7 @@ def _moments(structure: Any, species: list[Any]) -> Array | None:
     return vectors[:, 2] if along_z else vectors
 
 
-def to_structure(atoms: Atoms) -> Any:
+def as_structure(atoms: Atoms) -> Any:
     """Return the pymatgen Structure of an Atoms: the inverse of :func:`from_structure`.
 
     Initial moments become the spin of Species where they came from there, else the site property ``magmom``. A charge
@@ -308,7 +308,7 @@ def to_structure(atoms: Atoms) -> Any:
     held, lost = held_directions(atoms)
     charge = charge_of(atoms)
     for text in filter(None, [charge.note, *lost]):
-        warnings.warn(text, DefiNetWarning, stacklevel=3)
+        warnings.warn(text, DefiNetWarning, stacklevel=2)
     atoms = with_moments(atoms)
     plain: Atoms = atoms.copy()
     plain.calc = atoms.calc
@@ -363,11 +363,3 @@ def as_atoms(structure: object) -> Atoms:
     raise StructureError(
         f"expected an ase.Atoms or a pymatgen Structure, found {type(structure).__name__}: read the file first"
     )
-
-
-def as_structure(atoms: Atoms) -> Any:
-    """Return a pymatgen Structure from an Atoms, with its charge, its moments and what is held.
-
-    A charge that nobody stated, and constraints that selective dynamics cannot say, are a DefiNetWarning.
-    """
-    return to_structure(atoms)

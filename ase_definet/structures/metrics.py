@@ -36,22 +36,6 @@ def minimum_image(vectors: Array, cell: Array) -> Array:
     return out
 
 
-def coordinate_mae(predicted: Array, reference: Array, cell: Array, chosen: Array | None = None) -> float:
-    """Return the mean absolute difference of the Cartesian components, in Å.
-
-    Args:
-        predicted: Positions, shape ``(n_atoms, 3)``, in Å.
-        reference: Positions in the same order, shape ``(n_atoms, 3)``, in Å.
-        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
-        chosen: Which atoms count, a mask or indices; all by default.
-
-    References:
-        Yang et al., npj Comput. Mater. 11, 229 (2025), coordinate MAE.
-    """
-    error = np.abs(minimum_image(predicted - reference, cell))
-    return float(error.mean() if chosen is None else error[chosen].mean())
-
-
 def near_sites(positions: Array, sites: Array, cell: Array, radius: float) -> Array:
     """Return a mask of the atoms within a radius of any of some sites, all periodic images counted.
 

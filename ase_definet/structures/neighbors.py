@@ -75,22 +75,55 @@ def pairs_between(
         ``(target, source, vector)`` of shapes ``(n_pairs,)`` twice and ``(n_pairs, 3)``, the vector from the target
         to the source's image, in Å.
     """
-    inverse = np.linalg.inv(cell)
-    periodic = np.asarray(pbc, dtype=bool)
-    within, fractions = (np.where(periodic, f % 1.0, f) for f in (targets @ inverse, sources @ inverse))
-    within = within @ cell
-    margin = np.where(periodic, radius * np.linalg.norm(inverse, axis=0), 0.0)
-    owner = np.arange(len(fractions))
-    for axis in np.flatnonzero(periodic):
-        reach = int(np.ceil(margin[axis]))
-        moved = fractions[:, axis, None] + np.arange(-reach, reach + 1)
-        row, image = np.nonzero((moved >= -margin[axis]) & (moved <= 1 + margin[axis]))
-        owner, fractions = owner[row], fractions[row]
-        fractions[:, axis] = moved[row, image]
-    points = fractions @ cell
+    within = wrapped(targets, cell, pbc)
+    points, owner = images_around_cell(sources, cell, pbc, radius)
     found = cKDTree(within).sparse_distance_matrix(cKDTree(points), radius, output_type="ndarray")
     target = found["i"].astype(np.int64)
     return target, owner[found["j"]], points[found["j"]] - within[target]
+
+
+def wrapped(points: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool]) -> np.ndarray:
+    """Take points into the cell at the origin, along its periodic vectors.
+
+    Args:
+        points: Shape ``(n, 3)``, in Å.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        pbc: Which of them are periodic.
+    """
+    return np.asarray(_wrapped_fractions(points, np.linalg.inv(cell), pbc) @ cell)
+
+
+def images_around_cell(
+    points: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], margin: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """List the periodic images of points that lie in the cell at the origin, or within a margin of it.
+
+    Args:
+        points: Shape ``(n, 3)``, in Å.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        pbc: Which of them are periodic.
+        margin: In Å.
+
+    Returns:
+        The images, shape ``(n_images, 3)``, in Å, and the index of the point that each is one of, shape
+        ``(n_images,)``.
+    """
+    inverse = np.linalg.inv(cell)
+    fractions = _wrapped_fractions(points, inverse, pbc)
+    reach = margin * np.linalg.norm(inverse, axis=0)
+    owner = np.arange(len(points))
+    for axis in np.flatnonzero(pbc):
+        steps = int(np.ceil(reach[axis]))
+        moved = fractions[:, axis, None] + np.arange(-steps, steps + 1)
+        row, image = np.nonzero((moved >= -reach[axis]) & (moved <= 1 + reach[axis]))
+        owner, fractions = owner[row], fractions[row]
+        fractions[:, axis] = moved[row, image]
+    return fractions @ cell, owner
+
+
+def _wrapped_fractions(points: np.ndarray, inverse: np.ndarray, pbc: tuple[bool, bool, bool]) -> np.ndarray:
+    fractions = points @ inverse
+    return np.asarray(np.where(pbc, fractions % 1.0, fractions))
 
 
 def _whole_shells(target: np.ndarray, distance: np.ndarray, n_sites: int, cap: int) -> np.ndarray:

@@ -28,9 +28,6 @@ MAX_MULTIPLICITY = 8
 FUNCTIONALS = ("PBE", "HSE06", "PBEsol", "SCAN", "r2SCAN", "PBE0", "LDA", "B3LYP")
 """Exchange-correlation functionals that data and users may name."""
 
-FUNCTIONAL = 2
-"""Place of the functional among the four numbers."""
-
 N_CODES = (2 * MAX_CHARGE + 2, MAX_MULTIPLICITY + 1, 32, 3)
 """Values that the four numbers may take: charge, multiplicity, functional (with room for more), excitation."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ase_definet.data import PairGroup
 from ase_definet.model.config import NetworkConfig
+from ase_definet.model.graph import VACANCY
 from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.model.protocol import DisplacementModel, Lattice, Sites, collate, prepare
 from ase_definet.relaxation.lattices import build_lattice
@@ -76,7 +77,7 @@ class SiteBatches:
     def batch(self, chosen: Array) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return numbers, kinds, target displacements (Å) and the mask of real atoms, sites first."""
         numbers = torch.as_tensor(self.group.numbers[chosen].T.astype(np.int64)).to(self.device)
-        kinds = torch.where(numbers == 0, 2, (numbers != self.host_numbers[:, None]).long())
+        kinds = torch.where(numbers == 0, VACANCY, (numbers != self.host_numbers[:, None]).long())
         target = self.group.offsets(chosen) + self.group.moves(chosen)
         target_ = torch.as_tensor(target.transpose(1, 0, 2), dtype=torch.float32).to(self.device)
         real = (numbers > 0).float()
@@ -96,7 +97,7 @@ class SiteBatches:
         Args:
             net: The network.
             numbers: Atomic number on each site, shape ``(n_sites, batch)``.
-            kinds: Marker of each site, shape ``(n_sites, batch)``.
+            kinds: Kind of each site, shape ``(n_sites, batch)``.
             start: Displacements at which the atoms begin, shape ``(n_sites, batch, 3)``, in Å.
             state: Codes of the structures' states, shape ``(1, batch, 4)``.
 

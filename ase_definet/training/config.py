@@ -62,7 +62,8 @@ class TrainConfig:
             makes the network one with ``noisy_starts``.
         noise_std: Mean standard deviation of that noise, drawn evenly between zero and twice this, in Å.
         state_dropout: Share of the training structures whose charge is withheld, and likewise their spin
-            multiplicity and excitation, so that a network with ``states`` also answers where they are unknown.
+            multiplicity, functional and excitation, so that a network with ``states`` also answers where they are
+            unknown.
         seed: Of initial weights, data order and dropout.
         validate_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.

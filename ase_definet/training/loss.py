@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ase_definet.model.protocol import DisplacementModel
-from ase_definet.structures.state import FUNCTIONAL
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import TrainConfig
 
@@ -60,11 +59,9 @@ def withheld(state: Tensor, share: float) -> Tensor:
 
     Args:
         state: Codes, shape ``(1, batch, 4)``.
-        share: Of the structures; the functional, which every data set knows, stays.
+        share: Of the structures, for each property.
     """
-    hidden = torch.rand(state.shape, device=state.device) < share
-    hidden[..., FUNCTIONAL] = False
-    return state.masked_fill(hidden, 0)
+    return state.masked_fill(torch.rand(state.shape, device=state.device) < share, 0)
 
 
 def summed_errors(network: DisplacementModel, batches: SiteBatches, chosen: Array) -> Tensor:

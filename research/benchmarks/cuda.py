@@ -40,7 +40,7 @@ def measure(relaxer: DefiNetRelaxer, structures: list, repeats: int) -> dict:
         network.append(MILLI * sum(result.timings["forward"] for result in results))
 
     total = median_ms(run, repeats)
-    sites = sum(len(result.markers) for result in results)
+    sites = sum(len(result.kinds) for result in results)
     row = {"batch": len(structures), "sites": sites, "ms": total, "network_ms": statistics.median(network[1:])}
     if relaxer.device.type == "cuda":
         row["peak_MB"] = torch.cuda.max_memory_allocated(relaxer.device) / 2**20

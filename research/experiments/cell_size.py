@@ -47,8 +47,8 @@ def main() -> None:
                     "largest": float(length.max()),
                     "near_mean": float(near.mean()),
                     "far_mean": float(length[distance > FAR].mean()) if (distance > FAR).any() else None,
-                    "uncertainty_near": float(result.uncertainty[distance < NEAR].mean())
-                    if result.uncertainty is not None
+                    "expected_error_near": float(result.expected_error[distance < NEAR].mean())
+                    if result.expected_error is not None
                     else None,
                     "forward_seconds": result.timings["forward"],
                 }

@@ -1,6 +1,6 @@
 """Train and score everything docs/results.md compares, one JSON file each; finished ones are skipped.
 
-Run as ``python -m research.experiments.comparisons PACK [NAME...]``; killed, it goes on where it was. Every run of a table has the same
+Run as ``python -m research.experiments.comparisons PACK [NAME...]``; killed, it goes on with the run it was in. Every run of a table has the same
 budget. Scores are on validation pairs.
 """
 

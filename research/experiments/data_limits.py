@@ -1,15 +1,15 @@
-"""Ask the data what a prediction can know: does DFT break symmetries, and do equal defects relax alike, how far does an error reach?
+"""Measure what the data allow: broken symmetries, defects of one kind that relax differently, long waves, density.
 
 Run as ``python -m research.experiments.data_limits PACK``; writes research/results/data_limits.json. Four measurements on every subset:
 
-- Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from having it too.
+- Structures that some symmetry of the host maps onto themselves: how far their relaxed positions are from keeping it.
 - Defects without another one within ``ALONE``: how far the nearest atoms move out, its spread over the structures, and
-  which share of the variance the bundled weights explain on validation pairs, and how often they send them the right way
-  where they leave the symmetry of the site.
+  which share of the variance the bundled weights explain on validation pairs, and how often they predict the right
+  direction where these atoms leave the symmetry of the site.
 - Which share of the squared error on validation pairs lies in the longest waves that fit into the cell, and which share
-  of the out-of-plane part of that a single factor per structure explains: the right shape with another amplitude.
+  of its out-of-plane part a single factor per structure explains: the right shape with another amplitude.
 - The error on validation pairs by the share of sites that are defective, and the correlation of the errors of the host's
-  network with those of the general one in the same file, trained apart from it: what both do wrong.
+  network with those of the general one in the same file, trained apart from it: what both get wrong.
 """
 
 import json
@@ -77,7 +77,16 @@ def predicted_parts(group: PairGroup, batches: SiteBatches, network: torch.nn.Mo
     for start in range(0, len(chosen), BATCH):
         pairs = chosen[start : start + BATCH]
         numbers, kinds, target, real = batches.batch(pairs)
-        parts.append(Part(pairs, numbers, kinds, target, real, batches.predict(network, numbers, kinds)[-1]))
+        parts.append(
+            Part(
+                pairs,
+                numbers,
+                kinds,
+                target,
+                real,
+                batches.predict(network, numbers, kinds, state=batches.states(pairs))[-1],
+            )
+        )
     return parts
 
 

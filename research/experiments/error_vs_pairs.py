@@ -1,11 +1,11 @@
-"""Ask what further pairs would buy: one network from a quarter, from each half and, twice, from all pairs of a host.
+"""Measure how the error falls with the number of training pairs: a quarter, each half and, twice, all pairs of a host.
 
 Run as ``python -m research.experiments.error_vs_pairs PACK SUBSET...`` (``high/P``, say); writes research/results/error_vs_pairs/HOST.json for each, some forty
 minutes on one core; finished ones are skipped. Every network has the same number of steps. Two things are read off:
 
 - How the error on validation pairs falls with the number of training pairs.
 - How alike the errors are of networks that share no pair, and of networks that share all of them and differ in their seed.
-  What the first two have in common cannot be the doing of the pairs they saw.
+  What the first two have in common cannot come from the pairs they saw.
 """
 
 import json

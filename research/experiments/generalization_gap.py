@@ -1,4 +1,4 @@
-"""Score bundled weights on training and on validation pairs: how much of the error is a lack of data.
+"""Score bundled weights on training and on validation pairs: how much of the error is memorisation.
 
 Run as ``python -m research.experiments.generalization_gap PACK``; writes research/results/generalization_gap.json.
 """

@@ -153,12 +153,12 @@ def test_selective_dynamics_survive():
     assert moved.max() > MOVED
 
 
-def test_keep_positions_predicts_from_what_is_given():
+def test_initial_positions_given_predicts_from_what_is_given():
     atoms = mos2_with_defects()
     atoms.rattle(0.05, seed=1)
     write("a.vasp", atoms)
     ok("relax", "a.vasp", *RELAX, "-o", "ideal.vasp")
-    ok("relax", "a.vasp", *RELAX, "-o", "given.vasp", "--keep-positions")
+    ok("relax", "a.vasp", *RELAX, "-o", "given.vasp", "--initial-positions", "given")
     assert np.abs(read("ideal.vasp").positions - read("given.vasp").positions).max() > MOVED
 
 
@@ -345,7 +345,6 @@ def test_host_that_is_not_commensurate():
         (["relax", "POSCAR", "--host", "MoS3"], "did you mean 'MoS2'?"),
         (["match", "POSCAR", "--host", "MoS3"], "did you mean 'MoS2'?"),
         (["match", "POSCAR", "--host", "POSCAR2"], "must be a structure file"),
-        (["relax", ".", *RELAX], "directory"),
         (["relax", "POSCAR", *RELAX, "--model", "defalt"], "did you mean 'default'?"),
         (["relax", "POSCAR", *RELAX, "--model", "POSCAR"], "not a safetensors file"),
         (["relax", "POSCAR", "--host", "MoS2", "--device", "quantum"], "unknown device"),
@@ -374,7 +373,7 @@ def test_host_that_is_not_commensurate():
         (["vasp", "POSCAR", "-o", "POSCAR"], "is a file"),
         (["vasp", "POSCAR", "-o", "POSCAR/run"], "is a file, expected a folder"),
         (["vasp", "POSCAR", "-o", "run", "--incar", "NSW"], "TAG=value"),
-        (["import-checkpoint", "POSCAR", "POSCAR/w.safetensors"], "is a file, expected a folder"),
+        (["weights", "import", "POSCAR", "POSCAR/w.safetensors"], "is a file, expected a folder"),
     ],
 )
 def test_bad_usage_is_one_line(args, reason):
@@ -447,7 +446,7 @@ def test_match_json_of_a_pristine_cell(n):
     assert strict_json(ok("match", "a.vasp", "--host", "MoS2", "--json"))["defects"] == []
 
 
-# vasp, hosts, models, import-checkpoint
+# vasp, hosts, weights
 
 
 def test_vasp_writes_an_input_set():
@@ -476,12 +475,12 @@ def test_vasp_takes_the_charge_from_the_file_or_the_option():
 
 def test_lists_and_help():
     assert "phosphorene" in ok("hosts")
-    models = ok("models")
+    models = ok("weights", "list")
     assert "networks  one each for GaSe, InSe" in models
     assert models.startswith("default ")
     assert "sha256" in models
     assert ok("--version").startswith("ase-definet, version ")
-    for command in ("relax", "match", "vasp", "hosts", "models", "import-checkpoint", "combine"):
+    for command in ("relax", "match", "vasp", "hosts", "weights", "compare-steps", "count-steps"):
         assert command in ok()
         assert ok(command, "-h").startswith(f"Usage: ase-definet {command}")
 
@@ -489,9 +488,9 @@ def test_lists_and_help():
 def test_weights_of_the_authors_code_can_be_used():
     config = DefiNetConfig(features=16, layers=2, n_radial=8, n_elements=100)
     torch.save(DefiNet(config).state_dict(), "best.pt")
-    assert "wrote new/w.safetensors: definet" in ok("import-checkpoint", "best.pt", "new/w.safetensors")
-    assert "exists" in refused(2, "import-checkpoint", "best.pt", "new/w.safetensors")
-    ok("import-checkpoint", "best.pt", "new/w.safetensors", "--overwrite")
+    assert "wrote new/w.safetensors: definet" in ok("weights", "import", "best.pt", "new/w.safetensors")
+    assert "exists" in refused(2, "weights", "import", "best.pt", "new/w.safetensors")
+    ok("weights", "import", "best.pt", "new/w.safetensors", "--overwrite")
     output = ok("relax", "POSCAR", *RELAX, "--model", "new/w.safetensors")
     assert "warning   model w" in output
     assert len(read("POSCAR_relaxed")) == len(read("POSCAR"))
@@ -500,7 +499,7 @@ def test_weights_of_the_authors_code_can_be_used():
 @pytest.mark.parametrize("content", [b"", b"hello\n", bytes(1000), b"PK\x03\x04 half a zip"])
 def test_files_that_are_no_weights(content):
     Path("w.pt").write_bytes(content)
-    assert "w.pt" in refused(1, "import-checkpoint", "w.pt", "out.safetensors")
+    assert "w.pt" in refused(1, "weights", "import", "w.pt", "out.safetensors")
     assert "w.pt" in refused(2, "relax", "POSCAR", *RELAX, "--model", "w.pt")
 
 
@@ -511,7 +510,7 @@ def test_weights_of_another_program():
 
 def test_truncated_weights():
     torch.save(DefiNet(DefiNetConfig(features=16, layers=2, n_radial=8)).state_dict(), "best.pt")
-    ok("import-checkpoint", "best.pt", "w.safetensors")
+    ok("weights", "import", "best.pt", "w.safetensors")
     whole = Path("w.safetensors").read_bytes()
     Path("w.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "truncated" in refused(2, "relax", "POSCAR", *RELAX, "--model", "w.safetensors")

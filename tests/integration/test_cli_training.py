@@ -85,7 +85,9 @@ def test_from_files_to_scores(tmp_path):
     assert re.search(r"v_S x\d+, v_Mo x\d+|v_Mo x\d+, v_S x\d+", info)
     assert re.search(r"mean 0\.0\d+, 50% 0\.0\d+, 90% 0\.0\d+, 99% 0\.\d+, largest 0\.\d+", info)
     weights = tmp_path / "mine.safetensors"
-    assert f"use it as --model {weights}" in " ".join(ok("export", "run", weights, "--version", "3").output.split())
+    assert f"use it as --model {weights}" in " ".join(
+        ok("weights", "export", "run", weights, "--version", "3").output.split()
+    )
     card = load_checkpoint(weights).card
     assert (card["name"], card["version"], card["training"]["steps"]) == ("mine", "3", 6)
     result = tmp_path / "scores.json"
@@ -98,8 +100,8 @@ def test_from_files_to_scores(tmp_path):
         card["validation"]["high/MoS2"]["ideal_sites"], rel=0.1
     )
     assert row["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["mae"], rel=0.1)
-    assert run("export", "run", weights).exit_code == 2
-    assert "wrote" in ok("export", "run", weights, "--overwrite", "--name", "yours").output
+    assert run("weights", "export", "run", weights).exit_code == 2
+    assert "wrote" in ok("weights", "export", "run", weights, "--overwrite", "--name", "yours").output
     assert load_checkpoint(weights).card.name == "yours"
 
 
@@ -135,7 +137,7 @@ def test_bad_pairs_are_named_and_left_out(tmp_path):
 def test_a_run_from_a_config_is_resumed_by_the_same_command(tmp_path):
     (tmp_path / "mine.toml").write_text(
         f'preset = "small"\ndata = "set.pack"\nout = "{tmp_path / "run"}"\naccelerator = "cpu"\n'
-        "steps = 4\ncheck = 2\n[model]\nfeatures = 8\nlayers = 1\n"
+        "steps = 4\nvalidate_every = 2\n[model]\nfeatures = 8\nlayers = 1\n"
     )
     first = ok("train", tmp_path / "mine.toml")
     assert re.findall(r"step (\d) of 4, \d+ s, loss 0\.\d+, validation 0\.\d+ Å", first.output) == ["2", "4"]
@@ -151,11 +153,11 @@ def test_a_run_from_a_config_is_resumed_by_the_same_command(tmp_path):
 
 
 def test_fine_tuning_from_weights(tmp_path):
-    ok("export", "run", tmp_path / "a.safetensors")
+    ok("weights", "export", "run", tmp_path / "a.safetensors")
     weights, out = tmp_path / "a.safetensors", tmp_path / "tuned"
     ok("train", "--data", "set.pack", "--preset", "base", "-o", out, "--initial-weights", weights, "--steps", 1, *CPU)
     weights.unlink()
-    ok("export", out, tmp_path / "b.safetensors")
+    ok("weights", "export", out, tmp_path / "b.safetensors")
     tuned = load_checkpoint(tmp_path / "b.safetensors")
     assert tuned.config.features == 48
     assert tuned.card.training.config["steps"] == 1
@@ -199,28 +201,23 @@ def test_at_a_terminal_there_is_a_bar(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("data", "pack", "nothing", "a.pack"), "nothing: no such file or folder"),
         (("data", "pack", "set.xyz", "set.pack", "--host", "MoS2"), "set.pack exists.*--overwrite"),
         (("data", "pack", "set.xyz", "a.pack"), "no host is named there.*--host"),
         (("data", "pack", "set.xyz", "a.pack", "--host", "MoS3"), "unknown host 'MoS3'"),
         (("data", "pack", "set.xyz", "a.pack", "--host", "MoS2", "--split", 0.5, 0.1, 0.1), "--split.*add up to 1"),
         (("data", "pack", "set.xyz", "set.xyz/a.pack", "--host", "MoS2"), "expected a folder"),
         (("data", "pack", "set.xyz", "a.pack", "--workers", 0), "--workers"),
-        (("data", "check", "nothing"), "nothing: no such file or folder"),
         (("data", "info"), "[Mm]issing argument"),
         (("train",), "give a CONFIG, or --data, --preset and --out"),
         (("train", "--preset", "small"), "--preset needs --data and --out"),
         (("train", "--preset", "large"), "'large' is not one of"),
-        (("train", "nothing.toml"), "nothing.toml: cannot be read as TOML"),
         (("train", "bad.toml"), "does not know stpes"),
         (("train", "typed.toml"), "steps must be a whole number, found '5'"),
         (("train", "bad.toml", "--preset", "small"), "a CONFIG or a --preset, not both"),
-        (("train", "--preset", "small", "--data", "nothing", "-o", "x"), "nothing: no such file.*data pack"),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--steps", 0), "--steps"),
+        (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--init", "nothing", *CPU), "nothing"),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--devices", 99), "shared by 99 devices"),
-        (("export", "run", "a.txt"), "weights end in .safetensors"),
-        (("export", "nothing", "a.safetensors"), "holds no training run"),
-        (("export", "empty", "a.safetensors"), "holds no checkpoint yet"),
+        (("weights", "export", "run", "a.txt"), "weights end in .safetensors"),
     ],
 )
 def test_bad_usage(made, args, message):
@@ -239,16 +236,25 @@ def test_bad_usage(made, args, message):
         (("data", "pack", "text.txt", "a.pack", "--host", "MoS2"), "text.txt: cannot be read"),
         (("data", "pack", "set.xyz", "a.pack", "--host", "GaSe", "--workers", 1), "no pair could be used"),
         (("data", "info", "set.xyz"), "set.xyz: cannot be read as a packed data set"),
-        (("data", "info", "nothing"), "nothing: cannot be read"),
+        (("data", "info", "nothing"), "nothing: no such file"),
         (("train", "--preset", "small", "--data", "set.xyz", "-o", "x", *CPU), "cannot be read as a packed data set"),
+        (("data", "pack", "nothing", "a.pack"), "nothing: no such file or folder"),
+        (("data", "check", "nothing"), "nothing: no such file or folder"),
         (
-            ("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--initial-weights", "nothing", *CPU),
-            "nothing",
+            ("train", "--preset", "small", "--data", "nothing", "-o", "x"),
+            "no such file; make a packed data set",
         ),
+        (("weights", "export", "nothing", "a.safetensors"), "nothing: no such folder"),
+        (("weights", "export", "layout", "a.safetensors"), "holds no training run"),
+        (("weights", "export", "empty", "a.safetensors"), "holds no checkpoint yet"),
+        (("train", "nothing.toml"), "nothing.toml: no such file"),
     ],
 )
 def test_input_that_cannot_be_used(made, args, message):
     (made / "text.txt").write_text("what is this?\n")
+    for name in ("layout", "empty"):
+        (made / name).mkdir(exist_ok=True)
+    (made / "empty" / "config.json").write_text((made / "run" / "config.json").read_text())
     assert message in refused(1, *args)
     assert not (made / "a.pack").exists()
     assert not (made / "x").exists()
@@ -275,3 +281,23 @@ def test_evaluation_packs_files_once(tmp_path, monkeypatch):
     changed.positions += np.array([0, 0, 0.5])
     write(tmp_path / "host.cif", changed)
     assert "once" in ok(*command, "--no-superposition").output
+
+
+@pytest.mark.parametrize(("save", "said"), [(1, "resumes from the last checkpoint in"), (100, "starts again")])
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, monkeypatch, save, said):
+    asked = ("train", "--data", "set.pack", "--preset", "small", "-o", tmp_path / "run", "--steps", 6, *CPU)
+
+    def interrupted(_, run, loss):  # noqa: ARG001
+        if run.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ase_definet.cli.train._Meter.__call__", interrupted)
+        stopped = run(*asked, "--save", save)
+    assert stopped.exit_code == 130, stopped.output
+    (line,) = stopped.output.strip().splitlines()
+    assert line.startswith("stopped; ")
+    assert said in line
+    again = ok(*asked)
+    assert ("going on after step" in again.output) == (save == 1)
+    assert "done: 6 steps" in again.output

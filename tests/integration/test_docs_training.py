@@ -106,9 +106,9 @@ def test_the_page_runs(tmp_path, source):
     outputs = [run(line, tmp_path).stdout for line in rest]
     result = json.loads((tmp_path / "scores.json").read_text())
     assert result["subsets"]["high/MoS2"]["n"] == 12
-    assert "uncertainty" in result["subsets"]["high/MoS2"]
+    assert "expected_error" in result["subsets"]["high/MoS2"]
     assert list((tmp_path / "plots").glob("*.png"))
-    assert "off by" in outputs[-1]
+    assert "expected error" in outputs[-1]
     assert (tmp_path / "small.vasp").exists()
 
 

@@ -40,7 +40,13 @@ def test_package_is_light():
     assert loaded.isdisjoint({"torch", "pymatgen", "torch_geometric"})
 
 
-@pytest.mark.parametrize("args", [["--help"], ["relax", "--help"], ["--version"], ["hosts"], ["models"]])
+def test_the_vasp_input_set_waits_for_pymatgen():
+    loaded = modules_after("import sys, ase_definet.dft.vasp; ase_definet.dft.vasp.write_vasp_inputs")
+    assert loaded.isdisjoint({"torch", "pymatgen"})
+    assert "pymatgen" in modules_after("import sys; from ase_definet.dft.vasp import DefiNetRelaxSet")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["relax", "--help"], ["--version"], ["hosts"], ["weights", "list"]])
 def test_help_and_lists_need_no_torch(args):
     assert modules_after(COMMAND, *args).isdisjoint({"torch", "pymatgen"})
 

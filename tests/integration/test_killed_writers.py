@@ -20,7 +20,7 @@ from ase.io import iread, read
 from click.testing import CliRunner
 
 from ase_definet.cli import cli, relax
-from ase_definet.cli.deliver import _staged, write_report
+from ase_definet.cli.relax_results import _staged, write_report
 from ase_definet.errors import ScreeningError
 from ase_definet.matching.library import get_host
 from ase_definet.screening.enumeration import DefectSpace, parse_defects

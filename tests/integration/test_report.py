@@ -86,10 +86,10 @@ def test_everything_is_in_the_page(results, tmp_path):
     assert [defect[0] for defect in picture["defects"]] == ["v_Se", "v_Se"]
 
 
-def test_most_uncertain_first(results, tmp_path):
+def test_largest_expected_error_first(results, tmp_path):
     data = embedded(write_report(results, tmp_path / "r.html", rows=4).read_text(encoding="utf-8"))
     assert data["rows"][0]["name"] == "unseen.vasp"  # of which nothing is known
-    values = [row["mean_uncertainty_near"] for row in data["rows"]]
+    values = [row["mean_expected_error_near"] for row in data["rows"]]
     assert values[0] == ""
     assert values[1:] == sorted(values[1:], reverse=True)
     assert all(value > 0 for value in values[1:])
@@ -278,7 +278,7 @@ def test_a_browser_shows_the_unknown_first(tmp_path, every):
             if every or k in {2, 5}:
                 row["outside"] = "species defects"
             else:
-                row |= {"mean_uncertainty_near": 0.01 * (k + 1), "outside": "pristine" if k == 1 else ""}
+                row |= {"mean_expected_error_near": 0.01 * (k + 1), "outside": "pristine" if k == 1 else ""}
             table.writerow(row)
     page, complaints = browsed(write_report(folder, tmp_path / "report.html"), tmp_path / "profile")
     assert complaints == []

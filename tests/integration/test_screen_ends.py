@@ -138,8 +138,8 @@ def without(monkeypatch, package):
         (["--device", "cuda:77"], None, 2, "is not there"),
         (["--device", "cuda:77", "--workers", "2"], None, 2, "is not there"),
         (["--device", "nonsense"], None, 2, "unknown device"),
-        (["--model", "nonsense"], None, 1, "nonsense"),
-        (["--max-strain", "nan"], None, 1, "must be positive"),
+        (["--model", "nonsense"], None, 2, "nonsense"),
+        (["--max-strain", "nan"], None, 2, "is not a number"),
     ],
 )
 def test_what_cannot_start_leaves_no_folder(tmp_path, monkeypatch, options, package, code, said):

@@ -89,7 +89,7 @@ def clashing() -> Atoms:
 
 ODD = {
     "no third vector": flat,
-    "uncertainty of another shape": lambda: with_array("definet_uncertainty", lambda n: np.zeros((n, 3))),
+    "expected error of another shape": lambda: with_array("definet_expected_error", lambda n: np.zeros((n, 3))),
     "displacement of another shape": lambda: with_array("definet_displacement", np.zeros),
     "deep array": lambda: with_array("deep", lambda n: np.zeros((n, 2, 2))),
     "complex array": lambda: with_array("phase", lambda n: np.zeros(n, complex)),

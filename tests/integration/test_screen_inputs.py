@@ -111,7 +111,7 @@ def test_links_to_what_is_gone_are_skipped(tmp_path):
     write(folder / "a.vasp", vacancy())
     (folder / "gone").symlink_to(tmp_path / "nothing")
     done = CliRunner().invoke(cli, command(folder, out=tmp_path / "out"))
-    assert f"skipped   {folder / 'gone'}: no file" in done.stderr
+    assert f"skipped   {folder / 'gone'}: not a file" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from ase_definet.matching.library import get_host
-from ase_definet.screening.enumeration import DefectSpace, count_all, parse_defects
+from ase_definet.screening.enumeration import DefectSpace, parse_defects
+from tests.conftest import count_all
 
 LAYERS = ("MoS2", "BN", "P", "GaSe")
 CRYSTALS = ("Si", "NaCl", "Cu", "Mg", "tilted")

@@ -88,7 +88,7 @@ def poscars_of(folder: Path) -> Any:
 def weights_of(folder: Path) -> Any:
     """Return the numbers of the weights that a training run exports."""
     out = folder / "exported.safetensors"
-    code, said = in_child(["export", str(folder / "run"), str(out), "--overwrite"], folder / "export.log")
+    code, said = in_child(["weights", "export", str(folder / "run"), str(out), "--overwrite"], folder / "export.log")
     if code != 0:
         return code, said
     return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in load_file(out).items()}

@@ -268,7 +268,7 @@ SUBJECTS = (
     Subject(
         "list of pairs", "layout/MoS2/train.csv", ("data pack layout out/a.pack --workers 1",), needs=("layout",)
     ),
-    Subject("authors' file", "authors.pt", ("import-checkpoint {file} out/a.safetensors",), BINARY),
+    Subject("authors' file", "authors.pt", ("weights import {file} out/a.safetensors",), BINARY),
     Subject("pack", "set.pack", ("data info {file}",), BINARY, _bytes_alike),
     Subject(
         "pack, evaluated",
@@ -292,9 +292,11 @@ SUBJECTS = (
         _bytes_alike,
     ),
     Subject("TOML", "mine.toml", ("train {file} --steps 2 -o out/run",)),
-    Subject("checkpoint", "run/last.pt", (_TRAIN, "export run out/a.safetensors"), BINARY, _states_alike, ("run",)),
+    Subject(
+        "checkpoint", "run/last.pt", (_TRAIN, "weights export run out/a.safetensors"), BINARY, _states_alike, ("run",)
+    ),
     Subject("log of a run", "run/log.csv", (_TRAIN,), needs=("run",)),
-    Subject("config of a run", "run/config.json", ("export run out/a.safetensors",), needs=("run",)),
+    Subject("config of a run", "run/config.json", ("weights export run out/a.safetensors",), needs=("run",)),
     Subject("INCAR", "incar.txt", ("vasp {made}/good.vasp -o out/vasp --incar {text}",)),
     Subject("k-points", "kpoints.txt", ("vasp {made}/good.vasp -o out/vasp --kpoints {text}",)),
     Subject("run.json", "screen/run.json", _SCREEN, needs=("screen",)),
@@ -366,7 +368,7 @@ def prepare(made: Path) -> None:
     (made / "mine.toml").write_text(TOML.format(data=made / "set.pack"))
     shutil.copy(made / "mine.toml", made / "run.toml")
     _sound("train", made / "run.toml", "-o", made / "run")
-    _sound("export", made / "run", made / "tiny.safetensors")
+    _sound("weights", "export", made / "run", made / "tiny.safetensors")
     shutil.copy(Path(cli_weights()), made / "default.safetensors")
     screen = ("--host", "MoS2", "--model", made / "tiny.safetensors", "--device", "cpu", "-o", made / "screen")
     _sound("screen", made / "some.extxyz", *screen)

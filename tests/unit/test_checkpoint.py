@@ -71,7 +71,7 @@ def saved(tmp_path):
 def test_a_training_run_is_no_weights_yet(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"")
     for name in (tmp_path, tmp_path / "last.pt"):
-        with pytest.raises(CheckpointError, match="ase-definet export"):
+        with pytest.raises(CheckpointError, match="ase-definet weights export"):
             resolve_model(name)
 
 
@@ -197,7 +197,7 @@ def test_foreign_safetensors(tmp_path, metadata):
     ("changes", "message"),
     [
         ({"format_version": "3"}, "version 3, expected 2; upgrade"),
-        ({"format_version": "1"}, "version 1, expected 2; convert it with `ase-definet upgrade-weights"),
+        ({"format_version": "1"}, "version 1, expected 2; convert it with `ase-definet weights upgrade"),
         ({"format_version": "one"}, "format_version is 'one'"),
         ({"format_version": None}, "format_version is ''"),
         ({"architecture": "mace"}, "unknown architecture 'mace', expected one of site, definet"),
@@ -359,7 +359,7 @@ def test_upgrade_of_version_1(saved, tmp_path):
     card = VERSION_1 | {"parts": [VERSION_1]}
     resave(saved, format_version="1", card=json.dumps(card), content_sha256=None)
     new = tmp_path / "new.safetensors"
-    done = CliRunner().invoke(cli, ["upgrade-weights", str(saved), str(new)])
+    done = CliRunner().invoke(cli, ["weights", "upgrade", str(saved), str(new)])
     assert done.exit_code == 0, done.output
     loaded = load_checkpoint(new)
     expected = {"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": {"defects": ["S_Mo", "v_Mo", "v_S"]}}}}

@@ -62,9 +62,9 @@ def agree(found, expected) -> None:
     assert np.isfinite(found.site_displacement).all()
     assert np.abs(found.site_displacement - expected.site_displacement).max() < SAME
     assert np.abs(found.atoms.positions - expected.atoms.positions).max() < SAME
-    assert (found.uncertainty is None) == (expected.uncertainty is None)
-    if expected.uncertainty is not None:
-        assert np.abs(found.uncertainty - expected.uncertainty).max() < SAME
+    assert (found.expected_error is None) == (expected.expected_error is None)
+    if expected.expected_error is not None:
+        assert np.abs(found.expected_error - expected.expected_error).max() < SAME
 
 
 def test_cuda_is_where_the_network_is(pair):
@@ -101,11 +101,13 @@ def test_cuda_relaxes_batches(pair, batch, monkeypatch):
         agree(found[k], here.predict(structures[k]))
 
 
-@pytest.mark.parametrize("start", ["ideal", "given"])
-def test_cuda_relaxes_mixed_lattices(published, start):
+@pytest.mark.parametrize("initial_positions", ["ideal", "given"])
+def test_cuda_relaxes_mixed_lattices(published, initial_positions):
     structures = MIXED["mixed"]()
     for model in ("default", str(published)):
-        there, here = (DefiNetRelaxer(model, "auto", device, start=start) for device in (CUDA, "cpu"))
+        there, here = (
+            DefiNetRelaxer(model, "auto", device, initial_positions=initial_positions) for device in (CUDA, "cpu")
+        )
         for found, atoms in zip(there.relax_many(structures), structures, strict=True):
             agree(found, here.predict(atoms))
 
@@ -113,7 +115,7 @@ def test_cuda_relaxes_mixed_lattices(published, start):
 def test_cuda_relaxes_12288_sites(pair):
     there, here = pair
     atoms = mos2(64)
-    assert len(there.predict(atoms).markers) == 12_288
+    assert len(there.predict(atoms).kinds) == 12_288
     agree(there.predict(atoms), here.predict(atoms))
 
 

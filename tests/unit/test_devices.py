@@ -147,13 +147,17 @@ def test_what_cuda_runs_gives_what_the_cpu_gives(model, case, limits):
         assert np.abs(a - b).max() < SAME
 
 
-@pytest.mark.parametrize("start", ["ideal", "given"])
-def test_the_smallest_chunks_give_it_too(model, start):
+@pytest.mark.parametrize("initial_positions", ["ideal", "given"])
+def test_the_smallest_chunks_give_it_too(model, initial_positions):
     structures = [oblique(), vacancy("GaSe", 3), mos2_with_defects(18)]
-    expected = moves(DefiNetRelaxer(model, "auto", "cpu", start=start).relax_many(structures))
+    expected = moves(DefiNetRelaxer(model, "auto", "cpu", initial_positions=initial_positions).relax_many(structures))
     few = replace(TINY, chunk_bytes=400_000, short_range_bytes=100_000)
     for a, b in zip(
-        moves(DefiNetRelaxer(model, "auto", "cpu", start=start, working_set=few).relax_many(structures)),
+        moves(
+            DefiNetRelaxer(model, "auto", "cpu", initial_positions=initial_positions, working_set=few).relax_many(
+                structures
+            )
+        ),
         expected,
         strict=True,
     ):
@@ -200,12 +204,12 @@ def test_the_device_that_is_not_there_is_strict():
         assert elsewhere.on_cpu
 
 
-@pytest.mark.parametrize("start", ["ideal", "given"])
-def test_a_relaxer_elsewhere(model, start, monkeypatch):
+@pytest.mark.parametrize("initial_positions", ["ideal", "given"])
+def test_a_relaxer_elsewhere(model, initial_positions, monkeypatch):
     """Every tensor of a prediction is where the network is, and the answers come back."""
-    alone = start == "ideal" and model == "default"
+    alone = initial_positions == "ideal" and model == "default"
     structures = MIXED["mixed"]()[: 8 if alone else 5]
-    relaxer = DefiNetRelaxer(model, "auto", "cpu", start=start, working_set=CUDA)
+    relaxer = DefiNetRelaxer(model, "auto", "cpu", initial_positions=initial_positions, working_set=CUDA)
     expected = moves(relaxer.relax_many(structures))
     sizes = passes_of(relaxer, monkeypatch)
     with Elsewhere():

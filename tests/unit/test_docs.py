@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -15,7 +16,10 @@ from tests.conftest import REPO
 
 
 def test_readme_table_is_that_of_card_and_scores():
-    assert readme.table() in (REPO / "README.md").read_text(encoding="utf-8")
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    assert readme.table() in text
+    hosts = bundled_cards()["default"].card.training.hosts.values()
+    assert f"Weights trained on {sum(host.training_pairs for host in hosts):,} real" in " ".join(text.split())
 
 
 def test_cards_and_results_mean_the_same_by_ideal_sites():
@@ -45,6 +49,14 @@ def test_cards_are_those_in_the_weights():
         assert bundled.card == loaded.card
         assert bundled.card.plain() == json.loads(json.dumps(loaded.card.plain()))
         assert bundled.sha256 == loaded.sha256
+
+
+def test_files_named_in_the_architecture_exist():
+    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", text)
+    assert "cli/relax.py" in named
+    package = REPO / "ase_definet"
+    assert not [name for name in named if not (package / name).exists() and not (REPO / name).exists()]
 
 
 def test_weights_fit_in_a_wheel_and_name_their_data():

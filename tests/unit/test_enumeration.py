@@ -23,8 +23,9 @@ from ase_definet.cli import enumerate as enumerate_module
 from ase_definet.errors import EnumerationError
 from ase_definet.matching.library import get_host
 from ase_definet.matching.site_map import match_sites
-from ase_definet.screening.enumeration import Configuration, DefectSpace, count_all, parse_defects
+from ase_definet.screening.enumeration import Configuration, DefectSpace, parse_defects
 from ase_definet.structures.files import new_database
+from tests.conftest import count_all
 
 OBLIQUE = [[3, 1, 0], [-1, 2, 0], [0, 0, 1]]
 
@@ -417,3 +418,34 @@ def test_any_name_of_a_host_can_be_written_and_read_again(name, tmp_path):
     with new_database(tmp_path / "a.db") as database:
         enumerate_module._to_database(database, space, one)
     assert connect(tmp_path / "a.db").get(1).toatoms().get_chemical_formula() == "Mo4S6"
+
+
+# POSCARs
+
+
+@pytest.mark.parametrize(
+    ("host", "size", "text"),
+    [
+        ("MoS2", "4x4", "v_S*2 + W_Mo"),
+        ("BN", "3x3", "C_B + C_N"),
+        ("GaSe", "3x3", "v_Ga + S_Se"),
+        ("P", "3x3", "N_P"),
+    ],
+)
+def test_a_poscar_has_one_block_for_each_species_and_leads_back_to_the_sites(host, size, text, tmp_path):
+    base = ["enumerate", "--host", host, "--supercell", size, "--defects", text, "--limit", "3"]
+    for output in ("folder", "all.extxyz"):
+        done = CliRunner().invoke(cli, [*base, "-o", str(tmp_path / output)])
+        assert done.exit_code == 0, done.output
+    for known in read(tmp_path / "all.extxyz", ":"):
+        path = tmp_path / "folder" / f"{known.info['name']}.vasp"
+        symbols = path.read_text().splitlines()[5].split()
+        assert len(symbols) == len(set(symbols))
+        found = read(path)
+        alike = (atoms[np.argsort(atoms.numbers, kind="stable")] for atoms in (known, found))
+        one, other = alike
+        assert one.get_chemical_symbols() == other.get_chemical_symbols()
+        np.testing.assert_allclose(one.get_scaled_positions(), other.get_scaled_positions(), atol=1e-9)
+        maps = [match_sites(atoms, host) for atoms in (known, found)]
+        assert maps[0].defect_counts == maps[1].defect_counts
+        np.testing.assert_array_equal(np.sort(maps[1].atom_index[maps[1].atom_index >= 0]), np.arange(len(found)))

@@ -294,32 +294,32 @@ def rank_correlation(one, other):
 def estimated(scored):
     """Return the scores with estimates that are right within a factor."""
     rng = np.random.default_rng(0)
-    return [replace(s, uncertainty=s.error * np.exp(rng.normal(0, 0.7, len(s.error)))) for s in scored[0]]
+    return [replace(s, expected_error=s.error * np.exp(rng.normal(0, 0.7, len(s.error)))) for s in scored[0]]
 
 
-def test_uncertainty_is_compared_with_the_error(estimated):
-    row = summarise(estimated)["subsets"]["high/MoS2"]["uncertainty"]
+def test_the_expected_error_is_compared_with_the_error(estimated):
+    row = summarise(estimated)["subsets"]["high/MoS2"]["expected_error"]
     own = [score for score in estimated if score.subset == "high/MoS2"]
     error = np.concatenate([score.error for score in own])
-    estimate = np.concatenate([score.uncertainty for score in own])
+    estimate = np.concatenate([score.expected_error for score in own])
     assert row["rank_correlation"] == pytest.approx(rank_correlation(estimate, error))
     assert 0.5 < row["rank_correlation"] < 0.99
-    means = [(score.uncertainty.mean(), score.error.mean()) for score in own]
+    means = [(score.expected_error.mean(), score.error.mean()) for score in own]
     assert row["rank_correlation_of_structures"] == pytest.approx(rank_correlation(*zip(*means, strict=True)))
     assert row["mean_estimate"] == pytest.approx(estimate.mean())
     assert row["mean_error"] == pytest.approx(error.mean())
     assert row["within_twice"] == pytest.approx(np.mean(error <= 2 * estimate))
 
 
-def test_no_uncertainty_is_claimed_where_one_is_missing(estimated):
-    some = [replace(estimated[0], uncertainty=None), *estimated[1:]]
-    assert "uncertainty" not in summarise(some)["subsets"]["high/MoS2"]
-    assert "uncertainty" in summarise(some)["subsets"]["low/MoS2"]
+def test_no_error_is_expected_where_one_is_missing(estimated):
+    some = [replace(estimated[0], expected_error=None), *estimated[1:]]
+    assert "expected_error" not in summarise(some)["subsets"]["high/MoS2"]
+    assert "expected_error" in summarise(some)["subsets"]["low/MoS2"]
 
 
 def test_reliability_bins_hold_equal_numbers_of_atoms(estimated):
     rows = reliability(estimated, bins=4)
-    estimate = np.concatenate([score.uncertainty for score in estimated])
+    estimate = np.concatenate([score.expected_error for score in estimated])
     error = np.concatenate([score.error for score in estimated])
     assert sum(row["n"] for row in rows) == len(error)
     assert max(row["n"] for row in rows) - min(row["n"] for row in rows) <= 1

@@ -106,15 +106,15 @@ INSIDE = {
 }
 
 
-@pytest.mark.parametrize("start", ["ideal", "given"])
+@pytest.mark.parametrize("initial_positions", ["ideal", "given"])
 @pytest.mark.parametrize("case", OUTSIDE)
-def test_nothing_is_expected_where_nothing_is_known(case, start):
+def test_nothing_is_expected_where_nothing_is_known(case, initial_positions):
     make, host, words = OUTSIDE[case]
-    result = DefiNetRelaxer(host=host, device="cpu", start=start).predict(make())
+    result = DefiNetRelaxer(host=host, device="cpu", initial_positions=initial_positions).predict(make())
     assert set(result.outside) == words
     assert result.unsupported == result.outside
-    assert result.uncertainty is None
-    assert "definet_uncertainty" not in result.atoms.arrays
+    assert result.expected_error is None
+    assert "definet_expected_error" not in result.atoms.arrays
     assert result.warnings
 
 
@@ -124,21 +124,21 @@ def test_what_is_known_keeps_its_number(case):
     result = DefiNetRelaxer(host=host, device="cpu").predict(make())
     assert set(result.outside) <= {"pristine"}
     assert result.unsupported == ()
-    assert result.uncertainty.shape == (len(result.atoms),)
-    assert (result.uncertainty > 0).all()
-    assert result.uncertainty.max() < MOST
-    np.testing.assert_array_equal(result.atoms.arrays["definet_uncertainty"], result.uncertainty)
+    assert result.expected_error.shape == (len(result.atoms),)
+    assert (result.expected_error > 0).all()
+    assert result.expected_error.max() < MOST
+    np.testing.assert_array_equal(result.atoms.arrays["definet_expected_error"], result.expected_error)
 
 
 def test_an_estimate_that_was_there_before_is_not_handed_on(relaxer):
     """The relaxed atoms of one prediction may be the input of the next."""
     first = relaxer.relax(vacancy(16))
     first.numbers[np.flatnonzero(first.numbers == 42)[3]] = 75
-    assert "definet_uncertainty" in first.arrays
+    assert "definet_expected_error" in first.arrays
     again = relaxer.predict(first)
-    assert again.uncertainty is None
-    assert "definet_uncertainty" not in again.atoms.arrays
-    assert "definet_uncertainty" in first.arrays  # the input is the caller's
+    assert again.expected_error is None
+    assert "definet_expected_error" not in again.atoms.arrays
+    assert "definet_expected_error" in first.arrays  # the input is the caller's
 
 
 @pytest.fixture
@@ -163,24 +163,27 @@ def test_the_command_says_that_it_is_unknown(tmp_path):
     assert "expected error unknown (outside the training data: species, host)" in output
     assert not re.search(r"Å expected", output)
     assert record["outside"] == ["species", "host"]
-    for key in ("mean_uncertainty", "largest_uncertainty", "largest_uncertainty_atom"):
+    for key in ("mean_expected_error", "largest_expected_error", "largest_expected_error_atom"):
         assert record[key] is None
-    assert "uncertainty" not in (tmp_path / "run" / "README.txt").read_text()
+    assert "expected_error" not in (tmp_path / "run" / "README.txt").read_text()
     assert "Å expected" not in (tmp_path / "run" / "README.txt").read_text()
 
 
 def test_the_command_says_what_is_expected(tmp_path):
     output, record = relaxed_by_command(tmp_path, vacancy(16), "MoS2")
     assert "unknown" not in output
-    assert f"{record['mean_uncertainty']:.3f} Å expected, at most {record['largest_uncertainty']:.3f} Å" in output
+    assert (
+        f"error {record['mean_expected_error']:.3f} Å on average, at most {record['largest_expected_error']:.3f} Å"
+        in output
+    )
     assert record["outside"] == []
-    assert 0 < record["mean_uncertainty"] <= record["largest_uncertainty"] < MOST
+    assert 0 < record["mean_expected_error"] <= record["largest_expected_error"] < MOST
 
 
 def test_weights_without_a_record(tmp_path, no_record):
     output, record = relaxed_by_command(tmp_path, vacancy(16), "MoS2", "--model", str(no_record))
     assert "expected error unknown (these weights have no record of their training data)" in output
-    assert record["mean_uncertainty"] is None
+    assert record["mean_expected_error"] is None
 
 
 @pytest.fixture(scope="module")
@@ -212,11 +215,11 @@ def test_a_screen_leaves_the_unknown_empty(screened):
         ("antisite", False),
         ("pristine", True),
     ):
-        for column in ("mean_uncertainty", "largest_uncertainty"):
+        for column in ("mean_expected_error", "largest_expected_error"):
             assert bool(rows[name][column]) == known
-        assert bool(rows[name]["mean_uncertainty_near"]) == (known and name != "pristine")
+        assert bool(rows[name]["mean_expected_error_near"]) == (known and name != "pristine")
     frames = {atoms.info["name"]: atoms for atoms in read(screened / "structures.extxyz", ":")}
-    assert {name for name, atoms in frames.items() if "definet_uncertainty" in atoms.arrays} == {
+    assert {name for name, atoms in frames.items() if "definet_expected_error" in atoms.arrays} == {
         *("known", "several", "pristine")
     }
 
@@ -226,7 +229,7 @@ def test_the_unknown_comes_first_in_the_report(screened, tmp_path):
     names = [row["name"] for row in data["rows"]]
     assert names[:2] == ["Re_Mo", "antisite"]
     assert "pristine" not in names  # the one that is least doubtful
-    near = [row["mean_uncertainty_near"] for row in data["rows"]]
+    near = [row["mean_expected_error_near"] for row in data["rows"]]
     assert near[:2] == ["", ""]
     assert near[2] >= near[3] > 0
     pictures = {int(index): picture["doubt"] for index, picture in data["pictures"].items()}

@@ -84,26 +84,28 @@ def vacancy(host: str, n: int = 4):
 
 
 @pytest.mark.parametrize(("host", "own"), [("MoS2", "general"), ("GaSe", "own"), ("InSe", "own"), ("BN", "general")])
-@pytest.mark.parametrize("start", ["ideal", "given"])
-def test_every_host_gets_its_network(combined, files, host, own, start):
+@pytest.mark.parametrize("initial_positions", ["ideal", "given"])
+def test_every_host_gets_its_network(combined, files, host, own, initial_positions):
     atoms = vacancy(host)
-    both = DefiNetRelaxer(str(combined), host, "cpu", start=start).predict(atoms)
-    alone = DefiNetRelaxer(str(files / f"{own}.safetensors"), host, "cpu", start=start).predict(atoms)
+    both = DefiNetRelaxer(str(combined), host, "cpu", initial_positions=initial_positions).predict(atoms)
+    alone = DefiNetRelaxer(
+        str(files / f"{own}.safetensors"), host, "cpu", initial_positions=initial_positions
+    ).predict(atoms)
     assert np.abs(alone.site_displacement).max() > FLOAT32
     np.testing.assert_array_equal(both.site_displacement, alone.site_displacement)
-    np.testing.assert_array_equal(both.uncertainty, alone.uncertainty)
-    assert (both.uncertainty is not None) == (host in VACANCIES)
+    np.testing.assert_array_equal(both.expected_error, alone.expected_error)
+    assert (both.expected_error is not None) == (host in VACANCIES)
 
 
 def test_hosts_may_share_a_batch(combined):
-    relaxer = DefiNetRelaxer(str(combined), "auto", "cpu", start="given")
+    relaxer = DefiNetRelaxer(str(combined), "auto", "cpu", initial_positions="given")
     structures = [vacancy("GaSe"), vacancy("MoS2"), mos2_with_defects(4), vacancy("InSe"), vacancy("P")]
     together = list(relaxer.relax_many(structures))
     for found, atoms in zip(together, structures, strict=True):
         one = relaxer.predict(atoms)
         np.testing.assert_allclose(found.site_displacement, one.site_displacement, atol=FLOAT32)
     # results show the estimates of hosts that the weights know; those of the others must be right no less
-    assert [found.uncertainty is not None for found in together] == [True, True, False, False, False]
+    assert [found.expected_error is not None for found in together] == [True, True, False, False, False]
     items = [relaxer._prepare(atoms, None) for atoms in structures]
     with torch.inference_mode():
         _, errors = relaxer._predict(items)
@@ -173,22 +175,22 @@ def test_command(files):
     arguments = [
         str(files / "general.safetensors"),
         str(out),
-        "--host-model",
+        "--host-weights",
         "GaSe,InSe",
         str(files / "own.safetensors"),
     ]
-    done = CliRunner().invoke(cli, ["combine", *arguments])
+    done = CliRunner().invoke(cli, ["weights", "combine", *arguments])
     assert done.exit_code == 0, done.output
     assert "GaSe, InSe by" in done.output
     assert load_checkpoint(out).card.name == "both"
-    again = CliRunner().invoke(cli, ["combine", *arguments])
+    again = CliRunner().invoke(cli, ["weights", "combine", *arguments])
     assert again.exit_code == 2
     assert "--overwrite" in again.output
-    twice = CliRunner().invoke(cli, ["combine", *arguments, *arguments[2:], "--overwrite"])
+    twice = CliRunner().invoke(cli, ["weights", "combine", *arguments, *arguments[2:], "--overwrite"])
     assert twice.exit_code == 2
     assert "the same hosts twice" in twice.output
-    assert CliRunner().invoke(cli, ["combine", arguments[0], "x.pt", *arguments[2:]]).exit_code == 2
-    wrong = CliRunner().invoke(cli, ["combine", *arguments[:3], "GaSi", arguments[4], "--overwrite"])
+    assert CliRunner().invoke(cli, ["weights", "combine", arguments[0], "x.pt", *arguments[2:]]).exit_code == 2
+    wrong = CliRunner().invoke(cli, ["weights", "combine", *arguments[:3], "GaSi", arguments[4], "--overwrite"])
     assert wrong.exit_code == 1
     assert "GaSi" in wrong.output
 

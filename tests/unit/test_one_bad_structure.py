@@ -103,7 +103,7 @@ def records_equal(found: list[RelaxResult], expected: list[RelaxResult]) -> None
     for a, b in zip(found, expected, strict=True):
         assert isinstance(a, RelaxResult)
         assert isinstance(b, RelaxResult)
-        for name in ("site_displacement", "displacement", "uncertainty"):
+        for name in ("site_displacement", "displacement", "expected_error"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         np.testing.assert_array_equal(a.atoms.positions, b.atoms.positions)
         assert (a.warnings, a.outside) == (b.warnings, b.outside)

@@ -28,8 +28,8 @@ def score(subset: str, seed: int = 0, *, estimated: bool = False, size: float = 
         "model": {"coordinate_mae": float(error.mean())},
         "ideal_sites": {"coordinate_mae": 2 * float(error.mean())},
     }
-    uncertainty = error * np.exp(rng.normal(0, 0.3, N_ATOMS)) if estimated else None
-    return Score(f"{subset}{seed}", subset, maes, error, distance, predicted, true, uncertainty, 0.1, ())
+    expected_error = error * np.exp(rng.normal(0, 0.3, N_ATOMS)) if estimated else None
+    return Score(f"{subset}{seed}", subset, maes, error, distance, predicted, true, expected_error, 0.1, ())
 
 
 def ink(path) -> float:
@@ -59,7 +59,7 @@ def test_pictures_are_written(tmp_path, n_subsets):
         assert 0.01 < ink(path) < 0.6
 
 
-def test_reliability_is_drawn_only_where_there_are_uncertainties(tmp_path):
+def test_reliability_is_drawn_only_where_errors_are_expected(tmp_path):
     some = [score("a"), score("b", estimated=True)]
     assert [path.name for path in draw_scores(some[:1], tmp_path)] == list(FILES[:2])
     assert [path.name for path in draw_scores(some, tmp_path)] == list(FILES)

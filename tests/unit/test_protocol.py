@@ -144,14 +144,14 @@ def test_the_relaxer_tells_a_network_the_state(tmp_path):
     neutral, charged = mos2_with_defects(4), mos2_with_defects(4)
     charged.info |= {"charge": -1, "spin_multiplicity": 2, "functional": "HSE06"}
     for start in ("ideal", "given"):
-        relaxer = DefiNetRelaxer(str(paths[0]), "MoS2", "cpu", start=start)
+        relaxer = DefiNetRelaxer(str(paths[0]), "MoS2", "cpu", initial_positions=start)
         found = [one.site_displacement for one in relaxer.relax_many([neutral, charged])]
         assert np.abs(found[0] - found[1]).max() > 1e-5
         for atoms, own in zip((neutral, charged), found, strict=True):
             sites = sites_of(match_sites(atoms, "MoS2"), start, state_of(atoms).codes)
             expected = predicted(relaxer.network, [sites]).displacement.detach().numpy()
             np.testing.assert_allclose(own, expected, atol=1e-5)
-        relaxer = DefiNetRelaxer(str(paths[1]), "MoS2", "cpu", start=start)
+        relaxer = DefiNetRelaxer(str(paths[1]), "MoS2", "cpu", initial_positions=start)
         found = [relaxer.predict(one).site_displacement for one in (neutral, charged)]
         np.testing.assert_array_equal(found[0], found[1])
     charged.info["charge"] = 7

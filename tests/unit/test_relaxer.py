@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -22,9 +24,11 @@ from ase_definet.errors import (
     StrictError,
     StructureError,
 )
+from ase_definet.matching.library import get_host
 from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
+from ase_definet.screening.enumeration import DefectSpace, parse_defects
 from tests.conftest import DEVICES, mos2_with_defects, pristine
 
 MOVED = 0.03
@@ -159,7 +163,7 @@ def test_keeping_the_given_positions_is_another_prediction(mos2):
     rattled = mos2.copy()
     rattled.rattle(0.02, seed=1)
     ideal = DefiNetRelaxer(host="MoS2", device="cpu").relax(rattled)
-    given = DefiNetRelaxer(host="MoS2", device="cpu", start="given").relax(rattled)
+    given = DefiNetRelaxer(host="MoS2", device="cpu", initial_positions="given").relax(rattled)
     assert np.abs(ideal.positions - given.positions).max() > 0.01
 
 
@@ -175,11 +179,11 @@ def test_structure_in_structure_out(relaxer, mos2):
 def test_result_says_how(relaxer, mos2):
     result = relaxer.predict(mos2)
     assert result.site_map.supercell_name == "8x8x1"
-    assert result.markers.shape == (192,)
-    assert (result.markers == 2).sum() == 2
+    assert result.kinds.shape == (192,)
+    assert (result.kinds == 2).sum() == 2
     assert set(result.timings) == {"match", "graph", "forward"}
     assert np.abs(result.displacement - (result.atoms.positions - mos2.positions)).max() == 0
-    assert np.abs(result.site_displacement[result.markers == 2]).max() == 0
+    assert np.abs(result.site_displacement[result.kinds == 2]).max() == 0
     with pytest.raises(AttributeError):
         result.atoms = mos2
 
@@ -317,7 +321,7 @@ def test_errors(relaxer, mos2):
     with pytest.raises(HostError, match="no host"):
         DefiNetRelaxer(device="cpu").relax(mos2)
     with pytest.raises(MatchError):
-        relaxer.predict(mos2, markers=[0] * 192)
+        relaxer.predict(mos2, kinds=[0] * 192)
     with pytest.raises(DeviceError, match="unknown device"):
         DefiNetRelaxer(device="quantum")
     if not torch.cuda.is_available():
@@ -382,8 +386,8 @@ def test_pristine_is_named(relaxer):
 
 
 def test_options_are_checked():
-    with pytest.raises(DefiNetError, match="unknown start 'IDEAL'"):
-        DefiNetRelaxer(host="MoS2", device="cpu", start="IDEAL")
+    with pytest.raises(DefiNetError, match="'ideal' or 'given', found 'IDEAL'"):
+        DefiNetRelaxer(host="MoS2", device="cpu", initial_positions="IDEAL")
     with pytest.raises(DefiNetError, match="max_strain must be positive"):
         DefiNetRelaxer(host="MoS2", device="cpu", max_strain=-1)
 
@@ -414,3 +418,84 @@ def test_provenance_and_warnings_reach_the_input_set(relaxer, mos2, tmp_path):
     assert "NELECT" in report.incar
     relaxed = relaxer.relax(AseAtomsAdaptor.get_structure(mos2_with_defects(4)))
     assert "POSCAR" in write_vasp_inputs(relaxed, tmp_path / "b").files
+
+
+# Displacements longer than a bond
+
+
+def dense_wse2() -> Atoms:
+    """Return a cell in which the bundled weights move an atom by 2.9 Å."""
+    space = DefectSpace(get_host("WSe2"), np.diag([4, 4, 1]))
+    name = "v_Sex2+v_Wx2+S_Sex3-5-40-9-12-16-17-23"
+    sample = space.sample(0.15, list(parse_defects("v_Se + v_W + S_Se")), 1)
+    return space.atoms(next(one for one, _ in zip(sample, range(12), strict=False) if one.name == name))
+
+
+def test_a_displacement_longer_than_a_bond_is_a_warning_of_its_own():
+    atoms = dense_wse2()
+    result = DefiNetRelaxer(host="WSe2", device="cpu").predict(atoms)
+    moved = np.linalg.norm(result.site_displacement, axis=1) * (result.site_map.atom_index >= 0)
+    assert moved.max() > result.site_map.host.nearest_neighbor
+    (said,) = (text for text in result.warnings if "than a bond" in text)
+    atom = result.site_map.atom_index[moved.argmax()]
+    assert said.startswith(f"atom {atom} ({atoms.symbols[atom]}) is predicted {moved.max():.2f} Å from its site")
+    assert said in result.atoms.info["definet_warnings"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        DefiNetRelaxer(host="WSe2", device="cpu").relax(atoms)
+    assert [str(one.message) for one in caught] == list(result.warnings)
+
+
+@pytest.mark.parametrize("name", ["MoS2", "BN", "P", "GaSe"])
+@pytest.mark.parametrize(("share", "count"), [(0.99, 0), (1.01, 1), (2.0, 3)])
+def test_only_atoms_that_move_further_than_a_bond_are_counted(name, share, count, monkeypatch):
+    atoms = pristine(name, 4)
+    del atoms[3]
+    relaxer = DefiNetRelaxer(host=name, device="cpu")
+    sites = len(atoms) + 1
+    moved = np.zeros((sites, 3))
+    moved[: max(count, 1), 0] = share * get_host(name).nearest_neighbor
+    moved[:, 1] = 0.0
+    monkeypatch.setattr(relaxer, "_predict", lambda _: (moved, None))
+    result = relaxer.predict(atoms)
+    moved[result.site_map.atom_index < 0] = 100.0  # where nothing is, nothing moves
+    result = relaxer.predict(atoms)
+    occupied = int((result.site_map.atom_index[: max(count, 1)] >= 0).sum())
+    said = [text for text in result.warnings if "than a bond" in text]
+    assert len(said) == (1 if count and occupied else 0)
+    if occupied > 1 and count:
+        assert f"and {occupied - 1} more such atoms" in said[0]
+    relaxer.strict = True
+    monkeypatch.setattr(relaxer, "_reservations", lambda *_: iter(()))
+    if said:
+        with pytest.raises(StrictError, match="than a bond"):
+            relaxer.predict(atoms)
+    else:
+        assert relaxer.predict(atoms).warnings == ()
+
+
+# Strain
+
+
+@pytest.mark.parametrize("name", ["MoS2", "BN", "P"])
+@pytest.mark.parametrize("strain", [-0.04, 0.02, 0.05])
+def test_one_strain_is_one_warning(name, strain):
+    atoms = pristine(name, 4)
+    del atoms[3]
+    atoms.set_cell(atoms.cell.array * [[1 + strain], [1 + strain], [1]], scale_atoms=True)
+    result = DefiNetRelaxer(host=name, device="cpu").predict(atoms)
+    (said,) = (text for text in result.warnings if "strained" in text)
+    assert said == f"the cell is strained by {strain:+.1%} against the {name} of the training data"
+    assert "strain" in result.outside
+
+
+def test_a_strained_host_that_differs_from_the_training_data_too_says_both():
+    host = pristine("MoS2", 1)
+    host.set_cell(host.cell.array * [[0.98], [0.98], [1]], scale_atoms=True)
+    atoms = pristine("MoS2", 4)
+    del atoms[3]
+    atoms.set_cell(atoms.cell.array * [[1.02], [1.02], [1]], scale_atoms=True)
+    result = DefiNetRelaxer(host=host, device="cpu").predict(atoms)
+    (said,) = (text for text in result.warnings if "strained" in text)
+    assert "the cell is strained by +2.1% against the MoS2" in said
+    assert "the host is strained by +4.1% onto the cell" in said

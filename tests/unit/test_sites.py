@@ -7,7 +7,8 @@ from ase.build import bulk, make_supercell, mx2
 
 from ase_definet.errors import DefiNetError, HostError, MatchError, StructureError
 from ase_definet.matching.library import library
-from ase_definet.matching.site_map import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, SiteKind, match_sites
+from ase_definet.matching.site_kind import SiteKind
+from ase_definet.matching.site_map import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, match_sites
 
 POSITION_TOLERANCE = 1e-3  # Å, a structure on its sites
 RATTLE_TOLERANCE = 0.2  # Å, the rigid shift of a rattled one is a median
@@ -617,6 +618,27 @@ def test_auto_finds_the_library_host(name):
     assert assert_found(*one_of_each(name), "auto").host.name == name
 
 
+@pytest.mark.parametrize(
+    ("formula", "a", "thickness"), [("NbS2", 3.34, 3.13), ("WTe2", 3.55, 3.62), ("MoTe2", 3.55, 3.62)]
+)
+def test_auto_never_makes_a_host_of_a_thousand_dopants(formula, a, thickness):
+    """A host that the library lacks is not one that it has, with every metal or chalcogen replaced."""
+    atoms = mx2(formula, a=a, thickness=thickness, size=(6, 6, 1), vacuum=8)
+    del atoms[7]
+    with pytest.raises(HostError, match=f"no host of the library fits .*{'|'.join(library())}"):
+        match_sites(atoms, "auto", max_strain=0.2)
+
+
+def test_auto_takes_the_host_whose_composition_it_is():
+    """Each host of the library is found as itself, also where another one would fit with dopants and strain."""
+    for name, host in library().items():
+        size = (LAYERS.get(name, 3),) * 2 + (1,)
+        cell = [*host.cell[:2], [0, 0, 20.0]] if host.layered else host.cell
+        atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=cell, pbc=True).repeat(size)
+        del atoms[5]
+        assert match_sites(atoms, "auto").host.name == name
+
+
 def test_auto_without_a_host_that_fits_says_so():
     with pytest.raises(HostError, match="no host of the library"):
         match_sites(pristine("MgO"), "auto")
@@ -629,12 +651,12 @@ def test_auto_without_a_host_that_fits_says_so():
 def test_case_13_consistent_overrides_are_taken(name):
     atoms, _ = plant(pristine(name), {5: FOREIGN[name], 50: None})
     inferred = match_sites(atoms, host_of(name))
-    np.testing.assert_array_equal(match_sites(atoms, host_of(name), markers=inferred.kinds).kinds, inferred.kinds)
+    np.testing.assert_array_equal(match_sites(atoms, host_of(name), kinds=inferred.kinds).kinds, inferred.kinds)
     np.testing.assert_array_equal(match_sites(atoms, host_of(name), substitutions=[5]).kinds, inferred.kinds)
     both = match_sites(atoms, host_of(name), substitutions=[5, 7])
     assert both.kinds[both.atom_index == 7] == SiteKind.SUBSTITUTION
     assert (both.kinds != inferred.kinds).sum() == 1
-    again = match_sites(atoms, host_of(name), markers=both.kinds.tolist())
+    again = match_sites(atoms, host_of(name), kinds=both.kinds.tolist())
     np.testing.assert_array_equal(again.kinds, both.kinds)
 
 
@@ -652,16 +674,16 @@ def test_case_13_contradictory_overrides_are_refused(name):
     more = kinds.copy()
     more[np.flatnonzero(kinds == SiteKind.PRISTINE)[0]] = SiteKind.SUBSTITUTION
     for options, reason in (
-        ({"markers": full}, "marked pristine but is empty"),
-        ({"markers": empty}, "marked vacancy but holds atom"),
-        ({"markers": unknown}, "another value"),
-        ({"markers": kinds[:-1]}, f"expected {len(kinds)} markers"),
-        ({"markers": kinds + 0.5}, "another value"),
-        ({"markers": foreign}, f"marked pristine but holds {FOREIGN[name]}"),
+        ({"kinds": full}, "marked pristine but is empty"),
+        ({"kinds": empty}, "marked vacancy but holds atom"),
+        ({"kinds": unknown}, "another value"),
+        ({"kinds": kinds[:-1]}, f"expected {len(kinds)} kinds"),
+        ({"kinds": kinds + 0.5}, "another value"),
+        ({"kinds": foreign}, f"marked pristine but holds {FOREIGN[name]}"),
         ({"substitutions": []}, f"marked pristine but holds {FOREIGN[name]}"),
         ({"substitutions": [5, len(atoms)]}, f"names atom {len(atoms)}"),
         ({"substitutions": [5, -1]}, "names atom -1"),
-        ({"substitutions": [5], "markers": more}, "disagree"),
+        ({"substitutions": [5], "kinds": more}, "disagree"),
     ):
         with pytest.raises(MatchError, match=reason):
             match_sites(atoms, host, **options)

@@ -235,6 +235,18 @@ def test_the_host_of_a_frame_may_be_a_file_beside_it(tmp_path):
     assert "nowhere.vasp" in problems[0].reason
 
 
+def test_mixed_fidelities_need_a_label(tmp_path):
+    source, frames = states_file(tmp_path, 5)
+    frames[1].info["functional"] = "PBE"
+    for k in (2, 4):
+        del frames[k].info["functional"]
+    write(source, frames)
+    pack, problems = pack_pairs(find_pairs(source, "BN", relaxed_only=True), tmp_path / "pack", workers=1)
+    assert sum(len(group) for group in pack.groups) == 3
+    assert [problem.id for problem in problems] == ["q2", "q4"]
+    assert "no functional is named, where others of this file say HSE06, PBE" in problems[0].reason
+
+
 def test_training_learns_what_a_charge_does(dataset, tmp_path):
     """Sites and occupation are the same for both charges: only a network that knows the state can tell them apart."""
     pack, _ = dataset
@@ -262,7 +274,7 @@ def test_withheld_states_are_unknown():
     state = torch.tensor(State(charge=1, spin_multiplicity=2, functional="HSE06").codes).expand(1, 4000, 4)
     found = withheld(state, 0.25)
     share = (found == 0).double().mean(1)[0]
-    assert share.tolist() == pytest.approx([0.25, 0.25, 0.0, 0.25], abs=0.03)
+    assert share.tolist() == pytest.approx([0.25] * 4, abs=0.03)
     assert torch.equal(torch.where(found == 0, state, found), state)
     assert torch.equal(withheld(state, 0.0), state)
 

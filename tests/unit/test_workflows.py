@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pymatgen.io.ase import AseAtomsAdaptor
-from pymatgen.io.vasp.inputs import Poscar
+from pymatgen.io.vasp.inputs import Incar, Poscar
 
 from ase_definet.errors import HostError
 from tests.conftest import mos2_with_defects
@@ -13,6 +13,7 @@ from tests.conftest import mos2_with_defects
 jobflow = pytest.importorskip("jobflow")
 from maggma.stores import MemoryStore  # noqa: E402
 
+from ase_definet.dft.vasp import DefiNetRelaxSet, restore_order  # noqa: E402
 from ase_definet.interop.jobflow import DefiNetRelaxMaker  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of jobflow's own
@@ -60,7 +61,7 @@ def test_what_a_job_returns(structure, relaxer, tmp_path):
     assert output["warnings"] == []
     assert output["model"] == result.model
     np.testing.assert_allclose(output["displacement"], result.displacement, atol=ROUNDED)
-    np.testing.assert_allclose(output["uncertainty"], result.uncertainty, atol=ROUNDED)
+    np.testing.assert_allclose(output["expected_error"], result.expected_error, atol=ROUNDED)
 
 
 def test_an_atoms_is_taken_too(tmp_path):
@@ -80,19 +81,23 @@ def test_a_wrong_host_is_noticed_before_anything_is_sent(structure):
         DefiNetRelaxMaker(device="cpu").make(structure)
 
 
-def test_ahead_of_atomate2(structure, relaxer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"input_set_generator": DefiNetRelaxSet(profile="robust")}])
+def test_ahead_of_atomate2(options, structure, relaxer, tmp_path, monkeypatch):
     core = pytest.importorskip("atomate2.vasp.jobs.core")
     base = pytest.importorskip("atomate2.vasp.jobs.base")
     started = {}
 
     def stand_in(**_):  # for the binary, at the very last step
-        started["structure"] = Poscar.from_file("POSCAR").structure
+        atoms = restore_order(AseAtomsAdaptor.get_atoms(Poscar.from_file("POSCAR").structure), ".")
+        started["structure"] = AseAtomsAdaptor.get_structure(atoms)
+        started["incar"] = Incar.from_file("INCAR")
         raise RuntimeError("VASP would start here")
 
     monkeypatch.setattr(base, "run_vasp", stand_in)
-    structure.sort()
+    if not options:  # atomate2's own sets sort
+        structure.sort()
     first = DefiNetRelaxMaker(device="cpu").make(structure, host="MoS2")
-    maker = core.RelaxMaker(write_input_set_kwargs={"potcar_spec": True})
+    maker = core.RelaxMaker(write_input_set_kwargs={"potcar_spec": True}, **options)
     second = maker.make(first.output["structure"])
     jobflow.run_locally(
         jobflow.Flow([first, second]), root_dir=tmp_path, create_folders=True, store=jobflow.JobStore(MemoryStore())
@@ -101,3 +106,5 @@ def test_ahead_of_atomate2(structure, relaxer, tmp_path, monkeypatch):
     assert [site.specie.symbol for site in relaxed] == [site.specie.symbol for site in structure]
     expected = relaxer.relax(structure)
     assert max(a.distance(b) for a, b in zip(relaxed, expected, strict=True)) < 1e-4
+    if options:
+        assert started["incar"] == DefiNetRelaxSet(expected, profile="robust").incar

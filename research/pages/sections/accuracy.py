@@ -68,7 +68,7 @@ def atoms_table(scores: dict[str, Any]) -> list[str]:
     head += ["rank correlation, atoms", "structures", "mean expected", "mean found", "ms"]
     rows = []
     for name, row in scores["subsets"].items():
-        estimate = row["uncertainty"]
+        estimate = row["expected_error"]
         rows.append(
             [
                 name,

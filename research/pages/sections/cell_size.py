@@ -13,7 +13,7 @@ def section() -> list[str]:
             name,
             f"{row['n']}x{row['n']}",
             f"{row['sites']:,}",
-            *(length(row[key]) for key in ("largest", "near_mean", "far_mean", "uncertainty_near")),
+            *(length(row[key]) for key in ("largest", "near_mean", "far_mean", "expected_error_near")),
         ]
         for name, cases in content["cases"].items()
         for row in cases

@@ -40,7 +40,7 @@ def section() -> list[str]:
     return [
         "## Ionic steps",
         "",
-        "`ase-definet validate FILE --host HOST --calculator CALCULATOR [--fit-lattice]` relaxed at fixed cell to",
+        "`ase-definet compare-steps FILE --host HOST --calculator CALCULATOR [--fit-lattice]` relaxed at fixed cell to",
         f"{some['fmax']} eV/Å with",
         f"ASE's {some['optimizer']}, from the host's sites and from the prediction, with the same settings.",
         f"{unlogged['ionic_steps_settings']['text']}",
@@ -67,6 +67,6 @@ def cells(content: dict[str, Any], row: dict[str, Any]) -> list[str]:
         *(f"{run['steps']}" + ("" if run["converged"] else " (not converged)") for run in runs),
         (percent(row["steps_saved"]) or "-") + ("" if row["same_minimum"] else " (another minimum)"),
         *(f"{run['first_energy_above_last']:.3f}" for run in runs),
-        length(row["unrelaxed_error"]),
+        length(row["ideal_sites_error"]),
         length(row["prediction_error"]),
     ]

@@ -1,4 +1,4 @@
-"""``ase-definet validate``: how many ionic steps a prediction saves, with a calculator of your own."""
+"""``ase-definet compare-steps``: how many ionic steps a prediction saves, with a calculator of your own."""
 
 from __future__ import annotations
 
@@ -11,47 +11,60 @@ import click
 
 from ase_definet.cli.common import (
     FILE,
+    PATH,
     BadUsage,
+    PositiveFloat,
     about,
     check_folder,
     checked_host,
     counts,
     error_text,
     host_option,
+    make_relaxer,
+    model_option,
     overwrite_option,
     refuse_existing,
     saved_text,
+    wrong_kind,
 )
-from ase_definet.errors import CalculatorError, DefiNetError
+from ase_definet.errors import CalculatorError, DefiNetError, StructureError
 from ase_definet.structures.files import replacing
 
 if TYPE_CHECKING:
-    from ase_definet.evaluation.compare_starts import Comparison
+    from ase_definet.evaluation.compare_steps import Comparison
     from ase_definet.relaxation.relaxer import DefiNetRelaxer
     from ase_definet.relaxation.result import RelaxResult
 
 _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 
 
-@click.command("validate")
-@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.command("compare-steps")
+@click.argument("files", type=PATH, nargs=-1, required=True)
 @host_option
-@click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp (any ASE calculator from Python).")
+@click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp; from Python, any ASE calculator.")
 @click.option("--optimizer", type=click.Choice(_OPTIMIZERS), default="BFGS", show_default=True)
-@click.option("--fmax", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True, help="In eV/Å.")
-@click.option("--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Each time, at most.")
-@click.option("--model", default="default", show_default=True, help="Bundled weights or a .safetensors file.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the calculator (JSON); may be repeated."
+    "--fmax",
+    type=PositiveFloat(),
+    default=0.05,
+    show_default=True,
+    help="Largest force of a converged structure, in eV/Å.",
+)
+@click.option(
+    "--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Limit of each relaxation."
+)
+@model_option
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the calculator, as JSON; repeatable."
 )
 @click.option(
     "--fit-lattice",
     is_flag=True,
-    help="Fit the calculator's lattice constant of the host first (three scales), and scale the cell to it.",
+    help="First fit the lattice constant of the host with the calculator, and scale the cell to it.",
 )
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @overwrite_option
-def validate_command(
+def compare_steps_command(
     files: tuple[Path, ...],
     host: str,
     calculator: str,
@@ -60,22 +73,23 @@ def validate_command(
     max_steps: int,
     model: str,
     settings: tuple[str, ...],
-    fit_lattice: bool,  # noqa: FBT001
+    fit_lattice: bool,
     out: Path | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
-    """Relax FILES twice at fixed cell, from the host's sites and from the prediction, and count the ionic steps.
+    """Count the ionic steps that a prediction saves.
 
-    An ionic step is one evaluation of the forces. A calculator that does not converge is a result, not an error.
+    Each of FILES is relaxed twice with a calculator, at fixed cell: from the host's ideal sites and from the
+    prediction. An ionic step is one evaluation of the forces. A relaxation that does not converge is a result, not an
+    error.
     """
     _check_output(out, overwrite=overwrite)
     chosen = _settings(settings)
     make = _maker(calculator, chosen)
     resolved = checked_host(host)
-    from ase_definet.evaluation.compare_starts import compare_starts  # noqa: PLC0415
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer  # noqa: PLC0415
+    from ase_definet.evaluation.compare_steps import compare_steps
 
-    relaxer = DefiNetRelaxer(model, host=resolved)
+    relaxer = make_relaxer(model, resolved)
     head = {"model": relaxer.model, "calculator": calculator, "optimizer": optimizer, "fmax": fmax}
     head |= {"settings": chosen} if chosen else {}
     fitted = _Fitted(make) if fit_lattice else None
@@ -94,7 +108,7 @@ def validate_command(
         click.echo(f"{file}: {counts(result.site_map.defect_counts)}, {len(result.atoms)} atoms, {calculator}")
         if fitted is not None:
             click.echo(f"  the lattice constant of {calculator} is {scale - 1:+.2%} off; the cell was scaled to it")
-        comparison = compare_starts(result, make, optimizer, fmax, max_steps, scale)
+        comparison = compare_steps(result, make, optimizer, fmax, max_steps, scale)
         for line in table_lines(comparison):
             click.echo(f"  {line}")
         record = {"file": str(file), "warnings": list(result.warnings)} | comparison.summary()
@@ -118,7 +132,7 @@ class _Fitted:
         self.known: dict[tuple[object, ...], float] = {}
 
     def __call__(self, result: RelaxResult) -> float:
-        from ase_definet.evaluation.compare_starts import fit_scale  # noqa: PLC0415
+        from ase_definet.evaluation.compare_steps import fit_scale
 
         key = (result.site_map.supercell.tobytes(), result.site_map.cell.round(4).tobytes())
         if key not in self.known:
@@ -136,7 +150,7 @@ def _check_output(out: Path | None, *, overwrite: bool) -> None:
 
 def _maker(calculator: str, settings: dict[str, Any]) -> Callable[[], Any]:
     """Return what makes the calculator, tried once."""
-    from ase_definet.evaluation.calculators import get_calculator  # noqa: PLC0415
+    from ase_definet.evaluation.calculators import get_calculator
 
     def make() -> Any:
         return get_calculator(calculator, **settings)
@@ -166,9 +180,11 @@ def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
     """Return the prediction for a file, or what is wrong with it; say its warnings."""
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.structures.reading import read_structure
 
     try:
+        if (problem := wrong_kind(file, "file")) is not None:
+            raise StructureError(problem)
         with about(file):
             result = relaxer.predict(read_structure(file))
     except (click.ClickException, DefiNetError) as error:
@@ -181,7 +197,7 @@ def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:
 
 def table_lines(comparison: Comparison) -> list[str]:
     """Return the comparison as lines of text."""
-    lines = ["start       steps  first |F|max  energy above its end      s"]
+    lines = ["from        steps  first |F|max  energy above its end      s"]
     for name in ("unrelaxed", "predicted"):
         run = getattr(comparison, name)
         numbers = run.summary()
@@ -200,7 +216,7 @@ def table_lines(comparison: Comparison) -> list[str]:
     if not (comparison.unrelaxed.steps and comparison.predicted.steps):
         return lines
     lines.append(
-        f"coordinate MAE to the end of each run: host's sites {comparison.unrelaxed_error:.4f} Å, prediction "
+        f"coordinate MAE to the end of each run: host's sites {comparison.ideal_sites_error:.4f} Å, prediction "
         f"{comparison.prediction_error:.4f} Å"
     )
     return lines

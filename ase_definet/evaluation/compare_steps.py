@@ -1,4 +1,4 @@
-"""Count what a prediction saves: relax from the unrelaxed and from the predicted structure, with the same settings.
+"""Count what a prediction saves: relax from the ideal sites and from the prediction, with the same settings.
 
 Any ASE calculator will do. An ionic step is one evaluation of the forces, as VASP counts them.
 """
@@ -33,14 +33,14 @@ _ROUGH = 0.05  # eV/Å
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The same structure relaxed from two starts.
+    """The same structure relaxed from the host's ideal sites and from the prediction.
 
     Attributes:
-        unrelaxed: From the host's sites.
-        predicted: From the network's prediction.
+        unrelaxed: The relaxation from the host's ideal sites.
+        predicted: That from the network's prediction.
         distance: Largest distance of an atom between the two final structures, in Å.
         prediction_error: Mean absolute component of predicted minus relaxed from the prediction, in Å.
-        unrelaxed_error: The same of the host's sites and the structure relaxed from them, in Å.
+        ideal_sites_error: The same of the host's ideal sites and the structure relaxed from them, in Å.
         scale: What the lattice vectors were multiplied with beforehand.
     """
 
@@ -48,7 +48,7 @@ class Comparison:
     predicted: Relaxation
     distance: float
     prediction_error: float
-    unrelaxed_error: float
+    ideal_sites_error: float
     scale: float = 1.0
 
     @property
@@ -72,12 +72,12 @@ class Comparison:
             "distance": self.distance,
             "steps_saved": self.saved,
             "prediction_error": self.prediction_error,
-            "unrelaxed_error": self.unrelaxed_error,
+            "ideal_sites_error": self.ideal_sites_error,
             "scale": self.scale,
         }
 
 
-def compare_starts(
+def compare_steps(
     result: RelaxResult,
     make_calculator: Callable[[], Any],
     optimizer: str = "BFGS",
@@ -107,15 +107,15 @@ def compare_starts(
             f"expected a function that returns a new calculator, found a {type(make_calculator).__name__}: write "
             "lambda: MyCalculator(...)"
         )
-    sites, moved = (scaled(start, scale) for start in (result.unrelaxed, result.atoms))
-    runs = [relax_with(start, make_calculator(), optimizer, fmax, max_steps) for start in (sites, moved)]
+    sites, moved = (scaled(atoms, scale) for atoms in (result.unrelaxed, result.atoms))
+    runs = [relax_with(atoms, make_calculator(), optimizer, fmax, max_steps) for atoms in (sites, moved)]
     unrelaxed, predicted = runs
     return Comparison(
         unrelaxed=unrelaxed,
         predicted=predicted,
         distance=float(np.linalg.norm(_difference(unrelaxed.atoms, predicted.atoms), axis=1).max()),
         prediction_error=float(np.abs(_difference(moved, predicted.atoms)).mean()),
-        unrelaxed_error=float(np.abs(_difference(sites, unrelaxed.atoms)).mean()),
+        ideal_sites_error=float(np.abs(_difference(sites, unrelaxed.atoms)).mean()),
         scale=scale,
     )
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ase_definet.cli.common import (
-    FILE,
     FOLDER,
+    IN_FILE,
     BadUsage,
     check_folder,
     error_text,
@@ -22,24 +22,27 @@ from ase_definet.errors import DefiNetWarning, InputSetError, OutputExistsError,
 
 
 @click.command("vasp")
-@click.argument("file", type=FILE)
-@click.option("-o", "--output", "directory", required=True, type=FOLDER, help="Folder to write to; made if need be.")
+@click.argument("file", type=IN_FILE)
+@click.option(
+    "-o", "--output", "directory", required=True, type=FOLDER, help="Folder to write to; created if needed."
+)
 @input_set_options
-@click.option("--charge", type=int, help="Net charge of the cell, in e; default is what FILE says, or 0.")
+@click.option("--charge", type=int, help="Net charge of the cell, in e; by default what FILE says, or 0.")
 @overwrite_option
 def vasp_command(
     file: Path,
     directory: Path,
     charge: int | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
     input_set: dict[str, Any],
 ) -> None:
-    """Write POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt for FILE.
+    """Write a VASP input set for any structure.
 
-    Of a file with several structures the last one is taken.
+    The set consists of POSCAR, INCAR, KPOINTS, POTCAR.spec and README.txt. If FILE holds several structures, the last
+    one is used.
     """
-    from ase_definet.dft.vasp import write_vasp_inputs  # noqa: PLC0415
-    from ase_definet.structures.reading import read_structure  # noqa: PLC0415
+    from ase_definet.dft.vasp import write_vasp_inputs
+    from ase_definet.structures.reading import read_structure
 
     check_folder(directory)
     try:

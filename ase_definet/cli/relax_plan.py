@@ -54,27 +54,55 @@ def plan_jobs(
         raise BadUsage("expected -o or --output-dir, found both: leave one out")
     if control and vasp is None:
         raise BadUsage("--from-unrelaxed writes a second input set: say where the first goes with --vasp FOLDER")
-    jobs = []
-    for file in files:
-        target = output or (output_dir or file.parent) / _relaxed_name(file)
-        folder = None if vasp is None else (vasp if len(files) == 1 else vasp / _stem(file).stem)
-        beside = folder.with_name(f"{folder.name}{CONTROL}") if folder is not None and control else None
-        jobs.append(Job(file, target, folder, beside))
+    folders = _input_set_folders(files, vasp)
+    jobs = [
+        Job(
+            file,
+            output or (output_dir or file.parent) / _relaxed_name(file),
+            folder,
+            _beside(folder, control=control),
+        )
+        for file, folder in zip(files, folders, strict=True)
+    ]
     targets = list(_targets(jobs, report))
     _refuse_clashes(jobs, targets)
-    if output is not None and output.suffix != _stem(files[0]).suffix:
-        try:
-            _named_format(output)
-        except StructureError as error:
-            raise BadUsage(str(error)) from error
-    existing = [path for path, _ in targets if path.exists()]
-    if existing and not overwrite:
-        others = len(existing) - 1
-        count = f"{existing[0]} and {others} more exist" if others else f"{existing[0]} exists"
-        raise BadUsage(f"{count}: pass --overwrite to replace what is there, or choose another output")
+    if output is not None:
+        _refuse_format(output, files[0])
+    if not overwrite:
+        _refuse_existing([path for path, _ in targets])
     for folder in {path.parent for path, _ in targets}:
         check_folder(folder)
     return jobs
+
+
+def _input_set_folders(files: tuple[Path, ...], vasp: Path | None) -> list[Path | None]:
+    """Return the folder of each input set: the one that was named, or, of several files, one in it for each."""
+    if vasp is None:
+        return [None] * len(files)
+    return [vasp] if len(files) == 1 else [vasp / _stem(file).stem for file in files]
+
+
+def _beside(folder: Path | None, *, control: bool) -> Path | None:
+    """Return the folder of the control run, if one was asked for."""
+    return folder.with_name(f"{folder.name}{CONTROL}") if folder is not None and control else None
+
+
+def _refuse_format(output: Path, source: Path) -> None:
+    """Refuse an output whose name stands for a format of its own that ASE cannot write."""
+    if output.suffix == _stem(source).suffix:
+        return
+    try:
+        _named_format(output)
+    except StructureError as error:
+        raise BadUsage(str(error)) from error
+
+
+def _refuse_existing(targets: list[Path]) -> None:
+    existing = [path for path in targets if path.exists()]
+    if existing:
+        others = len(existing) - 1
+        count = f"{existing[0]} and {others} more exist" if others else f"{existing[0]} exists"
+        raise BadUsage(f"{count}: pass --overwrite to replace what is there, or choose another output")
 
 
 def output_format(job: Job) -> str:
@@ -90,7 +118,8 @@ def output_format(job: Job) -> str:
 
 def _stem(file: Path) -> Path:
     """Return the name of a file without the suffix of its compression: results are written plainly."""
-    return Path(file.stem) if file.suffix.lower() in COMPRESSED else Path(file.name)
+    name = Path(file.name or file.resolve().name)  # "." has none
+    return Path(name.stem) if name.suffix.lower() in COMPRESSED else name
 
 
 def _relaxed_name(file: Path) -> str:
@@ -123,7 +152,7 @@ def _refuse_clashes(jobs: list[Job], targets: list[tuple[Path, str]]) -> None:
 
 def _named_format(path: Path) -> str:
     """Return the format that the name of a new file stands for."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats  # noqa: PLC0415
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     try:
         fmt = str(filetype(str(path), read=False))
@@ -135,7 +164,7 @@ def _named_format(path: Path) -> str:
 
 
 def _writable(path: Path, fmt: str) -> str:
-    from ase.io.formats import ioformats  # noqa: PLC0415
+    from ase.io.formats import ioformats
 
     if fmt not in ioformats or not ioformats[fmt].can_write:
         raise StructureError(f"{path}: ASE cannot write the format {fmt}; choose one with -o x.vasp")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
-from ase_definet.cli.plan import Job, output_format
+from ase_definet.cli.relax_plan import Job, output_format
 from ase_definet.errors import DefiNetWarning, StructureError
 from ase_definet.structures.files import new_database, replacing
 
@@ -37,7 +37,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         DefiNetError: The structure cannot be written in this format, or VASP cannot use it.
         OSError: The file system refuses.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     length = np.linalg.norm(result.displacement, axis=1)
     largest = int(length.argmax())
@@ -54,13 +54,13 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "outside": list(result.outside),
         "warnings": [*result.warnings, *image_notes(job.source)],
     }
-    record |= dict.fromkeys(("mean_uncertainty", "largest_uncertainty", "largest_uncertainty_atom"))
-    if result.uncertainty is not None:
-        doubtful = int(result.uncertainty.argmax())
+    record |= dict.fromkeys(("mean_expected_error", "largest_expected_error", "largest_expected_error_atom"))
+    if result.expected_error is not None:
+        doubtful = int(result.expected_error.argmax())
         record |= {
-            "mean_uncertainty": finite(result.uncertainty.mean()),
-            "largest_uncertainty": finite(result.uncertainty[doubtful]),
-            "largest_uncertainty_atom": doubtful,
+            "mean_expected_error": finite(result.expected_error.mean()),
+            "largest_expected_error": finite(result.expected_error[doubtful]),
+            "largest_expected_error_atom": doubtful,
         }
     atoms, lost = _writable(result.atoms, output_format(job))
     record["warnings"] += lost
@@ -84,7 +84,7 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 
     ASE's writer drops FixCartesian, takes the last of several constraints on one atom, and refuses other planes.
     """
-    from ase_definet.structures.constraints import held_directions, hold  # noqa: PLC0415
+    from ase_definet.structures.constraints import held_directions, hold
 
     if fmt != "vasp" or not atoms.constraints:
         return atoms, []
@@ -97,10 +97,10 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 @contextmanager
 def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
-    import numpy as np  # noqa: PLC0415
-    from ase.io import write  # noqa: PLC0415
+    import numpy as np
+    from ase.io import write
 
-    from ase_definet.structures.cell import lacking_vectors  # noqa: PLC0415
+    from ase_definet.structures.cell import lacking_vectors
 
     with replacing(path) as fresh:
         try:
@@ -129,7 +129,7 @@ def _write_input_set(
     directory: Path, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool, predicted: bool = True
 ) -> dict[str, Any]:
     """Write the input set of the prediction, or that of the control run from the host's sites."""
-    from ase_definet.dft.vasp import write_vasp_inputs  # noqa: PLC0415
+    from ase_definet.dft.vasp import write_vasp_inputs
 
     if not directory.parent.is_dir():
         raise FileNotFoundError(

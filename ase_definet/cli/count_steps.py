@@ -20,17 +20,18 @@ _SHOWN = 12
 @click.command("count-steps")
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1)
 @click.option(
-    "--control", type=click.Path(path_type=Path), help="The run without the prediction: PATHS are compared with it."
+    "--control", type=click.Path(path_type=Path), help="The run without the prediction, to compare PATHS with."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def count_command(paths: tuple[Path, ...], control: Path | None, as_json: bool) -> None:  # noqa: FBT001
-    """Count the ionic steps of PATHS: OUTCAR, vasprun.xml, OSZICAR, ASE trajectories, or folders with one of them.
+def count_steps_command(paths: tuple[Path, ...], control: Path | None, as_json: bool) -> None:
+    """Count the ionic steps of finished runs.
 
     \b
     ase-definet count-steps --control control/ predicted/
 
-    With a control, steps saved and settings that differ are shown; without one, or where it cannot be read, PATHS are
-    listed and nothing is compared.
+    PATHS are OUTCAR, vasprun.xml or OSZICAR files, ASE trajectories, or folders with one of them. With a control, the
+    steps saved and settings that differ are shown; without one, or if it cannot be read, PATHS are listed and nothing
+    is compared.
     """  # noqa: D301 - click reads \b as "leave the lines as they are"
     wanted = [path for path in paths if control is None or not _same_path(path, control)]
     if not wanted and control is None:
@@ -59,7 +60,7 @@ def _same_path(one: Path, other: Path) -> bool:
 
 def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
     """Return the steps of a run, or None and the reason at the end of a list."""
-    from ase_definet.dft.ionic_steps import read_steps  # noqa: PLC0415
+    from ase_definet.dft.ionic_steps import read_steps
 
     try:
         return read_steps(path)
@@ -70,7 +71,7 @@ def _read(path: Path, failed: list[str], role: str = "") -> IonicSteps | None:
 
 def _problems(control: IonicSteps | None, run: IonicSteps) -> list[str]:
     """Name what keeps a run from being compared with the control, if there is one."""
-    from ase_definet.dft.ionic_steps import compare_settings  # noqa: PLC0415
+    from ase_definet.dft.ionic_steps import compare_settings
 
     return [] if control is None else compare_settings(control, run)
 

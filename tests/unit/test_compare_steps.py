@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from ase_definet.cli import cli
 from ase_definet.errors import CalculatorError, DefiNetWarning
 from ase_definet.evaluation.calculators import get_calculator
-from ase_definet.evaluation.compare_starts import compare_starts, fit_scale, scaled
+from ase_definet.evaluation.compare_steps import compare_steps, fit_scale, scaled
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.stepping import OPTIMIZERS, relax_with
 
@@ -114,26 +114,26 @@ def test_a_perfect_prediction_saves_all_but_one_step(result):
     sites = result.unrelaxed
     minimum = relax_with(sites, EMT(), "BFGS", FMAX).atoms
     perfect = replace(result, atoms=minimum, displacement=minimum.positions - sites.positions)
-    comparison = compare_starts(perfect, EMT, "BFGS", FMAX)
+    comparison = compare_steps(perfect, EMT, "BFGS", FMAX)
     assert comparison.predicted.steps == 1
     assert comparison.unrelaxed.steps > 3
     assert comparison.saved == pytest.approx(1 - 1 / comparison.unrelaxed.steps)
     assert comparison.same_minimum
     assert comparison.distance < 1e-9
-    assert comparison.prediction_error < 1e-9 < comparison.unrelaxed_error
+    assert comparison.prediction_error < 1e-9 < comparison.ideal_sites_error
     expected = np.abs(
         (sites.positions - minimum.positions) - (sites.positions - minimum.positions).mean(axis=0)
     ).mean()
-    assert comparison.unrelaxed_error == pytest.approx(expected)
+    assert comparison.ideal_sites_error == pytest.approx(expected)
 
 
 def test_a_calculator_instead_of_its_maker_is_refused(result):
     with pytest.raises(CalculatorError, match="lambda"):
-        compare_starts(result, EMT())
+        compare_steps(result, EMT())
 
 
 def test_what_did_not_converge_saves_nothing(result):
-    comparison = compare_starts(result, EMT, "BFGS", FMAX, max_steps=2)
+    comparison = compare_steps(result, EMT, "BFGS", FMAX, max_steps=2)
     assert comparison.saved is None
     assert comparison.summary()["steps_saved"] is None
 
@@ -143,7 +143,7 @@ def test_another_minimum_is_noticed(result):
     hopped = sites.copy()
     hopped.positions[0] += [1.2, 0.3, 0.0]
     moved = replace(result, atoms=hopped, displacement=hopped.positions - sites.positions)
-    comparison = compare_starts(moved, Frozen, "BFGS", FMAX)
+    comparison = compare_steps(moved, Frozen, "BFGS", FMAX)
     assert not comparison.same_minimum
     assert comparison.distance > 1
 
@@ -171,7 +171,7 @@ def test_the_lattice_constant_of_the_calculator_is_found(result):
 
 
 def test_both_starts_are_scaled(result):
-    comparison = compare_starts(result, EMT, "BFGS", FMAX, scale=0.995)
+    comparison = compare_steps(result, EMT, "BFGS", FMAX, scale=0.995)
     assert comparison.summary()["scale"] == 0.995
     for run in (comparison.unrelaxed, comparison.predicted):
         assert run.atoms.cell.lengths() == pytest.approx(result.atoms.cell.lengths() * 0.995)
@@ -205,7 +205,7 @@ def test_a_lattice_constant_that_cannot_be_fitted_says_so(result, calculator, re
 def test_the_command_fits_and_takes_settings(tmp_path, copper):
     write(tmp_path / "c.vasp", copper)
     write(tmp_path / "host.vasp", bulk("Cu", "fcc", a=3.61))
-    given = ["validate", str(tmp_path / "c.vasp"), "--host", str(tmp_path / "host.vasp"), "--calculator", "emt"]
+    given = ["compare-steps", str(tmp_path / "c.vasp"), "--host", str(tmp_path / "host.vasp"), "--calculator", "emt"]
     out = CliRunner().invoke(
         cli, [*given, "--fit-lattice", "--set", "asap_cutoff=true", "--json", str(tmp_path / "o")]
     )
@@ -261,7 +261,13 @@ def test_command(copper, tmp_path):
     write(tmp_path / "POSCAR", copper, format="vasp")
     write(tmp_path / "host.cif", bulk("Cu", "fcc", a=3.61))
     (tmp_path / "bad.vasp").write_text("nothing")
-    command = ["validate", str(tmp_path / "POSCAR"), str(tmp_path / "bad.vasp"), "--host", str(tmp_path / "host.cif")]
+    command = [
+        "compare-steps",
+        str(tmp_path / "POSCAR"),
+        str(tmp_path / "bad.vasp"),
+        "--host",
+        str(tmp_path / "host.cif"),
+    ]
     command += ["--calculator", "emt", "--optimizer", "LBFGS", "--json", str(tmp_path / "out.json")]
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 1

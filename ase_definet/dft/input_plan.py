@@ -1,0 +1,404 @@
+"""What VASP is told of a structure, worked out before any file is written: order, k-points, INCAR, potentials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from ase_definet.dft import incar as incar_tags
+from ase_definet.dft.incar import CALCULATED_MOMENTS, PROFILES
+from ase_definet.dft.incar_rules import Planned, broken_rules
+from ase_definet.errors import InputSetError, StructureError
+from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
+from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
+from ase_definet.structures.constraints import held_directions
+from ase_definet.structures.conversion import as_atoms
+
+Array: TypeAlias = NDArray[Any]
+
+PUBLISHED_VACUUM = 15.0
+"""Vacuum of the published calculations, in Å; less is worth a warning."""
+GAMMA_LENGTH = 15.0
+"""A shorter cell vector asks for more than one k-point along it, in Å."""
+MOST_SPACING = 2.0
+"""A larger spacing of k-points is a mistake, in 1/Å."""
+ORDER_FILE = "site_order.json"
+"""Holds the permutation of the sites, where there is one."""
+
+_SMALL = 1e-6
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; see :func:`~ase_definet.dft.vasp.write_vasp_inputs`.
+
+    Attributes:
+        profile: Key of :data:`~ase_definet.dft.incar.PROFILES`.
+        incar: Tags that replace or extend those of the profile.
+        magnetic: ``high-spin``, ``parity`` or ``none``.
+        kpoints: Γ-centred grid, or largest spacing in 1/Å.
+        dipole: Whether to correct the dipole along the vacuum.
+        charge: Of the cell, in e; None for what the structure carries.
+        large_cell: Whether to project in real space.
+    """
+
+    profile: str = "few-steps"
+    incar: Mapping[str, Any] = field(default_factory=dict)
+    magnetic: str = "high-spin"
+    kpoints: tuple[int, int, int] | float = (1, 1, 1)
+    dipole: bool = False
+    charge: int | None = None
+    large_cell: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """A structure as POSCAR lists it.
+
+    Attributes:
+        atoms: In the caller's order.
+        scaled: Fractional positions in the caller's order, not wrapped, shape ``(n_atoms, 3)``.
+        order: Input index of each POSCAR site, shape ``(n_atoms,)``.
+        symbols: Element of each POSCAR site.
+        gaps: Width in Å and fractional centre of the largest empty layer across each axis.
+        vacuum: Axes along which there is vacuum.
+    """
+
+    atoms: Atoms
+    scaled: Array
+    order: Array
+    symbols: list[str]
+    gaps: list[tuple[float, float]]
+    vacuum: list[int]
+
+    @classmethod
+    def of(cls, atoms: Atoms) -> Sites:
+        """Sort the sites of a structure by species, where they are not, and find its vacuum."""
+        cell, scaled = np.asarray(atoms.cell), atoms.get_scaled_positions(wrap=False)
+        order = poscar_order(atoms.numbers)
+        gaps = [widest_gap(cell, scaled, axis) for axis in range(3)]
+        vacuum = [axis for axis, (width, _) in enumerate(gaps) if width >= VACUUM_GAP]
+        return cls(atoms, scaled, order, np.asarray(atoms.get_chemical_symbols())[order].tolist(), gaps, vacuum)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the order is another one than the caller's."""
+        return not np.array_equal(self.order, np.arange(len(self.order)))
+
+
+@dataclass(frozen=True, eq=False)
+class InputPlan:
+    """The contents of VASP's input files.
+
+    Attributes:
+        sites: The structure as POSCAR lists it.
+        free: Which coordinates move, in the caller's order, shape ``(n_atoms, 3)``.
+        grid: Number of k-points along each axis, Γ-centred.
+        incar: The INCAR, a pymatgen object.
+        overridden: For each overridden tag, the value of the profile (None where it had none) and the user's.
+        potcar_symbols: One for each species, in the order of POSCAR.
+        potcars: The same from the user's library, as pymatgen objects; none where it lacks one.
+        charge: Of the cell, and where it is from.
+        warnings: Reasons to look twice.
+    """
+
+    sites: Sites
+    free: Array
+    grid: tuple[int, ...]
+    incar: Any
+    overridden: Mapping[str, tuple[Any, Any]]
+    potcar_symbols: list[str]
+    potcars: list[Any]
+    charge: NetCharge
+    warnings: tuple[str, ...]
+
+    def poscar(self) -> Any:
+        """Return pymatgen's Poscar, with selective dynamics where anything is fixed."""
+        from pymatgen.core import Lattice, Structure  # noqa: PLC0415 - slow to import
+        from pymatgen.io.vasp.inputs import Poscar  # noqa: PLC0415 - slow to import
+
+        sites = self.sites
+        cell = Lattice(np.asarray(sites.atoms.cell))
+        structure = Structure(cell, sites.symbols, sites.scaled[sites.order], to_unit_cell=False)
+        return Poscar(structure, selective_dynamics=self.free[sites.order])
+
+    def kpoints(self) -> Any:
+        """Return pymatgen's Kpoints."""
+        from pymatgen.io.vasp.inputs import Kpoints  # noqa: PLC0415 - slow to import
+
+        return Kpoints.gamma_automatic(self.grid)
+
+    def site_order(self) -> str | None:
+        """Return the text of :data:`ORDER_FILE`, None where the sites are in the caller's order."""
+        if not self.sites.reordered:
+            return None
+        return json.dumps({"poscar_to_input": self.sites.order.tolist()}) + "\n"
+
+    def files(self) -> dict[str, str]:
+        """Return the text of every file but README.txt, by name."""
+        files = {
+            "POSCAR": str(self.poscar().get_str()),
+            "INCAR": str(self.incar),
+            "KPOINTS": str(self.kpoints()).rstrip("\n") + "\n",
+            "POTCAR.spec": "\n".join(self.potcar_symbols) + "\n",
+        }
+        if self.potcars:
+            files["POTCAR"] = "".join(str(potcar).strip("\n") + "\n" for potcar in self.potcars)
+        order = self.site_order()
+        return files | ({} if order is None else {ORDER_FILE: order})
+
+
+def plan_inputs(structure: object, options: Options, present: frozenset[str] = frozenset()) -> InputPlan:
+    """Work out the contents of VASP's input files.
+
+    Args:
+        structure: An Atoms or a pymatgen Structure, with a full, right-handed cell.
+        options: What the user chose.
+        present: Names of the files already in the folder.
+
+    Raises:
+        StructureError: If there are no atoms, no full right-handed cell, or values that are not finite.
+        InputSetError: If the options contradict the structure or each other.
+    """
+    atoms = as_atoms(structure)
+    check_structure(atoms)
+    if options.profile not in PROFILES:
+        raise InputSetError(f"Unknown profile {options.profile!r}; choose from {', '.join(PROFILES)}.")
+    net = _net_charge(atoms, options.charge)
+    sites = Sites.of(atoms)
+    grid, warnings = _kpoint_grid(options.kpoints, np.asarray(atoms.cell), sites.vacuum)
+    warnings += _gamma_warnings(grid, np.asarray(atoms.cell), sites.vacuum, chosen=options.kpoints != (1, 1, 1))
+    held, dropped = held_directions(atoms)
+    dropped += ["Velocities were dropped: a relaxation has none."] if atoms.has("momenta") else []
+    warnings += dropped + _vacuum_warnings(atoms, [width for width, _ in sites.gaps], sites.vacuum)
+    potcar_symbols = incar_tags.potcar_symbols(list(dict.fromkeys(sites.symbols)))
+    potcars, problems = incar_tags.library_potcars(potcar_symbols)
+    warnings += problems
+    electrons = _Electrons(sites.symbols, potcar_symbols, potcars)
+    # a Structure has no initial moments but those of its sites: nothing to be said of where they are from
+    started = not isinstance(structure, Atoms) or structure.has("initial_magmoms")
+    written, overridden, remarks = _incar(
+        sites, options, net, grid, electrons, present, calculated=atoms.has("initial_magmoms") and not started
+    )
+    warnings += remarks
+    if not potcars and "POTCAR" in present:
+        warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
+    return InputPlan(sites, ~held, grid, written, overridden, potcar_symbols, potcars, net, tuple(warnings))
+
+
+def check_structure(atoms: Atoms) -> None:
+    """Refuse structures that no POSCAR can hold."""
+    if len(atoms) == 0:
+        raise StructureError("Expected a structure with atoms; found none.")
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(np.asarray(atoms.cell)).all()):
+        raise StructureError("Positions or cell hold values that are not finite; check the prediction.")
+    if (atoms.numbers == 0).any():
+        raise StructureError("Dummy atoms (X) have no POTCAR; remove them, a vacancy is simply absent.")
+    cell = np.asarray(atoms.cell)
+    volume = float(np.linalg.det(cell))
+    if abs(volume) < _SMALL:
+        raise StructureError(f"VASP needs three independent cell vectors, {lacking_vectors(cell)}.")
+    if volume < 0:
+        raise StructureError(
+            "VASP needs a right-handed cell; swap two vectors: atoms.set_cell(atoms.cell[[1, 0, 2]])."
+        )
+
+
+def poscar_order(numbers: Array) -> Array:
+    """Return the input index of each POSCAR site, shape ``(n_atoms,)``: one block per species, stable."""
+    species, first = np.unique(numbers, return_index=True)
+    if 1 + np.count_nonzero(np.diff(numbers)) == len(species):
+        return np.arange(len(numbers))
+    return np.argsort(first[np.searchsorted(species, numbers)], kind="stable")
+
+
+def _vacuum_warnings(atoms: Atoms, widths: list[float], vacuum: list[int]) -> list[str]:
+    """Say where the vacuum is thin or missing."""
+    messages = []
+    for axis, (width, periodic) in enumerate(zip(widths, atoms.pbc, strict=True)):
+        if axis in vacuum and width < PUBLISHED_VACUUM:
+            messages.append(f"The vacuum along {'abc'[axis]} is {width:.1f} Å; the published one is 15 Å or more.")
+        elif axis not in vacuum and not periodic:
+            messages.append(f"Axis {'abc'[axis]} is not periodic in ASE but is in VASP: the gap is {width:.1f} Å.")
+    return messages
+
+
+def _kpoint_grid(
+    kpoints: tuple[int, int, int] | float, cell: Array, vacuum: list[int]
+) -> tuple[tuple[int, ...], list[str]]:
+    """Return the Γ-centred grid with one k-point along each vacuum axis."""
+    asked = np.asarray(kpoints)
+    if asked.ndim == 0 and asked.dtype.kind in "if" and 0 < asked <= MOST_SPACING:
+        lengths = 2 * np.pi * np.linalg.norm(np.linalg.inv(cell), axis=0)
+        grid = np.maximum(1, np.ceil(lengths / asked - _SMALL)).astype(int)
+        grid[vacuum] = 1
+        return tuple(grid.tolist()), []
+    if asked.shape != (3,) or asked.dtype.kind != "i" or (asked < 1).any():
+        raise InputSetError(
+            f"Expected three positive integers or a spacing of at most 2 1/Å for kpoints; found {kpoints!r}."
+        )
+    grid = asked.copy()
+    grid[vacuum] = 1
+    changed = not np.array_equal(grid, asked)
+    message = f"K-points {asked.tolist()} were reduced to {grid.tolist()}: one along the vacuum is all it needs."
+    return tuple(grid.tolist()), [message] if changed else []
+
+
+def _gamma_warnings(grid: tuple[int, ...], cell: Array, vacuum: list[int], *, chosen: bool) -> list[str]:
+    """Say so where Γ alone, which nobody asked for, is little for a cell."""
+    lengths = np.linalg.norm(cell, axis=1)
+    short = [a for a in range(3) if a not in vacuum and grid[a] == 1 and lengths[a] < GAMMA_LENGTH]
+    if chosen or not short:
+        return []
+    named = ", ".join(f"{'abc'[axis]} {lengths[axis]:.1f} Å" for axis in short)
+    expected = f"Γ alone is meant for cells of {GAMMA_LENGTH:g} Å or more, this one has {named}"
+    return [f"{expected}: give kpoints (--kpoints 2x2x1, or a spacing such as 0.25)."]
+
+
+def _net_charge(atoms: Atoms, charge: object) -> NetCharge:
+    """Return the charge that was asked for, else the one the atoms carry."""
+    if charge is None:
+        return charge_of(atoms)
+    try:
+        return NetCharge(whole_charge(charge, "charge"), "stated")
+    except StructureError as error:
+        raise InputSetError(str(error)) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Electrons:
+    """Valence electrons of the neutral cell, looked up when they are first needed."""
+
+    symbols: list[str]
+    potcar_symbols: list[str]
+    potcars: list[Any]
+
+    @cached_property
+    def neutral(self) -> float:
+        """Their number; an InputSetError where it is not known."""
+        species = dict.fromkeys(self.symbols)
+        valence = incar_tags.valence_electrons(self.potcar_symbols, self.potcars)
+        each = dict(zip(species, valence, strict=True))
+        return sum(each[symbol] for symbol in self.symbols)
+
+    def known(self) -> float | None:
+        """Return their number, None where it is not known."""
+        try:
+            return self.neutral
+        except InputSetError:
+            return None
+
+
+def _incar(
+    sites: Sites,
+    options: Options,
+    net: NetCharge,
+    grid: tuple[int, ...],
+    electrons: _Electrons,
+    present: frozenset[str],
+    *,
+    calculated: bool,
+) -> tuple[Any, dict[str, tuple[Any, Any]], list[str]]:
+    """Return the INCAR, what overrides replaced in it, and warnings.
+
+    Args:
+        sites: The structure as POSCAR lists it.
+        options: What the user chose.
+        net: Charge of the cell.
+        grid: Number of k-points along each axis.
+        electrons: Valence electrons of the neutral cell.
+        present: Names of the files already in the folder.
+        calculated: Whether the initial moments of the atoms are those that a calculator found.
+    """
+    given = incar_tags.named(options.incar)
+    overrides = incar_tags.expanded(given, sites.symbols)
+    tags, ignored = _shaped_tags(sites, options, net.value, electrons, overrides, calculated=calculated)
+    planned = Planned(
+        tags | overrides,
+        overridden=frozenset(overrides),
+        by_element=frozenset(tag for tag, value in given.items() if isinstance(value, Mapping)),
+        symbols=tuple(sites.symbols),
+        reordered=sites.reordered,
+        grid=grid,
+        vacuum=tuple(sites.vacuum),
+        charge=net.value,
+        neutral=electrons.known,
+        enmax=incar_tags.largest_enmax(electrons.potcars),
+        present=present,
+        dipole=options.dipole,
+        large_cell=options.large_cell,
+    )
+    warnings = ignored + _charge_warnings(net, planned) + broken_rules(planned)
+    own = _own_tags(tags, sites, options, net.value, electrons)
+    written, overridden, doubts = incar_tags.final_incar(tags, overrides, own)
+    return written, overridden, warnings + doubts
+
+
+def _shaped_tags(
+    sites: Sites,
+    options: Options,
+    charge: int,
+    electrons: _Electrons,
+    overrides: Mapping[str, Any],
+    *,
+    calculated: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the tags of an input set, shaped by overrides but without them, and what to say about the moments."""
+    tags = dict(PROFILES[options.profile]) | ({"LREAL": "Auto"} if options.large_cell else {})
+    tags |= _electron_tags(charge, options.magnetic, electrons, overrides)
+    spin, ignored = incar_tags.spin_tags(sites.atoms, options.magnetic, sites.order, overrides)
+    if "MAGMOM" in spin and calculated:
+        ignored.append(CALCULATED_MOMENTS)
+    if {"LNONCOLLINEAR", "LSORBIT"} & set(overrides) and "ISPIN" not in spin:
+        del tags["ISPIN"]  # it has no effect on vectors
+    tags |= spin
+    if options.dipole:
+        tags |= incar_tags.dipole_tags(sites.atoms, sites.gaps, sites.vacuum, charge)
+    return tags, ignored
+
+
+def _electron_tags(charge: int, magnetic: str, electrons: _Electrons, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return NELECT of a charged cell, and NUPDOWN where the parity of the electrons decides."""
+    if not charge and magnetic != "parity":
+        return {}
+    number = overrides["NELECT"] if "NELECT" in overrides else electrons.neutral - charge
+    tags = {"NELECT": number} if charge else {}
+    return tags | ({"NUPDOWN": round(number) % 2} if magnetic == "parity" else {})
+
+
+def _own_tags(
+    shaped: Mapping[str, Any], sites: Sites, options: Options, charge: int, electrons: _Electrons
+) -> dict[str, Any]:
+    """Return the tags of an input set as they would be without overrides, which have shaped some of them.
+
+    Where they need an override (the valence electrons are unknown, moments are vectors), they are left out.
+    """
+    tags = {tag: value for tag, value in shaped.items() if tag not in {"NELECT", "NUPDOWN"}}
+    tags["ISPIN"] = PROFILES[options.profile]["ISPIN"]
+    parts: list[Callable[[], dict[str, Any]]] = [
+        lambda: _electron_tags(charge, options.magnetic, electrons, {}),
+        lambda: incar_tags.spin_tags(sites.atoms, options.magnetic, sites.order, {})[0],
+    ]
+    for part in parts:
+        with suppress(InputSetError):
+            tags |= part()
+    return tags
+
+
+def _charge_warnings(net: NetCharge, planned: Planned) -> list[str]:
+    """Say where a charge comes from, and what a charged layer needs."""
+    messages = [f"{net.note[0].upper()}{net.note[1:]}."] if net.note else []
+    if abs(planned.implied_charge) > _SMALL and planned.vacuum:
+        messages.append(
+            "Charged cell with vacuum: its energy needs an image-charge correction that no tag written here gives "
+            "(correct it afterwards, or see KERNEL_TRUNCATION of VASP 6.5 and later)."
+        )
+    return messages

@@ -1,0 +1,90 @@
+"""README.txt of an input set: where it is from, what to check, how to take the result back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ase_definet.dft.incar import FUNCTIONAL
+from ase_definet.dft.input_plan import ORDER_FILE, InputPlan
+
+FORCE_LIMIT = 0.5
+"""A first-step largest force above this, in eV/Å, sends IBRION = 1 astray."""
+
+_ORIGINS: dict[bool | None, str] = {
+    True: "Geometry predicted by DefiNet in one forward pass; VASP is to finish it.",
+    False: "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's.",
+    None: "Input set for the structure as given; nothing says that it was predicted.",
+}
+_PROVENANCE = {
+    "model": "weights",
+    "model_hash": "hash",
+    "host": "host",
+    "defects": "defects",
+    "version": "ase-definet",
+}
+
+
+def readme(
+    plan: InputPlan,
+    profile: str,
+    *,
+    notes: Sequence[str],
+    provenance: Mapping[str, str],
+    predicted: bool | None,
+) -> str:
+    """Return the text of README.txt.
+
+    Args:
+        plan: What the other files hold.
+        profile: Key of :data:`~ase_definet.dft.incar.PROFILES`.
+        notes: Lines to add.
+        provenance: What made the prediction.
+        predicted: Whether the structure is a prediction (True), the control run from the host's sites (False) or
+            neither is known (None).
+    """
+    lines = [_ORIGINS[predicted], *_provenance(provenance)]
+    lines.append(f"Profile {profile}." + (" Overridden:" if plan.overridden else ""))
+    lines += [
+        f"  {tag} = {new} (was {'unset' if old is None else old})" for tag, (old, new) in plan.overridden.items()
+    ]
+    lines.append(f"POTCAR: {' '.join(plan.potcar_symbols)}, release {FUNCTIONAL}, in this order.")
+    if not plan.potcars:
+        lines.append("  Not included (licence): build it from your library as POTCAR.spec lists it.")
+    lines += _how_to_run(profile, predicted) + _way_back(reordered=plan.sites.reordered)
+    lines += [f"Note: {note}" for note in notes] + [f"Warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines) + "\n"
+
+
+def _provenance(provenance: Mapping[str, str]) -> list[str]:
+    lines = [f"  {name}: {provenance[key]}" for key, name in _PROVENANCE.items() if key in provenance]
+    return lines + [f"  {key}: {value}" for key, value in provenance.items() if key not in _PROVENANCE]
+
+
+def _how_to_run(profile: str, predicted: bool | None) -> list[str]:  # noqa: FBT001
+    """Say what to check and to count."""
+    lines = []
+    if predicted is None and profile == "few-steps":
+        lines.append("Profile few-steps is for a start close to the minimum; from anywhere else take robust.")
+    if predicted:
+        worse = "write the set again with profile robust" if profile == "few-steps" else "distrust the prediction"
+        lines += [
+            f"Check after step 1: if the largest force exceeds {FORCE_LIMIT} eV/Å, {worse}:",
+            "  from ase.io import read; print((read('OUTCAR', index=0).get_forces() ** 2).sum(axis=1).max() ** 0.5)",
+        ]
+    runs = "." if predicted is None else "--control CONTROL PREDICTION"
+    return [
+        *lines,
+        f"Count the ionic steps: ase-definet count-steps {runs}",
+        "If NSW steps do not suffice: cp CONTCAR POSCAR and run again.",
+    ]
+
+
+def _way_back(*, reordered: bool) -> list[str]:
+    """Say how to read the result in the caller's order."""
+    if not reordered:
+        return ["Take the result back, in your own order: from ase.io import read; relaxed = read('CONTCAR')"]
+    return [
+        f"The sites were sorted by species ({ORDER_FILE}). Take the result back in your own order:",
+        "  from ase.io import read; from ase_definet.dft.vasp import restore_order",
+        "  relaxed = restore_order(read('CONTCAR'), '.')",
+    ]
