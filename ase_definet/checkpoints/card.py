@@ -103,6 +103,22 @@ class ValidationRow(_Record):
     ideal_sites_a3: float | None = None
 
 
+class NearRecord(_Record):
+    """What was measured of structures that lie outside the training data in one respect, and in no other.
+
+    Attributes:
+        share: The network's error as a share of that of the ideal sites, means over all atoms.
+        error_factor: True mean error over the mean of what was expected; None where that was not measured.
+        structures: How many structures.
+        source: Where the figures come from.
+    """
+
+    share: Annotated[float, Field(ge=0)]
+    error_factor: Annotated[float, Field(gt=0)] | None = None
+    structures: _Count | None = None
+    source: str | None = None
+
+
 class RoutedRecord(_Record):
     """One of several networks in a file, as its own card described it.
 
@@ -143,6 +159,8 @@ class ModelCard(_Record):
         units: What the numbers under ``validation`` are.
         limits: Where they end.
         expected_error: How reliable the estimate of their error is, by subset.
+        near: How well they do just outside of the training data, by respect: ``charge:1``, ``functional``, ``spin``,
+            ``defects``, ``host:WS2``.
         routed: Those for hosts of their own, where there are several networks.
         source: File that they were imported from.
         origin: Where that file came from.
@@ -161,6 +179,7 @@ class ModelCard(_Record):
     units: str | None = None
     limits: str | None = None
     expected_error: dict[str, dict[str, Any]] | None = None
+    near: dict[str, NearRecord] = {}
     routed: list[RoutedRecord] = []
     source: str | None = None
     origin: str | None = None

@@ -51,6 +51,8 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "mean_displacement": finite(length.mean()),
         "model": result.model,
         "timings": dict(result.timings),
+        "trust": result.trust,
+        "method": result.method,
         "outside": list(result.outside),
         "warnings": [*result.warnings, *image_notes(job.source)],
     }

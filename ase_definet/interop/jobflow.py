@@ -77,6 +77,8 @@ class DefiNetRelaxMaker(Maker):
             "host": result.site_map.host.name,
             "supercell": result.site_map.supercell_name,
             "defects": dict(result.site_map.defect_counts),
+            "trust": result.trust,
+            "method": result.method,
             "outside": list(result.outside),
             "warnings": list(result.warnings),
             "model": result.model,

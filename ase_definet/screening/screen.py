@@ -60,7 +60,7 @@ PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
     *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
-    *("mean_expected_error", "mean_expected_error_near", "strain", "outside", "warnings", "seconds"),
+    *("mean_expected_error", "mean_expected_error_near", "strain", "trust", "method", "outside", "warnings", "seconds"),
 )
 NUMBERS = frozenset(
     (
@@ -413,6 +413,8 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
         "mean_displacement": round(float(length.mean()), 5),
         "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
         "strain": round(site_map.max_strain, 6),
+        "trust": result.trust,
+        "method": result.method,
         "outside": " ".join(result.outside),
         "warnings": printable("; ".join(result.warnings)),
         "seconds": round(sum(result.timings.values()), 5),
