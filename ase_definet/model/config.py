@@ -356,7 +356,7 @@ class HostRoutedConfig:
             hosts = [tuple(tuple(int(z) for z in host) for host in one["hosts"]) for one in values["routed"]]
             coverages = [_coverage(one.get("coverage")) for one in values["routed"]]
             sizes = [values["general"], *(one["model"] for one in values["routed"])]
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError("the config does not name general and routed") from error
         if set(values) - {"general", "routed"} or not all(isinstance(one, Mapping) for one in sizes):
             raise ValueError("the config must hold settings under general and routed only")

@@ -89,17 +89,15 @@ def test_from_files_to_scores(tmp_path):
         ok("weights", "export", "run", weights, "--version", "3").output.split()
     )
     card = load_checkpoint(weights).card
-    assert (card["name"], card["version"], card["training"]["steps"]) == ("mine", "3", 6)
+    assert (card.name, card.version, card.training.steps) == ("mine", "3", 6)
     result = tmp_path / "scores.json"
     scored = ok("evaluate", "--data", "set.pack", "--model", weights, "--device", "cpu", "--json", result)
     assert "high/MoS2" in scored.output
     row = json.loads(result.read_text())["subsets"]["high/MoS2"]
     assert row["n"] == 4
     # the card and the evaluation call the same thing the validation error; the mean displacement they treat apart
-    assert row["ideal_sites"]["coordinate_mae"] == pytest.approx(
-        card["validation"]["high/MoS2"]["ideal_sites"], rel=0.1
-    )
-    assert row["coordinate_mae"] == pytest.approx(card["validation"]["high/MoS2"]["mae"], rel=0.1)
+    assert row["ideal_sites"]["coordinate_mae"] == pytest.approx(card.validation["high/MoS2"].ideal_sites, rel=0.1)
+    assert row["coordinate_mae"] == pytest.approx(card.validation["high/MoS2"].mae, rel=0.1)
     assert run("weights", "export", "run", weights).exit_code == 2
     assert "wrote" in ok("weights", "export", "run", weights, "--overwrite", "--name", "yours").output
     assert load_checkpoint(weights).card.name == "yours"
@@ -215,7 +213,10 @@ def test_at_a_terminal_there_is_a_bar(tmp_path):
         (("train", "typed.toml"), "steps must be a whole number, found '5'"),
         (("train", "bad.toml", "--preset", "small"), "a CONFIG or a --preset, not both"),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--steps", 0), "--steps"),
-        (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--init", "nothing", *CPU), "nothing"),
+        (
+            ("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--initial-weights", "nothing", *CPU),
+            "nothing",
+        ),
         (("train", "--preset", "small", "--data", "set.pack", "-o", "x", "--devices", 99), "shared by 99 devices"),
         (("weights", "export", "run", "a.txt"), "weights end in .safetensors"),
     ],
@@ -293,7 +294,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("ase_definet.cli.train._Meter.__call__", interrupted)
-        stopped = run(*asked, "--save", save)
+        stopped = run(*asked, "--checkpoint-every", save)
     assert stopped.exit_code == 130, stopped.output
     (line,) = stopped.output.strip().splitlines()
     assert line.startswith("stopped; ")

@@ -207,6 +207,7 @@ def test_nothing_is_overwritten(combined, files):
     [
         ({}, "does not name general and routed"),
         ({"general": {}, "routed": [{"hosts": [[1]]}]}, "does not name general and routed"),
+        ({"general": {}, "routed": [{"hosts": [[float("inf")]], "model": {}}]}, "does not name general and routed"),
         ({"general": 3, "routed": []}, "settings under general and routed"),
         ({"general": {"features": -1}, "routed": []}, "features must be between 1 and 100000, found -1"),
         ({"general": {}, "routed": [], "more": 1}, "under general and routed only"),

@@ -792,8 +792,8 @@ def test_the_published_network_is_exported_without_an_estimate(config, tmp_path)
     run = train(replace(config, model=DEFINET, steps=2))
     loaded = load_checkpoint(export_weights(run, tmp_path / "a.safetensors", "a", "1"))
     assert loaded.config == DEFINET
-    assert "expected_error" not in loaded.card
-    assert loaded.card["architecture"] == "DefiNet as published"
+    assert loaded.card.expected_error is None
+    assert loaded.card.architecture == "DefiNet as published"
 
 
 def test_fine_tuning_starts_from_given_weights(config, several, tmp_path, monkeypatch):
