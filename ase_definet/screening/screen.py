@@ -60,7 +60,8 @@ PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
     *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
-    *("mean_expected_error", "mean_expected_error_near", "strain", "trust", "method", "outside", "warnings", "seconds"),
+    *("mean_expected_error", "mean_expected_error_near", "strain"),
+    *("trust", "method", "outside", "warnings", "seconds"),
 )
 NUMBERS = frozenset(
     (
