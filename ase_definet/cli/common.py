@@ -141,7 +141,8 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--incar", multiple=True, metavar="KEY=VALUE", help="Set or override an INCAR tag; repeatable."
             ),
             click.option(
-                "--magnetic",
+                "--magnetic-start",
+                "magnetic",
                 type=click.Choice(["high-spin", "parity", "none"]),
                 default="high-spin",
                 show_default=True,

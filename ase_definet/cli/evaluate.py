@@ -42,6 +42,9 @@ _LEFT_OUT_SHOWN = 10
 @device_option
 @click.option("--limit", type=click.IntRange(min=1), help="Largest number of pairs per set of sites, evenly spread.")
 @click.option("--no-superposition", is_flag=True, help="Leave out the sum of single-defect fields.")
+@click.option(
+    "--without-state", is_flag=True, help="Withhold charge, spin and excitation, to see what knowing them is worth."
+)
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @click.option("--plot", type=FOLDER, help="Draw error against distance, parity and reliability into this folder.")
 @overwrite_option
@@ -54,6 +57,7 @@ def evaluate_command(
     device: str,
     limit: int | None,
     no_superposition: bool,
+    without_state: bool,
     out: Path | None,
     plot: Path | None,
     overwrite: bool,
@@ -71,10 +75,17 @@ def evaluate_command(
     total = sum(min(len(group.indices(split)), limit or len(group)) for group in pack.groups)
     with ProgressBar("scoring", total) as bar:
         scores, left_out = score_pairs(
-            relaxer, pack, split, superposition=not no_superposition, limit=limit, progress=bar.advance
+            relaxer,
+            pack,
+            split,
+            superposition=not no_superposition,
+            with_state=not without_state,
+            limit=limit,
+            progress=bar.advance,
         )
     _show_left_out(left_out)
     result: dict[str, Any] = {"model": relaxer.model, "split": split, "data_sha256": pack.sha256}
+    result["with_state"] = not without_state
     result |= summarise(scores) | {"left_out": left_out}
     if all(score.expected_error is not None for score in scores):
         result["reliability"] = reliability(scores)
@@ -125,7 +136,8 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     """Return the table of a result as lines of text."""
     rows = [*result["subsets"].items(), ("average", result["overall"])]
     width = max(len(name) for name, _ in rows)
-    lines = [f"{result['model']}, {result['split']}: coordinate MAE in Å"]
+    blind = "" if result.get("with_state", True) else ", charge and spin withheld"
+    lines = [f"{result['model']}, {result['split']}{blind}: coordinate MAE in Å"]
     head = "     n     all      A3      A4      A5      A6   ideal s.      A3 superpos.      A3     ms"
     lines.append(f"{'subset':{width}s} {head}")
     for name, row in rows:

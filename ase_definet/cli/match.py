@@ -19,6 +19,8 @@ from ase_definet.cli.common import (
     match_record,
     strain_option,
 )
+from ase_definet.cli.states import state_record, state_rows
+from ase_definet.errors import StructureError
 
 
 @click.command("match")
@@ -36,8 +38,13 @@ def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> No
     from ase_definet.structures.reading import read_structure
 
     with about(file):
-        site_map = match_sites(read_structure(file), resolved, max_strain=max_strain)
-    record = match_record(site_map)
+        atoms = read_structure(file)
+        site_map = match_sites(atoms, resolved, max_strain=max_strain)
+    record = match_record(site_map) | {"charge": None, "spin_multiplicity": None, "functional": None}
+    try:
+        record |= state_record(atoms)
+    except StructureError as error:  # the defects are what they are
+        record["warnings"].append(str(error))
     record["warnings"] += image_notes(file)
     if as_json:
         click.echo(json.dumps(record, indent=1, allow_nan=False))
@@ -45,6 +52,8 @@ def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> No
     second = f"{site_map.runner_up:.3f} Å" if math.isfinite(site_map.runner_up) else "none"
     click.echo(f"host      {host_line(site_map)}")
     click.echo(f"defects   {counts(site_map.defect_counts)}")
+    for name, text in state_rows(record):
+        click.echo(f"{name:10s}{text}")
     click.echo(f"match     rms {site_map.cost:.3f} Å, runner-up {second}, margin {site_map.margin:.2f} Å")
     for text in record["warnings"]:
         click.echo(f"warning   {text}")

@@ -32,6 +32,7 @@ from ase_definet.cli.common import (
 from ase_definet.cli.progress import ProgressBar
 from ase_definet.cli.relax_plan import CONTROL, Job, plan_jobs
 from ase_definet.cli.relax_results import deliver, make_folders, write_report
+from ase_definet.cli.states import AskedState, state_options, state_rows
 from ase_definet.errors import StructureError
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ if TYPE_CHECKING:
     help="Also write a control run from the host's ideal sites, to FOLDER_unrelaxed beside FOLDER of --vasp.",
 )
 @input_set_options
-@click.option(
-    "--charge", type=int, help="Net charge of the cell of each FILE, in e; by default what FILE says, or 0."
-)
+@state_options
 @click.option("--report", type=FILE, help="Write a report as JSON.")
 @click.option(
     "--initial-positions",
@@ -81,7 +80,6 @@ def relax_command(
     device: str,
     vasp: Path | None,
     from_unrelaxed: bool,
-    charge: int | None,
     report: Path | None,
     initial_positions: Literal["ideal", "given"],
     max_strain: float,
@@ -89,17 +87,21 @@ def relax_command(
     overwrite: bool,
     verbose: bool,
     quiet: bool,
+    state: AskedState,
     input_set: dict[str, Any],
 ) -> None:
     """Relax defect structures in one pass of the network.
 
     By default the result is written to STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. If a
-    file holds several structures, the last one is relaxed. A FILE that cannot be used does not stop the others; the
-    exit code is then 1.
+    file holds several structures, the last one is relaxed. Several charges (--charge -2:2) give a result and an input
+    set each, with the charge in their names: STEM_relaxed_q-1.SUFFIX. A FILE that cannot be used does not stop the
+    others; the exit code is then 1.
     """
     if vasp is None:
         _refuse_input_set_options()
-    jobs = plan_jobs(files, output, output_dir, vasp, report, control=from_unrelaxed, overwrite=overwrite)
+    jobs = plan_jobs(
+        files, output, output_dir, vasp, report, control=from_unrelaxed, state=state, overwrite=overwrite
+    )
     resolved = checked_host(host)
     from ase_definet.relaxation.result import RelaxResult
 
@@ -110,9 +112,10 @@ def relax_command(
     )
     make_folders(jobs, report)
     records = []
+    notes: list[list[str]] = []
     with ProgressBar("relaxing", len(jobs), hidden=quiet or len(jobs) == 1) as bar:
-        for job, item in zip(jobs, relaxer.relax_many(_read(jobs, charge)), strict=True):
-            record = _settle(job, item, input_set, overwrite=overwrite)
+        for k, (job, item) in enumerate(zip(jobs, relaxer.relax_many(_read(jobs, notes)), strict=True)):
+            record = _settle(job, item, notes[k], input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
             records.append(record)
@@ -132,25 +135,25 @@ def _refuse_input_set_options() -> None:
     """Refuse options of an input set where none is asked for."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
-    names = ("profile", "incar", "magnetic", "kpoints", "dipole")
-    useless = [name for name in names if context.get_parameter_source(name) is given]
+    names = {"profile", "incar", "magnetic", "kpoints", "dipole"}
+    options = [option for option in context.command.params if option.name in names]
+    useless = [option.opts[0] for option in options if context.get_parameter_source(str(option.name)) is given]
     if useless:
-        raise BadUsage(f"--{useless[0]} is for an input set: say where it goes with --vasp FOLDER")
+        raise BadUsage(f"{useless[0]} is for an input set: say where it goes with --vasp FOLDER")
 
 
-def _read(jobs: list[Job], charge: int | None) -> Iterator[Atoms | Exception]:
-    """Read the structures, each with the charge that was asked for, if any."""
-    from ase_definet.structures.charges import set_charge
+def _read(jobs: list[Job], notes: list[list[str]]) -> Iterator[Atoms | Exception]:
+    """Read the structures, each in the state that was asked for, and note what they said otherwise."""
     from ase_definet.structures.reading import read_structure
 
     for job in jobs:
+        notes.append([])
         try:
             problem = wrong_kind(job.source, "file")
             if problem is not None:
                 raise StructureError(problem)  # noqa: TRY301 - one way for all that fails
             atoms = read_structure(job.source)
-            if charge is not None:
-                set_charge(atoms, charge)
+            notes[-1] += job.state.impose(atoms)
         except Exception as error:  # noqa: BLE001 - one bad file must not cost the others
             yield error
         else:
@@ -158,7 +161,7 @@ def _read(jobs: list[Job], charge: int | None) -> Iterator[Atoms | Exception]:
 
 
 def _settle(
-    job: Job, item: RelaxResult | RelaxFailure, input_set: dict[str, Any], *, overwrite: bool
+    job: Job, item: RelaxResult | RelaxFailure, notes: list[str], input_set: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
     """Write the results of one structure, or report why there are none: a bad one must not stop the others."""
     from ase_definet.relaxation.result import RelaxFailure
@@ -166,7 +169,7 @@ def _settle(
     if isinstance(item, RelaxFailure):
         return _failure(job, item.error)
     try:
-        return deliver(job, item, input_set, overwrite=overwrite)
+        return deliver(job, item, input_set, notes, overwrite=overwrite)
     except Exception as error:  # noqa: BLE001 - as above
         return _failure(job, error)
 
@@ -174,7 +177,8 @@ def _settle(
 def _failure(job: Job, error: Exception) -> dict[str, Any]:
     show_traceback(error)
     click.echo(f"Error: {error_text(error, job.source)}", err=True)
-    return {"file": str(job.source), "error": error_text(error)}
+    asked = {"charge": job.state.charge} if job.state.charge is not None else {}
+    return {"file": str(job.source), **asked, "error": error_text(error)}
 
 
 def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several: bool, verbose: bool) -> None:
@@ -184,6 +188,7 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
     rows = [
         ("host", host_line(result.site_map)),
         ("defects", counts(result.site_map.defect_counts)),
+        *state_rows(record),
         (
             "moved",
             f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]}), {mean:.3f} Å on average",
@@ -210,7 +215,7 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
     if "control" in record:
         rows.append(("wrote", f"{job.control}: the control run, from the host's sites"))
     if several:
-        click.echo(str(job.source))
+        click.echo(job.title)
     for name, text in rows:
         click.echo(f"{'  ' if several else ''}{name:10s}{text}")
 

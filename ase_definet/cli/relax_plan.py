@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ase_definet.cli.common import BadUsage, check_folder, file_format
+from ase_definet.cli.states import AskedState, folder_of, marked
 from ase_definet.errors import StructureError
 from ase_definet.structures.reading import COMPRESSED
 
@@ -17,19 +18,27 @@ INPUT_SET = ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec", "README.txt")
 
 @dataclass(frozen=True)
 class Job:
-    """One input file and where its results go.
+    """One result of an input file and where it goes.
 
     Attributes:
         source: The input file.
         output: The relaxed structure.
         vasp: Folder of the input set, if one was asked for.
         control: Folder of the same for the unrelaxed structure, if one was asked for.
+        state: What is asked of the state of the structure, with one charge at most.
     """
 
     source: Path
     output: Path
     vasp: Path | None
     control: Path | None = None
+    state: AskedState = field(default_factory=AskedState)
+
+    @property
+    def title(self) -> str:
+        """What to call it beside other results."""
+        charge = self.state.charge
+        return str(self.source) if charge is None else f"{self.source}, charge {f'{charge:+d}' if charge else '0'}"
 
 
 def plan_jobs(
@@ -40,9 +49,12 @@ def plan_jobs(
     report: Path | None,
     *,
     control: bool = False,
+    state: AskedState | None = None,
     overwrite: bool,
 ) -> list[Job]:
     """Work out where every result goes; refuse what cannot be meant.
+
+    Of several charges each has its results, with the charge in their names: ``out_q-1.vasp``, ``run_q+2``.
 
     Raises:
         BadUsage: Results would replace an input, each other or, without ``overwrite``, existing files; or a
@@ -54,16 +66,16 @@ def plan_jobs(
         raise BadUsage("expected -o or --output-dir, found both: leave one out")
     if control and vasp is None:
         raise BadUsage("--from-unrelaxed writes a second input set: say where the first goes with --vasp FOLDER")
-    folders = _input_set_folders(files, vasp)
-    jobs = [
-        Job(
-            file,
-            output or (output_dir or file.parent) / _relaxed_name(file),
-            folder,
-            _beside(folder, control=control),
-        )
-        for file, folder in zip(files, folders, strict=True)
-    ]
+    asked = state or AskedState()
+    jobs = []
+    for file, folder in zip(files, _input_set_folders(files, vasp), strict=True):
+        out = output or (output_dir or file.parent) / _relaxed_name(file)
+        for one in asked.each():
+            mark = one.suffix if asked.several else ""
+            place = folder_of(folder, one) if folder is not None and asked.several else folder
+            jobs.append(
+                Job(file, marked(out, mark) if mark else out, place, _beside(place, control=control), state=one)
+            )
     targets = list(_targets(jobs, report))
     _refuse_clashes(jobs, targets)
     if output is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
 from ase_definet.cli.relax_plan import Job, output_format
+from ase_definet.cli.states import state_record
 from ase_definet.errors import DefiNetWarning, StructureError
 from ase_definet.structures.files import new_database, replacing
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from ase_definet.relaxation.result import RelaxResult
+
+
+_WITH_INFO = ("extxyz", "db", "json", "traj")
+"""Formats that keep the info of a structure."""
 
 
 def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
@@ -30,8 +35,17 @@ def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
+def deliver(
+    job: Job, result: RelaxResult, input_set: dict[str, Any], notes: Sequence[str] = (), *, overwrite: bool
+) -> dict[str, Any]:
     """Write the structure and the input set, both or neither; return the report's record.
+
+    Args:
+        job: Where they go.
+        result: What is written.
+        input_set: Keyword arguments of :func:`~ase_definet.dft.vasp.write_vasp_inputs`.
+        notes: What else to warn of.
+        overwrite: Whether files in the way may be replaced.
 
     Raises:
         DefiNetError: The structure cannot be written in this format, or VASP cannot use it.
@@ -45,6 +59,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "file": str(job.source),
         "output": str(job.output),
         **match_record(result.site_map),
+        **state_record(result.atoms),
         "n_atoms": len(length),
         "largest_displacement": finite(length[largest]),
         "largest_displacement_atom": largest,
@@ -54,7 +69,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
         "trust": result.trust,
         "method": result.method,
         "outside": list(result.outside),
-        "warnings": [*result.warnings, *image_notes(job.source)],
+        "warnings": [*notes, *result.warnings, *image_notes(job.source)],
     }
     record |= dict.fromkeys(("mean_expected_error", "largest_expected_error", "largest_expected_error_atom"))
     if result.expected_error is not None:
@@ -65,7 +80,7 @@ def deliver(job: Job, result: RelaxResult, input_set: dict[str, Any], *, overwri
             "largest_expected_error_atom": doubtful,
         }
     atoms, lost = _writable(result.atoms, output_format(job))
-    record["warnings"] += lost
+    record["warnings"] += [*lost, *_state_lost(record, output_format(job))]
     with _staged(job.output, atoms, output_format(job)):
         if job.vasp is not None:
             record["vasp"] = _write_input_set(job.vasp, result, input_set, overwrite=overwrite)
@@ -96,6 +111,16 @@ def _writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
     return out, lost
 
 
+def _state_lost(record: dict[str, Any], fmt: str) -> list[str]:
+    """Say what has to be said again where a file is read whose format holds no state, such as a POSCAR."""
+    if fmt in _WITH_INFO:
+        return []
+    options = {"--charge": record["charge"] or None, "--spin": record["spin_multiplicity"]}
+    options |= {"--functional": record["functional"] if record["functional"] != "PBE" else None}
+    said = " ".join(f"{option} {value}" for option, value in options.items() if value is not None)
+    return [f"a file of the format {fmt} holds no state: give {said} again where it is read"] if said else []
+
+
 @contextmanager
 def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
     """Write a structure aside, and put it in its place if the block succeeds."""
@@ -108,7 +133,9 @@ def _staged(path: Path, atoms: Atoms, fmt: str) -> Iterator[None]:
         try:
             if fmt in {"db", "json"}:
                 with new_database(fresh, fmt) as database:
-                    database.write(atoms)
+                    plain = {str(name): value for name, value in atoms.info.items() if np.isscalar(value)}
+                    python = {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
+                    database.write(atoms, data=python)
             else:
                 write(str(fresh), atoms, format=fmt)
         except (OSError, MemoryError):

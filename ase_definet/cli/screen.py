@@ -25,6 +25,7 @@ from ase_definet.cli.common import (
     strain_option,
 )
 from ase_definet.cli.progress import ProgressBar
+from ase_definet.cli.states import AskedState, state_options
 from ase_definet.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ _SILENCE = 60.0
     show_default=True,
     help="Structures relaxed and recorded together.",
 )
+@state_options
 @click.option("--parquet", is_flag=True, help="Also write the finished table as table.parquet.")
 @strain_option
 def screen_command(
@@ -73,11 +75,13 @@ def screen_command(
     block: int,
     parquet: bool,
     max_strain: float,
+    state: AskedState,
 ) -> None:
     """Relax any number of structures, resumably.
 
     INPUTS are files with one or many structures, folders of such files, or - for extended XYZ from a pipe. If a
-    screen is interrupted, the same command resumes it. Structures that fail are listed in failures.csv with the
+    screen is interrupted, the same command resumes it. Several charges (--charge -2:2) give each structure a row for
+    each of them, with the charge in its name: NAME_q-1. Structures that fail are listed in failures.csv with the
     reason; other files in a folder are skipped and named.
     """
     piped = _is_pipe(inputs)
@@ -86,9 +90,11 @@ def screen_command(
     # the host as it is now: its file may be replaced while the screen runs
     settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
     settings["sha256"] = _ready(settings, workers, scheduler, parquet=parquet)
-    asked = _asked(inputs, host, settings)
+    asked = _asked(inputs, host, settings, state)
     skipped: list[str] = []
     source = _from_pipe() if piped else _from_paths(inputs, skipped)
+    if state.anything:
+        source = _in_states(source, state)
     meter = _Meter()
     done = _run(source, output, asked, settings, meter, workers=workers, scheduler=scheduler, block=block)
     for reason in skipped[:_NAMED]:
@@ -121,7 +127,20 @@ def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, par
     return weights
 
 
-def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _in_states(source: Iterator[Named], state: AskedState) -> Iterator[Named]:
+    """Put structures into the states that are asked for; what cannot be read stays one failure."""
+    from ase_definet.screening.screen import in_state
+
+    for name, given in source:
+        if isinstance(given, Exception):
+            yield name, given
+            continue
+        for one in state.each():
+            suffix = one.suffix if state.several else ""
+            yield f"{name}{suffix}", in_state(given, one.charge, one.spin_multiplicity, one.functional)
+
+
+def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any], state: AskedState) -> dict[str, Any]:
     """Return the request that a screen is recognised by when it is resumed."""
     from ase_definet.matching.host import Host
     from ase_definet.screening.screen import host_digest
@@ -133,6 +152,9 @@ def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any]) -> dic
         "host_digest": host_digest(resolved) if isinstance(resolved, Host) else "",
         "model": settings["sha256"],
         "max_strain": settings["max_strain"],
+        "charge": list(state.charges) or None,
+        "spin_multiplicity": state.spin_multiplicity,
+        "functional": state.functional,
     }
 
 

@@ -42,6 +42,18 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
 """INCAR tags of each profile. Where the paper is silent, ``paper`` leaves VASP's defaults, except for the
 smearing and the ionic steps (ISMEAR, SIGMA, IBRION, NSW), whose defaults do not relax a defect."""
 
+FUNCTIONAL_TAGS: Mapping[str, Mapping[str, Any]] = {
+    "PBE": {},
+    "PBEsol": {"GGA": "PS"},
+    "SCAN": {"METAGGA": "SCAN", "LASPH": True, "ALGO": "All"},
+    "r2SCAN": {"METAGGA": "R2SCAN", "LASPH": True, "ALGO": "All"},
+    "HSE06": {"LHFCALC": True, "HFSCREEN": 0.2, "AEXX": 0.25, "ALGO": "All"},
+    "PBE0": {"LHFCALC": True, "AEXX": 0.25, "ALGO": "All"},
+}
+"""What makes a functional of the PBE of the POTCARs; a functional that is not here gets an input set in PBE.
+
+ALGO = All suits defects with a gap; VASP's Fast and VeryFast do not work with hybrids.
+"""
 FUNCTIONAL = "PBE_54"
 """POTCAR release; the symbols are those pymatgen's MPScanRelaxSet chooses from it (W_sv: it has no W_pv)."""
 CALCULATED_MOMENTS = "MAGMOM has the moments that the atoms' calculator found, for want of initial ones."
@@ -52,6 +64,7 @@ LOW_SPIN_MOMENT = 0.6
 """Starting moment of all other elements, in μB."""
 UNIT_MOMENT = 1.0
 """Starting moment of every atom where NUPDOWN decides, in μB; VASP's own default."""
+_MOMENT_DIGITS = 6
 _OPEN_SHELL = frozenset((*range(21, 30), *range(39, 48), *range(57, 80), *range(89, 113)))
 _TEXT_LISTS = ("LOCPROJ",)
 _NOT_NAMED: Mapping[str, float] = {"LDAUL": -1}
@@ -113,11 +126,12 @@ def parse_incar_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def spin_tags(
-    atoms: Atoms, magnetic: str, order: np.ndarray, overrides: Mapping[str, Any]
+    atoms: Atoms, magnetic: str, order: np.ndarray, overrides: Mapping[str, Any], unpaired: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return ISPIN and MAGMOM, in POSCAR order, and what to say about them.
 
-    Moments that the atoms have are what MAGMOM says, zeros too.
+    Moments that the atoms have are what MAGMOM says, zeros too. Without any, those of a known number of unpaired
+    electrons add up to it.
     """
     if magnetic not in ("high-spin", "parity", "none"):
         raise InputSetError(f"Unknown magnetic start {magnetic!r}; choose high-spin, parity or none.")
@@ -131,6 +145,7 @@ def spin_tags(
         is_open = np.isin(atoms.numbers, list(_OPEN_SHELL))
         own = np.where(is_open, HIGH_SPIN_MOMENT, LOW_SPIN_MOMENT)
         own = np.full(len(atoms), UNIT_MOMENT) if magnetic == "parity" else own
+        own = own if unpaired is None or vectors else np.round(own * unpaired / own.sum(), _MOMENT_DIGITS)
     elif not own.any():
         notes.append(
             "All initial magnetic moments of the atoms are 0 and MAGMOM says so: VASP will find no spin from there. "

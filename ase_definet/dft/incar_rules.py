@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ase_definet.errors import InputSetError
+from ase_definet.structures.state import wrong_parity
 
 Finding: TypeAlias = "bool | Mapping[str, Any]"
 
@@ -21,6 +22,12 @@ VECTORS = ("DIPOL", "SAXIS", "QSPIRAL", "EFIELD_PEAD", "LATTICE_CONSTRAINTS")
 """Tags with three values."""
 TETRAHEDRA = 4
 """The tetrahedron method needs as many k-points."""
+
+_FUNCTIONAL_DEFAULTS: Mapping[str, Any] = {"GGA": "PE", "METAGGA": "--", "LHFCALC": False, "HFSCREEN": 0.0}
+"""Tags that decide on a functional, and what they are in PBE."""
+_SCREENING_ROUNDED = 0.01
+"""HFSCREEN of HSE06 is 0.2 or, unrounded, 0.2079 1/Å."""
+_OTHER_MOMENT = 0.5
 
 _LDAU = ("LDAUL", "LDAUU", "LDAUJ", "LDAUTYPE")
 _CELL_CHANGES = 3
@@ -40,7 +47,11 @@ class Planned:
         reordered: Whether that is another order than the caller's.
         grid: Number of k-points along each axis in KPOINTS.
         vacuum: Axes with vacuum.
-        charge: Charge the structure or the caller states, in e.
+        charge: Charge of the structure, in e.
+        charge_stated: Whether somebody states it.
+        multiplicity: Spin multiplicity that somebody states, None where nobody does.
+        functional: Functional that is written, by the name of ``functional_tags``.
+        functional_tags: What makes that functional of PBE; nothing for PBE itself.
         neutral: Returns the valence electrons of the neutral cell, None where they are not known.
         enmax: Largest ENMAX of the POTCARs, in eV; None where there are none.
         present: Names of the files already in the folder.
@@ -57,6 +68,10 @@ class Planned:
     vacuum: tuple[int, ...]
     charge: int
     neutral: Callable[[], float | None]
+    charge_stated: bool = False
+    multiplicity: int | None = None
+    functional: str = "PBE"
+    functional_tags: Mapping[str, Any] = field(default_factory=dict)
     enmax: float | None = None
     present: frozenset[str] = frozenset()
     dipole: bool = False
@@ -129,6 +144,9 @@ def broken_rules(planned: Planned, rules: tuple[Rule, ...] | None = None) -> lis
         "n_atoms": len(planned.symbols),
         "grid": "x".join(map(str, planned.grid)),
         "charge": f"{planned.charge:+d}" if planned.charge else "0",
+        "multiplicity": planned.multiplicity,
+        "unpaired": (planned.multiplicity or 1) - 1,
+        "functional": planned.functional,
         "implied": f"{planned.implied_charge:+g}" if planned.implied_charge else "0",
         "gaps": ", ".join("abc"[axis] for axis in planned.vacuum) or "no axis",
         "enmax": planned.enmax,
@@ -204,9 +222,51 @@ def _relaxes(planned: Planned) -> bool:
 
 def _wrong_parity(planned: Planned) -> Finding:
     electrons, unpaired = planned.electrons, _number(planned, "NUPDOWN", -1)
-    if electrons is None or unpaired < 0:
+    if electrons is None or unpaired < 0 or planned.multiplicity is not None:
         return False
     return abs((electrons - unpaired) % 2 - 1) < _SMALL and {"electrons": f"{electrons:g}"}
+
+
+def _wrong_multiplicity(planned: Planned) -> Finding:
+    """Look for a multiplicity that the valence electrons cannot have; a fraction of one is the user's own affair."""
+    electrons = planned.electrons
+    if planned.multiplicity is None or electrons is None or abs(electrons - round(electrons)) > _SMALL:
+        return False
+    charge = round(planned.implied_charge)
+    problem = wrong_parity(planned.multiplicity, round(electrons), charge, "valence electrons")
+    return problem is not None and {"problem": problem}
+
+
+def _other_moments(planned: Planned) -> Finding:
+    """Compare the sum of the starting moments with the number of unpaired electrons."""
+    if planned.multiplicity is None or planned.noncollinear or _is(planned, "ISPIN", 1):
+        return False
+    total = float(np.sum(planned.incar["MAGMOM"]))
+    return abs(total - (planned.multiplicity - 1)) > _OTHER_MOMENT and {"total": f"{total:.4g}"}
+
+
+def _other_functional(planned: Planned) -> Finding:
+    """Look for tags of the user that make another functional of the one that was asked for."""
+    tags = planned.functional_tags
+    if not tags:
+        return False
+    given = {tag: planned.incar[tag] for tag in _FUNCTIONAL_DEFAULTS if tag in planned.overridden}
+    expected = {tag: tags.get(tag, _FUNCTIONAL_DEFAULTS[tag]) for tag in given}
+    other = {tag: value for tag, value in given.items() if not _equal(value, expected[tag])}
+    return bool(other) and {
+        "given": ", ".join(f"{tag} = {value}" for tag, value in other.items()),
+        "expected": ", ".join(f"{tag} = {expected[tag]}" for tag in other),
+    }
+
+
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, str) and isinstance(other, str):
+        return value.upper() == other.upper()
+    return value == other or (
+        not isinstance(value, str | bool)
+        and not isinstance(other, str | bool)
+        and abs(value - other) < _SCREENING_ROUNDED
+    )
 
 
 def _few_bands(planned: Planned) -> Finding:
@@ -319,6 +379,52 @@ RULES: tuple[Rule, ...] = (
         "NUPDOWN = {NUPDOWN} does not go with {electrons} electrons: both are even or both odd",
     ),
     Rule(
+        ("NUPDOWN", "NELECT", "ISPIN"),
+        _wrong_multiplicity,
+        "NUPDOWN = {unpaired} cannot be: {problem}",
+        refuse=True,
+    ),
+    Rule(
+        ("NUPDOWN", "ISPIN"),
+        lambda p: p.multiplicity is not None and p.electrons is None,
+        "NUPDOWN, ISPIN: the valence electrons are unknown without POTCARs: whether a spin multiplicity of "
+        "{multiplicity} goes with them was not checked",
+    ),
+    Rule(
+        ("NUPDOWN",),
+        lambda p: (
+            p.multiplicity is not None
+            and "NUPDOWN" in p.overridden
+            and _number(p, "NUPDOWN", -1) not in {-1, p.multiplicity - 1}
+        ),
+        "NUPDOWN = {NUPDOWN} contradicts the spin multiplicity of {multiplicity}, which is NUPDOWN = {unpaired}; "
+        "leave one of them out",
+        refuse=True,
+    ),
+    Rule(
+        ("NUPDOWN",),
+        lambda p: p.multiplicity is not None and "NUPDOWN" in p.overridden and _is(p, "NUPDOWN", -1),
+        "NUPDOWN = {NUPDOWN} fixes no spin: VASP may leave the spin multiplicity of {multiplicity} that is asked for",
+    ),
+    Rule(
+        ("ISPIN",),
+        lambda p: (p.multiplicity or 1) > 1 and _is(p, "ISPIN", 1) and not p.noncollinear,
+        "ISPIN = {ISPIN} knows no unpaired electrons, and the spin multiplicity is {multiplicity}; leave one of them "
+        "out",
+        refuse=True,
+    ),
+    Rule(
+        ("LNONCOLLINEAR", "LSORBIT"),
+        lambda p: p.noncollinear and p.multiplicity is not None,
+        "moments that are vectors (LNONCOLLINEAR or LSORBIT) have no NUPDOWN: nothing fixes the spin multiplicity of "
+        "{multiplicity} that was asked for",
+    ),
+    Rule(
+        ("MAGMOM",),
+        _other_moments,
+        "MAGMOM adds up to {total} μB, and the spin multiplicity of {multiplicity} to {unpaired}: NUPDOWN decides",
+    ),
+    Rule(
         ("ISPIN",),
         lambda p: p.noncollinear and _is(p, "ISPIN", 2),
         "ISPIN = 2 has no effect with LNONCOLLINEAR or LSORBIT",
@@ -337,9 +443,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("NELECT",),
-        lambda p: "NELECT" in p.overridden and abs(p.implied_charge - p.charge) > _SMALL,
-        "NELECT = {NELECT} makes a net charge of {implied}, where the structure or the charge given says {charge}; "
-        "NELECT decides",
+        lambda p: "NELECT" in p.overridden and p.charge_stated and abs(p.implied_charge - p.charge) > _SMALL,
+        "NELECT = {NELECT} makes a net charge of {implied}, and the charge that is stated (--charge, "
+        "atoms.info['charge']) is {charge}: leave one of them out, or correct it",
+        refuse=True,
+    ),
+    Rule(
+        ("NELECT",),
+        lambda p: "NELECT" in p.overridden and not p.charge_stated and abs(p.implied_charge - p.charge) > _SMALL,
+        "NELECT = {NELECT} makes a net charge of {implied}, where the structure says {charge}; NELECT decides",
     ),
     Rule(
         ("NBANDS",),
@@ -464,14 +576,26 @@ RULES: tuple[Rule, ...] = (
         "METAGGA = {METAGGA} wants LASPH = True",
     ),
     Rule(
+        tuple(_FUNCTIONAL_DEFAULTS),
+        _other_functional,
+        "{given} makes another functional of the {functional} that was asked for (--functional, "
+        "atoms.info['functional']), which has {expected}; leave one of them out",
+        refuse=True,
+    ),
+    Rule(
+        ("AEXX",),
+        lambda p: "AEXX" in p.functional_tags and p.incar["AEXX"] != p.functional_tags["AEXX"],
+        "AEXX = {AEXX} is another share of exact exchange than that of {functional}",
+    ),
+    Rule(
         ("METAGGA",),
-        lambda p: bool(_functional(p)),
+        lambda p: bool(_functional(p)) and not p.functional_tags,
         "METAGGA = {METAGGA} is not the PBE of the POTCARs and the training data: its minimum and lattice constant "
         "are others",
     ),
     Rule(
         ("GGA",),
-        lambda p: not _is(p, "GGA", "PE"),
+        lambda p: not _is(p, "GGA", "PE") and not p.functional_tags,
         "GGA = {GGA} is not the PBE of the POTCARs and the training data: its minimum and lattice constant are "
         "others",
     ),
@@ -488,7 +612,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("LHFCALC",),
-        lambda p: bool(p.incar["LHFCALC"]),
+        lambda p: bool(p.incar["LHFCALC"]) and not p.functional_tags,
         "LHFCALC is a hybrid, not the PBE of the training data: its minimum and lattice constant are others",
     ),
     Rule(

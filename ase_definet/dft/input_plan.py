@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -14,13 +14,14 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from ase_definet.dft import incar as incar_tags
-from ase_definet.dft.incar import CALCULATED_MOMENTS, PROFILES
+from ase_definet.dft.incar import CALCULATED_MOMENTS, FUNCTIONAL_TAGS, PROFILES
 from ase_definet.dft.incar_rules import Planned, broken_rules
 from ase_definet.errors import InputSetError, StructureError
 from ase_definet.structures.cell import VACUUM_GAP, lacking_vectors, widest_gap
-from ase_definet.structures.charges import NetCharge, charge_of, whole_charge
+from ase_definet.structures.charges import NetCharge, charge_of, is_unknown, whole_charge
 from ase_definet.structures.constraints import held_directions
 from ase_definet.structures.conversion import as_atoms
+from ase_definet.structures.state import PREDICTED_STATE, Said, said_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -47,6 +48,9 @@ class Options:
         kpoints: Γ-centred grid, or largest spacing in 1/Å.
         dipole: Whether to correct the dipole along the vacuum.
         charge: Of the cell, in e; None for what the structure carries.
+        structure_charge: Whether the charge that the structure carries counts; else it is taken as neutral.
+        spin_multiplicity: Unpaired electrons plus one; None for what the structure carries.
+        functional: Its name; None for what the structure carries, or PBE.
         large_cell: Whether to project in real space.
     """
 
@@ -56,6 +60,9 @@ class Options:
     kpoints: tuple[int, int, int] | float = (1, 1, 1)
     dipole: bool = False
     charge: int | None = None
+    structure_charge: bool = True
+    spin_multiplicity: int | None = None
+    functional: str | None = None
     large_cell: bool = False
 
 
@@ -107,6 +114,8 @@ class InputPlan:
         potcar_symbols: One for each species, in the order of POSCAR.
         potcars: The same from the user's library, as pymatgen objects; none where it lacks one.
         charge: Of the cell, and where it is from.
+        spin_multiplicity: Of the cell, None where nobody says.
+        functional: The one that was asked for.
         warnings: Reasons to look twice.
     """
 
@@ -118,7 +127,19 @@ class InputPlan:
     potcar_symbols: list[str]
     potcars: list[Any]
     charge: NetCharge
+    spin_multiplicity: int | None
+    functional: str
     warnings: tuple[str, ...]
+
+    @property
+    def written_functional(self) -> str:
+        """The functional of the INCAR: the one asked for, where it is known how to write it, else PBE."""
+        return self.functional if self.functional in FUNCTIONAL_TAGS else "PBE"
+
+    @property
+    def state(self) -> Said:
+        """What the input set is for."""
+        return Said(self.charge.value, self.spin_multiplicity, self.written_functional)
 
     def poscar(self) -> Any:
         """Return pymatgen's Poscar, with selective dynamics where anything is fixed."""
@@ -128,7 +149,8 @@ class InputPlan:
         sites = self.sites
         cell = Lattice(np.asarray(sites.atoms.cell))
         structure = Structure(cell, sites.symbols, sites.scaled[sites.order], to_unit_cell=False)
-        return Poscar(structure, selective_dynamics=self.free[sites.order])
+        comment = None if self.state.ordinary else f"{structure.formula}; {self.state}"
+        return Poscar(structure, comment=comment, selective_dynamics=self.free[sites.order])
 
     def kpoints(self) -> Any:
         """Return pymatgen's Kpoints."""
@@ -172,7 +194,8 @@ def plan_inputs(structure: object, options: Options, present: frozenset[str] = f
     check_structure(atoms)
     if options.profile not in PROFILES:
         raise InputSetError(f"Unknown profile {options.profile!r}; choose from {', '.join(PROFILES)}.")
-    net = _net_charge(atoms, options.charge)
+    net = _net_charge(atoms, options)
+    multiplicity, functional, remarks = _spin_and_functional(atoms, options)
     sites = Sites.of(atoms)
     grid, warnings = _kpoint_grid(options.kpoints, np.asarray(atoms.cell), sites.vacuum)
     warnings += _gamma_warnings(grid, np.asarray(atoms.cell), sites.vacuum, chosen=options.kpoints != (1, 1, 1))
@@ -181,17 +204,35 @@ def plan_inputs(structure: object, options: Options, present: frozenset[str] = f
     warnings += dropped + _vacuum_warnings(atoms, [width for width, _ in sites.gaps], sites.vacuum)
     potcar_symbols = incar_tags.potcar_symbols(list(dict.fromkeys(sites.symbols)))
     potcars, problems = incar_tags.library_potcars(potcar_symbols)
-    warnings += problems
+    warnings += problems + remarks
     electrons = _Electrons(sites.symbols, potcar_symbols, potcars)
     # a Structure has no initial moments but those of its sites: nothing to be said of where they are from
     started = not isinstance(structure, Atoms) or structure.has("initial_magmoms")
+    # what nobody asked for is filled in from the structure, so that the rest is told one thing
+    given, options = options, replace(options, spin_multiplicity=multiplicity, functional=functional)
     written, overridden, remarks = _incar(
         sites, options, net, grid, electrons, present, calculated=atoms.has("initial_magmoms") and not started
     )
     warnings += remarks
     if not potcars and "POTCAR" in present:
         warnings.append(f"The POTCAR already here was left as it is: it must list {' '.join(potcar_symbols)}.")
-    return InputPlan(sites, ~held, grid, written, overridden, potcar_symbols, potcars, net, tuple(warnings))
+    plan = InputPlan(
+        *(sites, ~held, grid, written, overridden, potcar_symbols, potcars, net, multiplicity, functional),
+        warnings=tuple(warnings),
+    )
+    made_for = atoms.info.get(PREDICTED_STATE)
+    silent = {name for name in ("charge", "functional") if is_unknown(atoms.info.get(name))}
+    silent -= {name for name in ("charge", "functional") if getattr(given, name) is not None}
+    wanted = Said(
+        None if "charge" in silent else net.value, multiplicity, None if "functional" in silent else functional
+    )
+    if made_for is not None and str(made_for) != str(wanted):
+        text = (
+            f"The geometry was predicted for another state ({made_for}) than this input set is for ({wanted}): "
+            "relax it again for this one."
+        )
+        plan = replace(plan, warnings=(*plan.warnings, text))
+    return plan
 
 
 def check_structure(atoms: Atoms) -> None:
@@ -263,14 +304,40 @@ def _gamma_warnings(grid: tuple[int, ...], cell: Array, vacuum: list[int], *, ch
     return [f"{expected}: give kpoints (--kpoints 2x2x1, or a spacing such as 0.25)."]
 
 
-def _net_charge(atoms: Atoms, charge: object) -> NetCharge:
+def _net_charge(atoms: Atoms, options: Options) -> NetCharge:
     """Return the charge that was asked for, else the one the atoms carry."""
-    if charge is None:
-        return charge_of(atoms)
+    if options.charge is None:
+        return charge_of(atoms) if options.structure_charge else NetCharge(0)
     try:
-        return NetCharge(whole_charge(charge, "charge"), "stated")
+        return NetCharge(whole_charge(options.charge, "charge"), "stated")
     except StructureError as error:
         raise InputSetError(str(error)) from error
+
+
+def _spin_and_functional(atoms: Atoms, options: Options) -> tuple[int | None, str, list[str]]:
+    """Return multiplicity and functional that were asked for, else those the atoms carry, and what to say of them."""
+    info = {"spin_multiplicity": options.spin_multiplicity, "functional": options.functional}
+    asked = Atoms(info={name: value for name, value in info.items() if value is not None})
+    try:
+        said = said_of(asked)
+    except StructureError as error:
+        raise InputSetError(str(error)) from error
+    own = said_of(Atoms(info={name: atoms.info[name] for name in info if name in atoms.info}))
+    multiplicity = own.spin_multiplicity if options.spin_multiplicity is None else said.spin_multiplicity
+    functional = (own.functional if options.functional is None else said.functional) or "PBE"
+    text = str(options.functional or atoms.info.get("functional") or functional)
+    remarks = []
+    if functional not in FUNCTIONAL_TAGS:
+        remarks.append(
+            f"The input set is for PBE, not for {functional}: only {', '.join(FUNCTIONAL_TAGS)} are written with the "
+            "POTCARs of PBE; give the tags through incar (--incar) if you know better."
+        )
+    elif len(text.split()) > 1:
+        remarks.append(
+            f"The functional {text!r} was taken for {functional} as it was published: give what is different through "
+            "incar (--incar AEXX=0.32)."
+        )
+    return multiplicity, functional, remarks
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,6 +397,10 @@ def _incar(
         grid=grid,
         vacuum=tuple(sites.vacuum),
         charge=net.value,
+        charge_stated=net.source == "stated",
+        multiplicity=options.spin_multiplicity,
+        functional=options.functional or "PBE",
+        functional_tags=FUNCTIONAL_TAGS.get(options.functional or "PBE", {}),
         neutral=electrons.known,
         enmax=incar_tags.largest_enmax(electrons.potcars),
         present=present,
@@ -353,8 +424,10 @@ def _shaped_tags(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the tags of an input set, shaped by overrides but without them, and what to say about the moments."""
     tags = dict(PROFILES[options.profile]) | ({"LREAL": "Auto"} if options.large_cell else {})
-    tags |= _electron_tags(charge, options.magnetic, electrons, overrides)
-    spin, ignored = incar_tags.spin_tags(sites.atoms, options.magnetic, sites.order, overrides)
+    tags |= FUNCTIONAL_TAGS.get(options.functional or "PBE", {})
+    tags |= _electron_tags(charge, options, electrons, overrides)
+    unpaired = None if options.spin_multiplicity is None else options.spin_multiplicity - 1
+    spin, ignored = incar_tags.spin_tags(sites.atoms, options.magnetic, sites.order, overrides, unpaired)
     if "MAGMOM" in spin and calculated:
         ignored.append(CALCULATED_MOMENTS)
     if {"LNONCOLLINEAR", "LSORBIT"} & set(overrides) and "ISPIN" not in spin:
@@ -365,13 +438,31 @@ def _shaped_tags(
     return tags, ignored
 
 
-def _electron_tags(charge: int, magnetic: str, electrons: _Electrons, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return NELECT of a charged cell, and NUPDOWN where the parity of the electrons decides."""
-    if not charge and magnetic != "parity":
-        return {}
-    number = overrides["NELECT"] if "NELECT" in overrides else electrons.neutral - charge
-    tags = {"NELECT": number} if charge else {}
-    return tags | ({"NUPDOWN": round(number) % 2} if magnetic == "parity" else {})
+def _electron_tags(
+    charge: int, options: Options, electrons: _Electrons, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return NELECT of a charged cell, and NUPDOWN where the multiplicity or the parity of the electrons decides."""
+    multiplicity = options.spin_multiplicity
+    if multiplicity is not None and multiplicity > 1 and options.magnetic == "none":
+        raise InputSetError(
+            f"magnetic is 'none' (--magnetic-start none), which knows no unpaired electrons, and the spin "
+            f"multiplicity is {multiplicity}: leave one of them out."
+        )
+    tags: dict[str, Any] = {}
+    if charge or options.magnetic == "parity":
+        number = overrides["NELECT"] if "NELECT" in overrides else electrons.neutral - charge
+        tags |= {"NELECT": number} if charge else {}
+        tags |= {"NUPDOWN": round(number) % 2} if options.magnetic == "parity" else {}
+    if multiplicity is None:
+        return tags
+    if tags.get("NUPDOWN", multiplicity - 1) != multiplicity - 1:
+        raise InputSetError(
+            f"magnetic is 'parity' (--magnetic-start parity), which sets NUPDOWN = {tags['NUPDOWN']}, and the spin "
+            f"multiplicity is {multiplicity}, NUPDOWN = {multiplicity - 1}: leave one of them out."
+        )
+    vectors = bool(overrides.get("LNONCOLLINEAR") or overrides.get("LSORBIT"))
+    polarised = options.magnetic != "none" and overrides.get("ISPIN") != 1
+    return tags | ({"NUPDOWN": multiplicity - 1} if polarised and not vectors else {})
 
 
 def _own_tags(
@@ -383,9 +474,10 @@ def _own_tags(
     """
     tags = {tag: value for tag, value in shaped.items() if tag not in {"NELECT", "NUPDOWN"}}
     tags["ISPIN"] = PROFILES[options.profile]["ISPIN"]
+    unpaired = None if options.spin_multiplicity is None else options.spin_multiplicity - 1
     parts: list[Callable[[], dict[str, Any]]] = [
-        lambda: _electron_tags(charge, options.magnetic, electrons, {}),
-        lambda: incar_tags.spin_tags(sites.atoms, options.magnetic, sites.order, {})[0],
+        lambda: _electron_tags(charge, options, electrons, {}),
+        lambda: incar_tags.spin_tags(sites.atoms, options.magnetic, sites.order, {}, unpaired)[0],
     ]
     for part in parts:
         with suppress(InputSetError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ase_definet.dft.incar import FUNCTIONAL
+from ase_definet.dft.incar import FUNCTIONAL, FUNCTIONAL_TAGS
 from ase_definet.dft.input_plan import ORDER_FILE, InputPlan
+from ase_definet.structures.state import multiplicity_name
 
 FORCE_LIMIT = 0.5
 """A first-step largest force above this, in eV/Å, sends IBRION = 1 astray."""
@@ -47,6 +48,7 @@ def readme(
     lines += [
         f"  {tag} = {new} (was {'unset' if old is None else old})" for tag, (old, new) in plan.overridden.items()
     ]
+    lines += _state(plan)
     lines.append(f"POTCAR: {' '.join(plan.potcar_symbols)}, release {FUNCTIONAL}, in this order.")
     if not plan.potcars:
         lines.append("  Not included (licence): build it from your library as POTCAR.spec lists it.")
@@ -58,6 +60,26 @@ def readme(
 def _provenance(provenance: Mapping[str, str]) -> list[str]:
     lines = [f"  {name}: {provenance[key]}" for key, name in _PROVENANCE.items() if key in provenance]
     return lines + [f"  {key}: {value}" for key, value in provenance.items() if key not in _PROVENANCE]
+
+
+def _state(plan: InputPlan) -> list[str]:
+    """Say what VASP is to compute: charge, spin and functional."""
+    charge = f"{plan.charge.value:+d}" if plan.charge.value else "0"
+    multiplicity = plan.spin_multiplicity
+    spin = "not fixed"
+    if multiplicity is not None:
+        fixed = f"NUPDOWN = {plan.incar['NUPDOWN']:g}" if "NUPDOWN" in plan.incar else "not fixed"
+        spin = f"{multiplicity} ({multiplicity_name(multiplicity)}, {fixed})"
+    written = plan.written_functional
+    tags = ", ".join(f"{tag} = {plan.incar[tag]}" for tag in FUNCTIONAL_TAGS[written] if tag in plan.incar)
+    lines = [f"Charge {charge}, spin multiplicity {spin}, functional {written}{f' ({tags})' if tags else ''}."]
+    if written != "PBE":
+        lines.append(
+            "  The POTCARs are those of PBE, and the cell is as given: a lattice constant of PBE is strained."
+        )
+    if "LHFCALC" in FUNCTIONAL_TAGS[written]:
+        lines.append("  A hybrid is slow: begin with the WAVECAR of a PBE run (the same INCAR without these tags).")
+    return lines
 
 
 def _how_to_run(profile: str, predicted: bool | None) -> list[str]:  # noqa: FBT001

@@ -43,6 +43,10 @@ class DefiNetRelaxSet(VaspInputSet):
         kpoint_grid: Γ-centred grid, or largest spacing of k-points in Å⁻¹ (2π included).
         dipole: Whether to correct the dipole along the one vacuum axis.
         charge: Charge of the cell in e; default is that of the structure.
+        spin_multiplicity: Number of unpaired electrons plus one; default is that of the structure's
+            ``properties["spin_multiplicity"]``, or none.
+        functional: As for :func:`~ase_definet.dft.vasp.write_vasp_inputs`; default is that of the structure's
+            ``properties["functional"]``, or PBE.
         large_cell: Whether to project in real space (LREAL = Auto).
         user_incar_settings: Tags that replace or extend those of the profile.
         use_structure_charge: Whether the charge of the structure counts where ``charge`` is not given.
@@ -76,6 +80,8 @@ class DefiNetRelaxSet(VaspInputSet):
     kpoint_grid: Any = (1, 1, 1)  # three numbers, or one; a list where it comes from JSON
     dipole: bool = False
     charge: int | None = None
+    spin_multiplicity: int | None = None
+    functional: str | None = None
     large_cell: bool = False
     sort_structure: bool = False
     validate_magmom: bool = False
@@ -113,14 +119,16 @@ class DefiNetRelaxSet(VaspInputSet):
         given = self.structure if structure is None else structure
         if given is None:
             raise InputSetError("the input set has no structure: give it one, as structure or to get_input_set")
-        charge = self.charge if self.charge is not None or self.use_structure_charge else 0
         options = Options(
             profile=self.profile,
             incar=self.user_incar_settings,
             magnetic=self.magnetic,
             kpoints=self.kpoint_grid,
             dipole=self.dipole,
-            charge=charge,
+            charge=self.charge,
+            structure_charge=self.use_structure_charge,
+            spin_multiplicity=self.spin_multiplicity,
+            functional=self.functional,
             large_cell=self.large_cell,
         )
         return plan_inputs(given, options, present | frozenset(self.files_to_transfer))

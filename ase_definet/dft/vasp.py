@@ -94,6 +94,8 @@ def write_vasp_inputs(
     kpoints: tuple[int, int, int] | float = (1, 1, 1),
     dipole: bool = False,
     charge: int | None = None,
+    spin_multiplicity: int | None = None,
+    functional: str | None = None,
     large_cell: bool = False,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
@@ -123,6 +125,10 @@ def write_vasp_inputs(
         charge: Charge of the cell, a whole number in units of e (+1 is one electron fewer); sets NELECT. Default is
             the charge the atoms carry: see :func:`~ase_definet.structures.charges.charge_of`. A DefiNetWarning and
             README.txt name one that nobody stated.
+        spin_multiplicity: Number of unpaired electrons plus one; sets NUPDOWN, and moments that add up to it where
+            the atoms have none. Default is what the atoms carry (``info["spin_multiplicity"]``), or nothing.
+        functional: PBE, PBEsol, SCAN, r2SCAN, HSE06 or PBE0, all with the POTCARs of PBE; for others the set is in
+            PBE, and a warning says so. Default is what the atoms carry (``info["functional"]``), or PBE.
         large_cell: Whether to project in real space (LREAL = Auto).
         notes: Lines to add to README.txt.
         provenance: What made the prediction, for README.txt: any of ``model``, ``model_hash``, ``host``,
@@ -152,6 +158,8 @@ def write_vasp_inputs(
         kpoint_grid=kpoints,
         dipole=dipole,
         charge=charge,
+        spin_multiplicity=spin_multiplicity,
+        functional=functional,
         large_cell=large_cell,
     )
     present = frozenset(path.name for path in target.iterdir()) if target.is_dir() else frozenset()

@@ -24,6 +24,7 @@ from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.metrics import minimum_image, near_sites, rank_correlation, reliability_bins
+from ase_definet.structures.state import State, state_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -70,6 +71,7 @@ def score_pairs(
     split: str = "val",
     *,
     superposition: bool = True,
+    with_state: bool = True,
     limit: int | None = None,
     progress: Callable[[Score], object] = lambda _: None,
 ) -> tuple[list[Score], list[str]]:
@@ -81,6 +83,8 @@ def score_pairs(
         split: ``train``, ``val`` or ``test``.
         superposition: Whether to fit the superposition of single-defect fields to the training pairs, and score it
             (with the split ``train`` on what it was fitted to).
+        with_state: Whether the relaxer is told charge, spin multiplicity and excitation of each pair; without it they
+            are unknown, which shows what knowing them is worth. The functional is told in any case.
         limit: Most pairs on the same sites, evenly spread; all by default.
         progress: Called with every score.
 
@@ -101,7 +105,7 @@ def score_pairs(
         train = group.indices("train")
         if superposition and len(chosen) and len(train):
             fitted = LinearSuperposition(group, train)
-        for score in _score_group(relaxer, group, chosen, fitted, left_out):
+        for score in _score_group(relaxer, group, chosen, fitted, left_out, with_state=with_state):
             scores.append(score)
             progress(score)
     if not scores:
@@ -112,9 +116,20 @@ def score_pairs(
 
 
 def _score_group(
-    relaxer: DefiNetRelaxer, group: PairGroup, chosen: Array, fitted: LinearSuperposition | None, left_out: list[str]
+    relaxer: DefiNetRelaxer,
+    group: PairGroup,
+    chosen: Array,
+    fitted: LinearSuperposition | None,
+    left_out: list[str],
+    *,
+    with_state: bool,
 ) -> Iterator[Score]:
     pairs = [group.atoms(int(i)) for i in chosen]
+    if not with_state:
+        for unrelaxed, _ in pairs:
+            known = State(charge=None, functional=state_of(unrelaxed).functional, excited=None)
+            unrelaxed.info.pop("spin_multiplicity", None)
+            unrelaxed.info |= known.info
     host = _host_of(group)
     results = relaxer.relax_many((unrelaxed for unrelaxed, _ in pairs), host=host)
     for index, (unrelaxed, relaxed), result in zip(chosen, pairs, results, strict=True):

@@ -18,7 +18,7 @@ from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.metrics import near_sites
-from ase_definet.structures.state import State, multiplicity_name, state_of
+from ase_definet.structures.state import Said, multiplicity_name, said_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -160,7 +160,7 @@ class Domain:
         self, atoms: Atoms, site_map: SiteMap, training: TrainingRecord | None
     ) -> Iterator[Reservation]:
         """Yield every respect in which a structure lies outside; a word may carry what to look up after a colon."""
-        state = state_of(atoms)
+        state = said_of(atoms)
         if training is None:
             if state.charge:
                 yield _of_charge(atoms, [0])
@@ -207,7 +207,7 @@ class Domain:
             )
 
 
-def _of_state(atoms: Atoms, state: State, seen: HostRecord) -> Iterator[Reservation]:
+def _of_state(atoms: Atoms, state: Said, seen: HostRecord) -> Iterator[Reservation]:
     """Yield what is new about the state of a structure."""
     if state.charge and state.charge not in seen.charges:
         yield _of_charge(atoms, seen.charges)
@@ -217,7 +217,7 @@ def _of_state(atoms: Atoms, state: State, seen: HostRecord) -> Iterator[Reservat
     if state.functional and state.functional not in seen.functionals:
         known = " and ".join(seen.functionals) or "no functional that is known"
         yield Reservation("functional", f"trained on {known} for this host, not on {state.functional}")
-    if state.excited and not seen.excited:
+    if atoms.info.get("excited") is True and not seen.excited:
         yield Reservation("excited", "no excited state was in the training data of this host")
 
 

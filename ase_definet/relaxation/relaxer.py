@@ -38,7 +38,7 @@ from ase_definet.relaxation.refine import REFINE_STEPS, refined
 from ase_definet.relaxation.result import Method, RelaxFailure, RelaxResult, forget_earlier
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms
-from ase_definet.structures.state import state_of
+from ase_definet.structures.state import PREDICTED_STATE, codes_of, said_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -220,7 +220,7 @@ class DefiNetRelaxer:
             given, host if _is_auto(host) else get_host(host), max_strain=self.max_strain, **match_options
         )
         matched = time.perf_counter()
-        state = state_of(given).codes if self.network.config.states else None
+        state = codes_of(given) if self.network.config.states else None
         prepared = self.network.prepare(sites_of(site_map, self.initial_positions, state))
         place = prepared.place if isinstance(prepared, Routed) else 0
         judgement = self.domain.judge(given, site_map, place)
@@ -319,6 +319,7 @@ class DefiNetRelaxer:
             "definet_defects": counts or "none",
             "definet_trust": judgement.trust,
             "definet_method": method,
+            PREDICTED_STATE: str(said_of(item.atoms)),
         }
         if expected_error is not None:
             relaxed.set_array("definet_expected_error", expected_error)

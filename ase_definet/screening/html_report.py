@@ -36,6 +36,8 @@ from ase_definet.structures.files import keep_existing, replacing
 
 MOST_ROWS = 20_000
 MOST_PICTURES = 300
+_STATE = ("charge", "spin_multiplicity", "functional")
+_PLAIN = ("", "PBE")
 
 
 def write_report(
@@ -70,6 +72,10 @@ def write_report(
     wanted = {row["index"] for row in kept[:pictures]}
     drawn = _pictures(results / STRUCTURES, _in_order(table), wanted)
     run = read_json(results / "run.json") if (results / "run.json").exists() else {}
+    run = {key: value for key, value in run.items() if value is not None}
+    # where all is neutral PBE of any spin, three columns would say so in every row
+    plain = all(not row["charge"] and row["spin_multiplicity"] == "" and row["functional"] in _PLAIN for row in table)
+    hidden = _STATE if plain else ()
     data = {
         "rows": kept,
         "pictures": drawn,
@@ -80,7 +86,7 @@ def write_report(
         "unsupported": {int(row["index"]): words for row in kept if (words := unsupported(row))},
         "folder": _address(results, out.parent),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
-        "columns": list(kept[0]) if kept else [],
+        "columns": [name for name in kept[0] if name not in hidden] if kept else [],
     }
     template = (files("ase_definet.screening") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"

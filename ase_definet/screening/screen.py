@@ -20,7 +20,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -46,6 +46,7 @@ from ase_definet.structures.files import is_vacant, refuse_incomplete, replacing
 from ase_definet.structures.metrics import near_sites
 from ase_definet.structures.reading import COMPRESSED, format_by_name, read_each, read_structure, structure_format
 from ase_definet.structures.run_folder import HOLDER, LOCK, RunFolder
+from ase_definet.structures.state import refuse_parity, said_of, set_state
 
 Array: TypeAlias = NDArray[Any]
 Named: TypeAlias = tuple[str, "Atoms | Exception"]
@@ -59,13 +60,15 @@ RUN, JOURNAL = "run.json", "journal.json"
 PARQUET = "table.parquet"
 COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
+    *("charge", "spin_multiplicity", "functional"),
     *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
     *("mean_expected_error", "mean_expected_error_near", "strain"),
     *("trust", "method", "outside", "warnings", "seconds"),
 )
 NUMBERS = frozenset(
     (
-        *("index", "sites", "density", "multiplicity", "largest_displacement", "mean_displacement"),
+        *("index", "sites", "density", "multiplicity", "charge", "spin_multiplicity"),
+        *("largest_displacement", "mean_displacement"),
         *("mean_displacement_near", "largest_expected_error", "mean_expected_error", "mean_expected_error_near"),
         *("strain", "seconds"),
     )
@@ -73,6 +76,8 @@ NUMBERS = frozenset(
 """Columns that hold numbers."""
 FAILURE_COLUMNS = ("index", "name", "reason")
 INPUT_COLUMNS = ("name", "digest")
+REPLACED = "definet_state_replaced"
+"""Key of ``atoms.info`` with what a structure said of its state before another one was asked for."""
 UNREADABLE = "unreadable"
 """Stands for the digest of an input that could not be read."""
 _LOOK_AGAIN, _WORKERLESS = 10.0, 120.0  # in s
@@ -279,18 +284,45 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
     relaxer = _relaxer(settings)
     rows, failures, out = [], [], io.StringIO()
     names = tuple(printable(name) for name in names)
-    records = relaxer.relax_many(structures, host=settings["host"])
+    records = relaxer.relax_many(map(_checked, structures), host=settings["host"])
     for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
         try:
             if isinstance(record, RelaxFailure):
                 raise record.error  # noqa: TRY301 - one way for all that fails
-            row, text = _finished(index, name, record)
+            row, text = _finished(index, name, record, structures[index - first].info.get(REPLACED, ""))
         except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
             failures.append({"index": index, "name": name, "reason": _reason(error)})
         else:
             rows.append(row)
             out.write(text)
     return Block(names, tuple(map(digest_of, structures)), out.getvalue(), rows, failures)
+
+
+def in_state(given: Atoms, charge: int | None, spin_multiplicity: int | None, functional: str | None) -> Atoms:
+    """Return a structure in the state that is asked for; what it said otherwise is noted in its row of the table.
+
+    Args:
+        given: The structure, which stays as it is.
+        charge: Net charge of the cell, in e; None for what it says, as for the others.
+        spin_multiplicity: Number of unpaired electrons plus one.
+        functional: Name of the functional.
+    """
+    atoms = given.copy()
+    notes = set_state(atoms, charge, spin_multiplicity, functional)
+    if notes:
+        atoms.info[REPLACED] = "; ".join(notes)
+    return atoms
+
+
+def _checked(given: Any) -> Any:
+    """Return a structure, or what is wrong with the state that it says it has."""
+    if not isinstance(given, Atoms):
+        return given
+    try:
+        refuse_parity(given)
+    except StructureError as error:
+        return error
+    return given
 
 
 def digest_of(given: object) -> str:
@@ -343,12 +375,13 @@ def _reason(error: Exception) -> str:
     return printable(text)
 
 
-def _finished(index: int, name: str, result: RelaxResult) -> tuple[dict[str, Any], str]:
-    """Return the row of a relaxed structure, and the structure as extended XYZ."""
+def _finished(index: int, name: str, result: RelaxResult, note: str = "") -> tuple[dict[str, Any], str]:
+    """Return the row of a relaxed structure, with a note among its warnings, and the structure as extended XYZ."""
     atoms = result.atoms.copy()
     if not np.isfinite(atoms.positions).all():
         raise StructureError("the prediction holds positions that are not numbers")
     row = _row(index, name, result)
+    row["warnings"] = printable("; ".join(filter(None, (note, row["warnings"]))))
     # our own first: where two names become one, they stay
     atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
         key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}
@@ -410,6 +443,7 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
         "defects": " ".join(f"{defect}x{n}" for defect, n in site_map.defect_counts.items()),
         "density": round(site_map.density, 6),
         "multiplicity": _whole(atoms.info.get("multiplicity")),
+        **{name: "" if value is None else value for name, value in asdict(said_of(atoms)).items()},
         "largest_displacement": round(float(length.max()), 5),
         "mean_displacement": round(float(length.mean()), 5),
         "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
@@ -824,7 +858,7 @@ def write_parquet(folder: Path) -> Path:
     source, target = folder / TABLE, folder / PARQUET
     if not source.exists():
         raise ScreeningError(f"{source}: no such file; expected a folder that `ase-definet screen` wrote")
-    whole = dict.fromkeys(("index", "sites", "multiplicity"), pa.int64())
+    whole = dict.fromkeys(("index", "sites", "multiplicity", "charge", "spin_multiplicity"), pa.int64())
     types = {name: whole.get(name, pa.float64()) if name in NUMBERS else pa.string() for name in COLUMNS}
     schema = pa.schema(list(types.items()))
     convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)

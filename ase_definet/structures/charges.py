@@ -25,6 +25,9 @@ SUMMED_TOLERANCE = 0.02
 STATED: Source = "stated"
 """Source of a charge that somebody gave."""
 
+UNKNOWN = "unknown"
+"""In ``atoms.info``, what to say of a charge, functional or excitation that nobody knows: silence has a meaning."""
+
 _SUMMED: Source = "initial charges"
 
 
@@ -49,7 +52,7 @@ def charge_of(atoms: Atoms) -> NetCharge:
 
     ``info["charge"]`` decides. Without it a sum of the initial charges that lies near a whole number other than zero
     is taken, with a note: partial charges of a neutral cell come near zero, but formal ones of a neutral vacancy do
-    not. Oxidation states never make a charge.
+    not. Oxidation states never make a charge, nor does a charge that is said to be :data:`UNKNOWN`.
 
     Raises:
         StructureError: ``info["charge"]`` is not a whole number.
@@ -65,6 +68,8 @@ def charge_of(atoms: Atoms) -> NetCharge:
     given = atoms.info.get("charge")
     if given is None:
         return NetCharge(summed, _SUMMED if summed else "none", doubt)
+    if is_unknown(given):
+        return NetCharge(0)
     value = whole_charge(given, "atoms.info['charge']")
     if value and value == summed and atoms.info.get(CHARGE_SOURCE) == _SUMMED:
         return NetCharge(summed, _SUMMED, doubt)
@@ -75,6 +80,11 @@ def set_charge(atoms: Atoms, charge: int) -> None:
     """State the net charge of a structure, in e, in place; whatever said something else gives way."""
     atoms.info["charge"] = charge
     atoms.info.pop(CHARGE_SOURCE, None)
+
+
+def is_unknown(value: Any) -> bool:
+    """Return whether a value of ``atoms.info`` says that it is unknown."""
+    return isinstance(value, str) and value.strip().lower() == UNKNOWN
 
 
 def whole_charge(value: Any, name: str) -> int:

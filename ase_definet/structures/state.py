@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ase_definet.errors import StructureError
-from ase_definet.structures.charges import charge_of, whole_charge
+from ase_definet.structures.charges import UNKNOWN, charge_of, is_unknown, set_charge, whole_charge
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -30,6 +30,10 @@ FUNCTIONALS = ("PBE", "HSE06", "PBEsol", "SCAN", "r2SCAN", "PBE0", "LDA", "B3LYP
 
 N_CODES = (2 * MAX_CHARGE + 2, MAX_MULTIPLICITY + 1, 32, 3)
 """Values that the four numbers may take: charge, multiplicity, functional (with room for more), excitation."""
+
+
+PREDICTED_STATE = "definet_state"
+"""Key of ``atoms.info`` with the state that a geometry was predicted for, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +100,14 @@ class State:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What is known of it as keys of ``atoms.info``, which :func:`state_of` reads."""
-        values = {name: getattr(self, name) for name in ("charge", "spin_multiplicity", "functional", "excited")}
-        return {name: value for name, value in values.items() if value is not None}
+        """The state as keys of ``atoms.info``, from which :func:`state_of` reads the same state again."""
+        values = {name: getattr(self, name) for name in ("charge", "functional", "excited")}
+        said = {name: UNKNOWN if value is None else value for name, value in values.items()}
+        return said | ({} if self.spin_multiplicity is None else {"spin_multiplicity": self.spin_multiplicity})
 
     def __str__(self) -> str:
         """Say the state in a few words: ``charge -1, triplet, HSE06``."""
-        words = [
-            "" if self.charge is None else f"charge {self.charge:+d}" if self.charge else "neutral",
-            "" if self.spin_multiplicity is None else multiplicity_name(self.spin_multiplicity),
-            self.functional or "",
-            "excited" if self.excited else "",
-        ]
-        return ", ".join(word for word in words if word) or "unknown"
+        return _words(self.charge, self.spin_multiplicity, self.functional, "excited" if self.excited else "")
 
 
 NEUTRAL = State()
@@ -118,15 +117,86 @@ _MULTIPLICITY_NAMES = ("singlet", "doublet", "triplet", "quartet", "quintet", "s
 
 
 def multiplicity_name(multiplicity: int) -> str:
-    """Return what a spin multiplicity is called: ``triplet`` for 3."""
-    return _MULTIPLICITY_NAMES[multiplicity - 1]
+    """Return what a spin multiplicity is called: ``triplet`` for 3, ``spin multiplicity 9`` beyond the names."""
+    named = 1 <= multiplicity <= len(_MULTIPLICITY_NAMES)
+    return _MULTIPLICITY_NAMES[multiplicity - 1] if named else f"spin multiplicity {multiplicity}"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a structure says of its state, whether or not a network has a number for it.
+
+    Attributes:
+        charge: Net charge of the cell, in e; None where it is unknown.
+        spin_multiplicity: Number of unpaired electrons plus one; None where it is unknown.
+        functional: One of :data:`FUNCTIONALS`; None where it is unknown.
+    """
+
+    charge: int | None
+    spin_multiplicity: int | None
+    functional: str | None
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether there is nothing to say: a neutral cell of any spin, in PBE."""
+        return self == Said(0, None, "PBE")
+
+    def __str__(self) -> str:
+        """Say it in a few words, as a :class:`State` does."""
+        return _words(self.charge, self.spin_multiplicity, self.functional)
+
+
+def said_of(atoms: Atoms) -> Said:
+    """Return what a structure says of its state.
+
+    Raises:
+        StructureError: A value is no charge, no multiplicity or no functional.
+    """
+    info = atoms.info
+    functional = info.get("functional")
+    charge = charge_of(atoms).value
+    return Said(
+        charge=None if is_unknown(info.get("charge")) else charge,
+        spin_multiplicity=_multiplicity(info.get("spin_multiplicity")),
+        functional=(None if is_unknown(functional) else functional_named(functional))
+        if functional
+        else NEUTRAL.functional,
+    )
+
+
+def codes_of(atoms: Atoms) -> tuple[int, int, int, int]:
+    """Return the four numbers that a network sees of a structure; what has no number is unknown to it.
+
+    Raises:
+        StructureError: A value is no charge, no multiplicity or no functional.
+    """
+    said = said_of(atoms)
+    charge, multiplicity = said.charge, said.spin_multiplicity
+    excited = atoms.info.get("excited", False)
+    return State(
+        charge=None if charge is None or abs(charge) > MAX_CHARGE else charge,
+        spin_multiplicity=None if multiplicity is None or multiplicity > MAX_MULTIPLICITY else multiplicity,
+        functional=said.functional,
+        excited=None if is_unknown(excited) else _flag(excited),
+    ).codes
+
+
+def _words(charge: int | None, multiplicity: int | None, functional: str | None, more: str = "") -> str:
+    words = [
+        "" if charge is None else f"charge {charge:+d}" if charge else "neutral",
+        "" if multiplicity is None else multiplicity_name(multiplicity),
+        functional or "",
+        more,
+    ]
+    return ", ".join(word for word in words if word) or UNKNOWN
 
 
 def state_of(atoms: Atoms) -> State:
     """Return the state that a structure says it is in.
 
     The charge is that of :func:`~ase_definet.structures.charges.charge_of`; ``info`` may hold ``spin_multiplicity``,
-    ``functional`` (its first word counts, so that ``HSE06 a=0.32`` is HSE06) and ``excited``.
+    ``functional`` (its first word counts, so that ``HSE06 a=0.32`` is HSE06) and ``excited``. Any of them may be
+    ``"unknown"``; a spin multiplicity that is not there is.
 
     Raises:
         StructureError: One of them is no such value.
@@ -136,12 +206,97 @@ def state_of(atoms: Atoms) -> State:
         >>> str(state_of(Atoms("N", info={"charge": 1, "spin_multiplicity": 3, "functional": "HSE06"})))
         'charge +1, triplet, HSE06'
     """
-    info = atoms.info
+    said = said_of(atoms)
+    excited = atoms.info.get("excited", False)
     return State(
-        charge=charge_of(atoms).value,
-        spin_multiplicity=_multiplicity(info.get("spin_multiplicity")),
-        functional=functional_named(info["functional"]) if info.get("functional") else NEUTRAL.functional,
-        excited=_flag(info.get("excited", False)),
+        charge=said.charge,
+        spin_multiplicity=said.spin_multiplicity,
+        functional=said.functional,
+        excited=None if is_unknown(excited) else _flag(excited),
+    )
+
+
+def set_state(
+    atoms: Atoms, charge: int | None = None, spin_multiplicity: int | None = None, functional: str | None = None
+) -> list[str]:
+    """State charge, spin multiplicity and functional of a structure, in place.
+
+    Args:
+        atoms: The structure.
+        charge: Net charge of the cell, in e; None for what the structure says.
+        spin_multiplicity: Number of unpaired electrons plus one; None for what the structure says.
+        functional: One of :data:`FUNCTIONALS`; None for what the structure says.
+
+    Returns:
+        A note for each thing that the structure itself said otherwise.
+
+    Examples:
+        >>> from ase import Atoms
+        >>> set_state(Atoms("N", info={"charge": 1}), charge=-1, spin_multiplicity=3)
+        ['charge -1 was asked for and replaces the charge 1 that the structure says it has']
+    """
+    notes = []
+    asked = {"charge": charge, "spin_multiplicity": spin_multiplicity, "functional": functional}
+    for name, value in asked.items():
+        if value is None:
+            continue
+        own = atoms.info.get(name)
+        same = own is not None and _same(name, own, value)
+        if own is not None and not same:
+            word = name.replace("_", " ")
+            shown = f"{value:+d}" if name == "charge" and value else value
+            notes.append(f"{word} {shown} was asked for and replaces the {word} {own} that the structure says it has")
+        if charge is not None and name == "charge":
+            set_charge(atoms, charge)
+        elif not same:  # what it says may have more to it, such as the mixing of a hybrid
+            atoms.info[name] = value
+    return notes
+
+
+def _same(name: str, own: Any, value: Any) -> bool:
+    """Return whether a structure says of itself what is asked for; what makes no sense is something else."""
+    try:
+        if name == "charge":
+            return whole_charge(own, name) == int(value)
+        return bool((functional_named(own) if name == "functional" else _multiplicity(own)) == value)
+    except StructureError:
+        return False
+
+
+def refuse_parity(atoms: Atoms) -> None:
+    """Refuse a spin multiplicity that the number of electrons cannot have.
+
+    All electrons count, those of closed shells in pairs, so that no table of valences is needed. Where the structure
+    says no multiplicity, or does not know its charge, nothing is wrong.
+
+    Raises:
+        StructureError: The number of unpaired electrons is even where that of all is odd, or the other way round.
+    """
+    said = said_of(atoms)
+    if said.spin_multiplicity is None or said.charge is None:
+        return
+    problem = wrong_parity(said.spin_multiplicity, int(atoms.numbers.sum()) - said.charge, said.charge)
+    if problem is not None:
+        raise StructureError(problem)
+
+
+def wrong_parity(multiplicity: int, electrons: int, charge: int, kind: str = "electrons") -> str | None:
+    """Say what is wrong with a spin multiplicity of so many electrons, None where nothing is.
+
+    Args:
+        multiplicity: Number of unpaired electrons plus one.
+        electrons: Number of electrons of the cell at that charge.
+        charge: Net charge of the cell, in e.
+        kind: What the electrons are called.
+    """
+    unpaired = multiplicity - 1
+    if (electrons - unpaired) % 2 == 0:
+        return None
+    found, fits = ("an odd", "2, 4 or another even") if electrons % 2 else ("an even", "1, 3 or another odd")
+    return (
+        f"a spin multiplicity of {multiplicity} ({unpaired} unpaired electron{'' if unpaired == 1 else 's'}) does "
+        f"not go with {electrons} {kind} (charge {f'{charge:+d}' if charge else '0'}), {found} number: expected "
+        f"{fits} multiplicity, or a charge that differs by one"
     )
 
 
@@ -161,7 +316,7 @@ def functional_named(text: Any) -> str:
 
 
 def _multiplicity(value: Any) -> int | None:
-    if value is None:
+    if value is None or is_unknown(value):
         return None
     try:
         number = whole_charge(value, "")

@@ -233,7 +233,7 @@ def test_the_control_run_starts_from_the_sites_and_has_the_same_settings():
     guessed = atoms.copy()
     guessed.rattle(0.05, seed=3)
     write("a.vasp", guessed)
-    options = ("--incar", "NSW=40", "--magnetic", "none", "--kpoints", "2x2x1")
+    options = ("--incar", "NSW=40", "--magnetic-start", "none", "--kpoints", "2x2x1")
     output = ok("relax", "a.vasp", *RELAX, "--vasp", "run", "--from-unrelaxed", *options)
     assert "override  NSW = 40 (profile: 30)" in output
     assert "run_unrelaxed" in output

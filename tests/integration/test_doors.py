@@ -211,4 +211,4 @@ def test_a_charge_given_to_relax_reaches_every_structure_and_input_set(charge):
 def test_a_charge_that_is_no_whole_number_is_bad_usage(charge):
     result = run("relax", "whole.vasp", *RELAX, "--charge", charge)
     assert result.exit_code == 2
-    assert "not a valid integer" in result.output
+    assert "is no charge: expected a whole number in e" in result.output

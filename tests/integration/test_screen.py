@@ -266,7 +266,7 @@ def test_parquet_is_the_table(many, whole, tmp_path):
         for found, row in zip(column.to_pylist(), expected, strict=True):
             if name in screening.NUMBERS:
                 assert found == (float(row[name]) if row[name] else None)
-                assert isinstance(found, int) == (name in {"index", "sites"})
+                assert isinstance(found, int) == (name in {"index", "sites", "charge"})
             else:
                 assert found == row[name]
     assert len(table) == len(rows(whole / TABLE))

@@ -94,7 +94,7 @@ def test_the_sweep_notices_how_a_command_ends(made, monkeypatch, error, outcome)
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(packed.Pack, "open", fail)
+    monkeypatch.setattr(packed.PackedDataset, "open", fail)
     assert one_trial(made, monkeypatch, pack(keep)).outcome == outcome
 
 

@@ -10,7 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import SETTINGS
 from pymatgen.io.vasp.inputs import Incar
 
-from ase_definet.dft.incar import PROFILES, final_incar, named, parse_incar_overrides
+from ase_definet.dft.incar import FUNCTIONAL_TAGS, PROFILES, final_incar, named, parse_incar_overrides
 from ase_definet.dft.incar_rules import PER_SPECIES, RULES, VECTORS, Planned, Rule, broken_rules
 from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import InputSetError
@@ -19,6 +19,12 @@ from tests.unit.test_vasp import FAKE_POTCAR, sandwich, slab
 U = {"LDAU": True, "LDAUL": [2, -1], "LDAUU": [4, 0]}
 HYBRID = {"LHFCALC": True, "ALGO": "All"}
 Row = tuple[str, str, dict[str, Any], dict[str, Any]]
+
+
+def screened(name: str) -> dict[str, Any]:
+    """Return how the rules are told of a functional that is written."""
+    return {"_functional": name, "_functional_tags": FUNCTIONAL_TAGS[name]}
+
 
 # tag and a piece of the message, what breaks the rule, what is near and does not; underscores set the rest of Planned
 ROWS: list[Row] = [
@@ -38,10 +44,31 @@ ROWS: list[Row] = [
     ("NUPDOWN", "ISPIN = 1", {"ISPIN": 1, "NUPDOWN": 0}, {"ISPIN": 1, "NUPDOWN": -1}),
     ("NUPDOWN", "vectors", {"LSORBIT": True, "NUPDOWN": 0}, {"LSORBIT": False, "NUPDOWN": 0}),
     ("NUPDOWN", "both are even", {"NUPDOWN": 1}, {"NUPDOWN": 1, "_charge": 1}),
+    ("NUPDOWN", "cannot be", {"NUPDOWN": 1, "_multiplicity": 2}, {"NUPDOWN": 1, "_multiplicity": 2, "NELECT": 15}),
+    ("NUPDOWN", "cannot be", {"NUPDOWN": 1, "_multiplicity": 2}, {"NUPDOWN": 2, "_multiplicity": 3}),
+    ("NUPDOWN", "cannot be", {"NUPDOWN": 2, "_multiplicity": 3, "_charge": -1}, {"NUPDOWN": 1, "_charge": -1}),
+    (
+        "NUPDOWN",
+        "not checked",
+        {"NUPDOWN": 1, "_multiplicity": 2, "_neutral": None},
+        {"NUPDOWN": 1, "_neutral": None},
+    ),
+    ("NUPDOWN", "contradicts", {"NUPDOWN": 0, "_multiplicity": 3}, {"NUPDOWN": 2, "_multiplicity": 3}),
+    ("NUPDOWN", "fixes no spin", {"NUPDOWN": -1, "_multiplicity": 3}, {"NUPDOWN": -1}),
+    ("ISPIN", "no unpaired", {"ISPIN": 1, "_multiplicity": 3}, {"ISPIN": 1, "_multiplicity": 1}),
+    ("LSORBIT", "have no NUPDOWN", {"LSORBIT": True, "_multiplicity": 3}, {"LSORBIT": True}),
+    ("MAGMOM", "adds up", {"MAGMOM": [1] * 4, "_multiplicity": 3}, {"MAGMOM": [1, 1, -1, 1], "_multiplicity": 3}),
     ("ISPIN", "ISPIN = 2", {"ISPIN": 2, "LSORBIT": True}, {"ISPIN": 2}),
     ("LSORBIT", "vasp_ncl", {"LSORBIT": True}, {"LSORBIT": False}),
     ("NELECT", "no number", {"NELECT": -1}, {"NELECT": 15}),
     ("NELECT", "NELECT decides", {"NELECT": 15}, {"NELECT": 15, "_charge": 1}),
+    (
+        "NELECT",
+        "stated",
+        {"NELECT": 15, "_charge_stated": True},
+        {"NELECT": 15, "_charge": 1, "_charge_stated": True},
+    ),
+    ("NELECT", "stated", {"NELECT": 14.5, "_charge": 1, "_charge_stated": True}, {"NELECT": 14.5, "_charge": 1}),
     ("NBANDS", "", {"NBANDS": 7}, {"NBANDS": 12}),
     ("LDIPOL", "contradicts", {"LDIPOL": False, "_dipole": True}, {"LDIPOL": False}),
     ("LDIPOL", "needs IDIPOL", {"LDIPOL": True}, {"LDIPOL": True, "IDIPOL": 3}),
@@ -64,6 +91,28 @@ ROWS: list[Row] = [
     ("METAGGA", "potential", {"METAGGA": "MBJ"}, {"METAGGA": "MBJ", "NSW": 0}),
     ("METAGGA", "LIBXC1", {"METAGGA": "LIBXC"}, {"METAGGA": "LIBXC", "LIBXC1": "MGGA_X_SCAN"}),
     ("METAGGA", "LASPH", {"METAGGA": "R2SCAN"}, {"METAGGA": "R2SCAN", "LASPH": True}),
+    *(
+        (
+            next(iter(given)),
+            "another functional",
+            given | screened(name),
+            {"LASPH": True, "AEXX": 0.32} | screened(name),
+        )
+        for name, given in {
+            "HSE06": {"LHFCALC": False},
+            "PBE0": {"HFSCREEN": 0.2},
+            "PBEsol": {"GGA": "RP"},
+            "SCAN": {"METAGGA": "R2SCAN"},
+            "r2SCAN": {"LHFCALC": True},
+        }.items()
+    ),
+    (
+        "HFSCREEN",
+        "another functional",
+        {"HFSCREEN": 0.3} | screened("HSE06"),
+        {"HFSCREEN": 0.207} | screened("HSE06"),
+    ),
+    ("AEXX", "", {"AEXX": 0.32} | screened("HSE06"), {"AEXX": 0.25} | screened("HSE06")),
     ("METAGGA", "not the PBE", {"METAGGA": "R2SCAN"}, {"METAGGA": "--"}),
     ("GGA", "not the PBE", {"GGA": "PS"}, {"GGA": "pe"}),
     ("IVDW", "", {"IVDW": 12}, {"IVDW": 0}),
@@ -92,11 +141,12 @@ def planned(given: dict[str, Any]) -> Planned:
     incar = {tag: value for tag, value in given.items() if not tag.startswith("_")}
     rest = {"grid": (3, 3, 1), "vacuum": (2,), "charge": 0, "reordered": False, "by_element": frozenset()}
     rest |= {tag[1:]: value for tag, value in given.items() if tag.startswith("_")}
+    neutral = rest.pop("neutral", 16.0)
     return Planned(
-        dict(PROFILES["few-steps"]) | incar,
+        dict(PROFILES["few-steps"]) | dict(rest.get("functional_tags", {})) | incar,
         overridden=frozenset(incar),
         symbols=("B", "B", "N", "N"),
-        neutral=lambda: 16.0,
+        neutral=lambda: neutral,
         **rest,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,17 +11,31 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import write
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ase_definet.cli import cli
 from ase_definet.data import find_pairs, pack_pairs
 from ase_definet.errors import StructureError
+from ase_definet.evaluation.scores import score_pairs
 from ase_definet.matching.library import get_host
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.elements import element_descriptors, valence_electrons
 from ase_definet.model.graph import batch_graphs, build_graph
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.structures.state import FUNCTIONALS, MAX_CHARGE, MAX_MULTIPLICITY, N_CODES, NEUTRAL, State, state_of
+from ase_definet.relaxation.relaxer import DefiNetRelaxer
+from ase_definet.structures.state import (
+    FUNCTIONALS,
+    MAX_CHARGE,
+    MAX_MULTIPLICITY,
+    N_CODES,
+    NEUTRAL,
+    State,
+    refuse_parity,
+    set_state,
+    state_of,
+)
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import TrainConfig
 from ase_definet.training.loss import withheld
@@ -42,6 +57,61 @@ def test_codes_and_back(state):
     assert State.from_codes(state.codes) == state
     assert all(0 <= code < n for code, n in zip(state.codes, N_CODES, strict=True))
     assert str(state)
+
+
+@given(state=states)
+def test_the_info_of_a_state_is_read_as_the_same_state(state):
+    assert state_of(Atoms("N", info=state.info)) == state
+
+
+@given(asked=states, own=states)
+def test_what_is_asked_for_replaces_what_is_there_and_is_noted_where_it_differs(asked, own):
+    atoms = Atoms("N", info=own.info)
+    notes = set_state(atoms, asked.charge, asked.spin_multiplicity, asked.functional)
+    names = ("charge", "spin_multiplicity", "functional")
+    found = state_of(atoms)
+    for name in names:
+        value = getattr(asked, name)
+        assert getattr(found, name) == (getattr(own, name) if value is None else value)
+    replaced = [
+        name
+        for name in names
+        if getattr(asked, name) is not None and name in own.info and getattr(own, name) != getattr(asked, name)
+    ]
+    assert len(notes) == len(replaced)
+    for name, note in zip(replaced, notes, strict=True):
+        assert name.replace("_", " ") in note
+        assert str(own.info[name]) in note
+
+
+@pytest.mark.parametrize("own", [{"charge": 0.5}, {"spin_multiplicity": "high"}, {"functional": "PW91"}], ids=str)
+def test_what_makes_no_sense_is_replaced_too(own):
+    atoms = Atoms("N", info=own)
+    (note,) = set_state(atoms, -1, 3, "PBE")
+    assert str(next(iter(own.values()))) in note
+    assert state_of(atoms) == State(charge=-1, spin_multiplicity=3)
+
+
+def test_a_functional_keeps_what_it_says_beside_its_name():
+    atoms = Atoms("N", info={"functional": "hse06 a=0.32"})
+    assert set_state(atoms, functional="HSE06") == []
+    assert atoms.info["functional"] == "hse06 a=0.32"
+
+
+@given(
+    numbers=st.lists(st.integers(1, 100), min_size=1, max_size=6),
+    charge=st.none() | st.integers(-4, 4),
+    multiplicity=st.none() | st.integers(1, 12),
+)
+def test_the_parity_of_the_electrons_decides_on_a_multiplicity(numbers, charge, multiplicity):
+    atoms = Atoms(numbers=numbers, info={"charge": "unknown" if charge is None else charge})
+    atoms.info |= {} if multiplicity is None else {"spin_multiplicity": multiplicity}
+    if charge is None or multiplicity is None or (sum(numbers) - charge - multiplicity) % 2:
+        refuse_parity(atoms)
+        return
+    parity = "odd" if (sum(numbers) - charge) % 2 else "even"
+    with pytest.raises(StructureError, match=f"with {sum(numbers) - charge} electrons .* {parity} number"):
+        refuse_parity(atoms)
 
 
 def test_every_state_has_its_own_codes():
@@ -215,6 +285,43 @@ def test_relaxed_structures_alone_start_on_the_sites(dataset):
         assert len(relaxed) == len(frames[k])
         assert state_of(relaxed) == state_of(frames[k])
     assert group.host == host.name
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_score_without_state_withholds_all_of_it_but_the_functional(dataset, with_state):
+    pack, frames = dataset
+    relaxer = DefiNetRelaxer(device="cpu")
+    seen = []
+    real = relaxer.relax_many
+
+    def watched(structures, **options):
+        def passed():
+            for atoms in structures:
+                seen.append(state_of(atoms))
+                yield atoms
+
+        yield from real(passed(), **options)
+
+    relaxer.relax_many = watched
+    scores, left_out = score_pairs(relaxer, pack, "val", superposition=False, with_state=with_state)
+    assert (len(scores), left_out) == (4, [])
+    known = [state_of(atoms) for atoms in frames[-4:]]
+    blind = [State(charge=None, functional="HSE06", excited=None)] * 4
+    assert sorted(map(str, seen)) == sorted(map(str, known if with_state else blind))
+    assert {state.excited for state in seen} == ({False} if with_state else {None})
+    if not with_state:
+        assert not any("net charge" in text for score in scores for text in score.warnings)
+
+
+def test_the_command_says_what_it_withholds(dataset, tmp_path):
+    pack, _ = dataset
+    asked = ["evaluate", "--data", str(pack.path), "--device", "cpu", "--no-superposition"]
+    for option, said in ([], False), (["--without-state"], True):
+        out = tmp_path / f"{said}.json"
+        done = CliRunner().invoke(cli, [*asked, "--json", str(out), *option])
+        assert done.exit_code == 0, done.output
+        assert ("charge and spin withheld" in done.output) == said
+        assert json.loads(out.read_text())["with_state"] == (not said)
 
 
 def test_relaxed_only_is_for_files(tmp_path):

@@ -342,8 +342,20 @@ def test_charge_sets_the_electrons(tmp_path, charge):
 
 def test_neutral_cells_and_own_nelect(tmp_path):
     assert "NELECT" not in write_vasp_inputs(slab(), tmp_path / "neutral").incar
-    own = write_vasp_inputs(slab(), tmp_path / "own", charge=1, incar={"NELECT": 14.5})
-    assert own.incar["NELECT"] == 14.5
+    for given in ({"charge": 1, "incar": {"NELECT": 15}}, {"incar": {"NELECT": 14.5}}):
+        own = write_vasp_inputs(slab(), tmp_path / "own", overwrite=True, **given)
+        assert own.incar["NELECT"] == given["incar"]["NELECT"]
+
+
+@pytest.mark.parametrize("electrons", [14, 14.5, 16, 17])
+@pytest.mark.parametrize("door", ["option", "info"])
+def test_an_nelect_that_contradicts_the_charge_is_refused(tmp_path, electrons, door):
+    atoms = slab()
+    atoms.info |= {"charge": 1} if door == "info" else {}
+    options = {"charge": 1} if door == "option" else {}
+    with pytest.raises(InputSetError, match=r"NELECT = .* makes a net charge of .* that is stated .* is \+1"):
+        write_vasp_inputs(atoms, tmp_path / "run", incar={"NELECT": electrons}, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_library_gives_potcar_and_valence(tmp_path, library):
@@ -473,7 +485,10 @@ def test_a_structure_as_given_is_not_called_a_prediction(tmp_path, profile):
 @pytest.mark.parametrize(
     ("incar", "options"),
     [
-        ({"NELECT": 14.5}, {"charge": 1}),
+        ({"NELECT": 14.5}, {}),
+        ({"NELECT": 15}, {"charge": 1}),
+        ({"NUPDOWN": 1, "MAGMOM": [1, 0, 0, 0]}, {"charge": 1, "spin_multiplicity": 2}),
+        ({"ALGO": "Normal"}, {"functional": "HSE06"}),
         ({"NELECT": 15}, {"charge": 1, "magnetic": "parity"}),
         ({"NUPDOWN": 2, "NELECT": 15.0}, {"charge": 1, "magnetic": "parity"}),
         ({"ISPIN": 1}, {}),
