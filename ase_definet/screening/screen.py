@@ -275,8 +275,8 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         structures: Atoms, or the error of a structure that could not be read.
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
-            which does not change while the screen runs), ``max_strain``, and, if it is known, ``sha256`` of the
-            weights.
+            which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``
+            and ``sha256`` of the weights.
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.
@@ -408,7 +408,9 @@ def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
     """
     model = settings["model"]
     wanted = settings.get("sha256") or load_checkpoint(resolve_model(model)).sha256
-    relaxer = _kept_relaxer(model, settings["device"], settings["max_strain"], wanted)
+    relaxer = _kept_relaxer(
+        model, settings["device"], settings["max_strain"], settings.get("extrapolate", False), wanted
+    )
     if relaxer.sha256 != wanted:
         _kept_relaxer.cache_clear()
         raise ScreeningError(
@@ -419,8 +421,14 @@ def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
 
 
 @lru_cache(maxsize=2)
-def _kept_relaxer(model: str, device: str, max_strain: float, _sha256: str) -> DefiNetRelaxer:
-    return DefiNetRelaxer(model, device=device, max_strain=max_strain)
+def _kept_relaxer(
+    model: str,
+    device: str,
+    max_strain: float,
+    extrapolate: bool,  # noqa: FBT001 - a cache wants arguments in order
+    _sha256: str,
+) -> DefiNetRelaxer:
+    return DefiNetRelaxer(model, device=device, max_strain=max_strain, extrapolate=extrapolate)
 
 
 def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
