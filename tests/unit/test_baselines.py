@@ -44,6 +44,7 @@ def group_of(numbers, supercell, moves) -> PairGroup:
         offset_scale=ones,
         move=whole * 2 / 3,
         move_scale=ones,
+        state=np.tile(np.array(NEUTRAL.codes, dtype=np.uint8), (len(numbers), 1)),
     )
 
 
