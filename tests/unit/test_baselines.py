@@ -11,6 +11,7 @@ from ase_definet.data import PairGroup
 from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import RIDGES, LinearSuperposition
 from ase_definet.matching.library import library
+from ase_definet.structures.state import NEUTRAL
 
 ROUNDING = 2e-5
 """The fit is made in single precision, on displacements of some 0.1 Å; in Å."""
