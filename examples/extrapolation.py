@@ -114,10 +114,12 @@ def main() -> None:
     report("mixed-vacancies", mixed_vacancies(), wse2, folder)
 
     report("before-the-trefoil", before_the_trefoil(), wse2, folder)
+    turned = trefoil()
+    print(f"trefoil, bonds already rotated: {match_sites(turned, 'WSe2').defect_counts}")
     try:
-        match_sites(trefoil(), "WSe2")
+        wse2.predict(turned)
     except DefiNetError as error:
-        print(f"trefoil, bonds already rotated: refused\n  {error}")
+        print(f"  refused: {error}")
 
     for n in (12, 16, 64):
         cell = pristine("MoS2", n)

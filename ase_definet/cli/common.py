@@ -382,6 +382,22 @@ def match_record(site_map: SiteMap) -> dict[str, Any]:
             }
             for defect in site_map.defects
         ],
+        "extra": [
+            {
+                "name": atom.name,
+                "kind": atom.kind.name.lower(),
+                "element": atom.element,
+                "atom_index": atom.atom_index,
+                "position": list(atom.position),
+                "sites": list(atom.sites),
+                "distance": atom.distance,
+                "height": atom.height,
+                "side": atom.side,
+                "partner": atom.partner,
+                "origin": atom.origin,
+            }
+            for atom in site_map.extra
+        ],
     }
 
 

@@ -29,7 +29,9 @@ from ase_definet.errors import StructureError
 @strain_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> None:
-    """Name the defects in FILE and their sites, without running a network.
+    """Name the defects in FILE and where they are, without running a network.
+
+    Atoms on no site of the host are named too: interstitials Li_i, adatoms Li_ads, split vacancies and dumbbells.
 
     If FILE holds several structures, the last one is used.
     """
@@ -61,3 +63,7 @@ def match_command(file: Path, host: str, max_strain: float, as_json: bool) -> No
         x, y, z = (round(v, 3) + 0.0 for v in defect.position)
         atom = "" if defect.atom_index is None else f"  atom {defect.atom_index}"
         click.echo(f"  {defect.name:8s} site {defect.site:5d}  ({x:8.3f} {y:8.3f} {z:8.3f}) Å{atom}")
+    for extra in site_map.extra:
+        x, y, z = (round(v, 3) + 0.0 for v in extra.position)
+        where = site_map.whereabouts(extra)
+        click.echo(f"  {extra.name:8s} atom {extra.atom_index:5d}  ({x:8.3f} {y:8.3f} {z:8.3f}) Å  {where}")

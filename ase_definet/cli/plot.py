@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,10 @@ from ase_definet.cli.common import (
     refuse_existing,
 )
 from ase_definet.errors import DefiNetError, StructureError
+
+if TYPE_CHECKING:
+    from ase_definet.matching.extra_atoms import ExtraAtom
+    from ase_definet.matching.site_map import Defect
 
 
 @click.command("plot")
@@ -63,10 +68,10 @@ def plot_command(
 
     before = read_structure(file)
     after = read_structure(relaxed)
-    defects = []
+    defects: list[Defect | ExtraAtom] = []
     if resolved is not None:
         with about(file):
-            defects = match_sites(before, resolved).defects
+            defects = match_sites(before, resolved).all_defects
     try:
         path = draw_relaxation(
             before,

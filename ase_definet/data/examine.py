@@ -112,6 +112,7 @@ def _examine(reference: PairSource) -> MatchedPair:
             raise StructureError("there is neither an unrelaxed nor a relaxed structure")
         return _from_sites(reference, relaxed)
     site_map = match_sites(unrelaxed, reference.host)
+    site_map.require_sites_only()
     distance = np.linalg.norm(site_map.offsets, axis=1)
     if distance.max() > OFF_SITE:
         atom = site_map.atom_index[int(distance.argmax())]
@@ -133,6 +134,7 @@ def _examine(reference: PairSource) -> MatchedPair:
 def _from_sites(reference: PairSource, relaxed: Atoms) -> MatchedPair:
     """Match a relaxed structure; what it moved by is how far it is from the sites."""
     site_map = match_sites(relaxed, reference.host)
+    site_map.require_sites_only()
     cell = completed_cell(relaxed.cell.array, relaxed.positions, relaxed.pbc)
     _refuse_overlap(relaxed, cell)
     move = site_map.offsets @ site_map.rotation

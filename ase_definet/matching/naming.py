@@ -1,4 +1,9 @@
-"""Names of point defects, as doped and pymatgen-analysis-defects write them: ``v_Mo``, ``W_Mo``."""
+"""Names of point defects, as doped and pymatgen-analysis-defects write them: ``v_Mo``, ``W_Mo``, ``Li_i``.
+
+An adatom is ``Li_ads``: the ``Li_{ads}`` of the ``Adsorbate`` in pymatgen-analysis-defects without its braces; doped
+has no name of its own for it. Both name the atoms of split interstitials and split vacancies as any interstitial: a
+split vacancy of N is two ``v_N`` and one ``N_i``.
+"""
 
 from __future__ import annotations
 
@@ -19,3 +24,27 @@ def defect_name(found: int, host: int) -> str:
     ('v_Mo', 'V_Mo', 'W_Mo')
     """
     return f"{chemical_symbols[found] if found else VACANCY_PREFIX}_{chemical_symbols[host]}"
+
+
+def interstitial_name(found: int) -> str:
+    """Name an atom on no site inside a crystal or layer, without its charge.
+
+    Args:
+        found: Its atomic number.
+
+    >>> interstitial_name(3)
+    'Li_i'
+    """
+    return f"{chemical_symbols[found]}_i"
+
+
+def adatom_name(found: int) -> str:
+    """Name an atom on the surface of a layer, without its charge.
+
+    Args:
+        found: Its atomic number.
+
+    >>> adatom_name(3)
+    'Li_ads'
+    """
+    return f"{chemical_symbols[found]}_ads"

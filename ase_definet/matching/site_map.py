@@ -1,4 +1,4 @@
-"""Site matching: which atom sits on which site of the host, and what that makes of each site."""
+"""Site matching: which atom sits on which site of the host, what that makes of each site, and which sit on none."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.formula import Formula
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, MatchError
+from ase_definet.matching.extra_atoms import ExtraAtom, describe_extra_atoms, molecules, other_reading, remarks
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host, library
 from ase_definet.matching.naming import defect_name
@@ -79,7 +81,7 @@ SUBLATTICE = 0.1
 """An element with a smaller share of the host's sites is a dopant and no sublattice."""
 
 MAX_LOOSE = 0.1
-"""With a larger share of atoms on no site it is not those atoms but the host that is wrong."""
+"""A larger share of atoms on no site is no defect: the host is wrong."""
 
 STRAIN_NOTICE = 0.03
 """Strain of the host beyond which a warning is given."""
@@ -110,7 +112,9 @@ class Defect:
 
 @dataclass(frozen=True, eq=False)
 class SiteMap:
-    """A structure as occupied sites of a host supercell, in host order.
+    """A structure as occupied sites of a host supercell, in host order, and the atoms on no site.
+
+    Every atom of the structure is either on one site or in :attr:`extra`.
 
     Attributes:
         host: The host.
@@ -132,7 +136,9 @@ class SiteMap:
         runner_up: The same for the best different registration of host and cell, one that no symmetry of the host
             turns into this one, in Å; infinite if there is none.
         margin: Smallest difference between an atom's distance to its second-nearest site, or
-            :data:`~ase_definet.matching.registration.GATE` if that is less, and to its own, in Å.
+            :data:`~ase_definet.matching.registration.GATE` if that is less, and to its own, in Å; of an atom on no
+            site, how far it is from being read as something else.
+        extra: The atoms on no site, in the caller's order: adatoms, interstitials, split vacancies.
         warnings: Reasons to distrust the match.
     """
 
@@ -152,6 +158,7 @@ class SiteMap:
     cost: float
     runner_up: float
     margin: float
+    extra: tuple[ExtraAtom, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -183,8 +190,8 @@ class SiteMap:
 
     @property
     def density(self) -> float:
-        """Share of the sites that are defects."""
-        return float((self.kinds != SiteKind.PRISTINE).mean())
+        """Defects per site of the host: those on its sites, and the atoms on none."""
+        return float((np.count_nonzero(self.kinds != SiteKind.PRISTINE) + len(self.extra)) / len(self.kinds))
 
     @property
     def defects(self) -> list[Defect]:
@@ -211,8 +218,55 @@ class SiteMap:
 
     @property
     def defect_counts(self) -> dict[str, int]:
-        """How often each defect occurs, most frequent first: ``{"v_S": 2, "W_Mo": 1}``."""
-        return dict(Counter(defect.name for defect in self.defects).most_common())
+        """How often each defect occurs, atoms on no site included, most frequent first: ``{"v_S": 2, "Li_i": 1}``."""
+        return dict(Counter(defect.name for defect in self.all_defects).most_common())
+
+    @property
+    def all_defects(self) -> list[Defect | ExtraAtom]:
+        """The defect sites, in host order, then the atoms on no site: all that has a name and a position."""
+        return [*self.defects, *self.extra]
+
+    def whereabouts(self, extra: ExtraAtom) -> str:
+        """Say what an atom on no site is and where: ``adatom, 1.73 Å above the layer, 1.73 Å from site 48 (v_N)``.
+
+        Args:
+            extra: One of :attr:`extra`.
+        """
+        sites = []
+        for site in extra.sites:
+            host = int(self.host_numbers[site])
+            there = chemical_symbols[host] if self.numbers[site] else defect_name(0, host)
+            sites.append(f"site {site} ({there})")
+        if extra.partner is not None:
+            where = f", shares {sites[0]} with atom {extra.partner}"
+        elif len(sites) > 1:
+            where = f" between {' and '.join(sites)}"
+        else:
+            where = f", {extra.distance:.2f} Å from {sites[0]}"
+        if extra.height is not None:
+            where = f", {extra.height:.2f} Å {extra.side} the layer{where}"
+        if extra.origin is not None and extra.origin not in extra.sites:
+            where += f"; its own free site is {extra.origin}"
+        return f"{extra.kind}{where}"
+
+    def require_sites_only(self) -> None:
+        """Refuse atoms on no site, where only the sites of the host are known, as to the networks.
+
+        Raises:
+            MatchError: There are some; the message names the first and what it is.
+        """
+        if not self.extra:
+            return
+        first = self.extra[0]
+        element = chemical_symbols[self.host_numbers[first.sites[0]]]
+        more = f" and {len(self.extra) - 1} more" if len(self.extra) > 1 else ""
+        x, y, z = first.position
+        raise MatchError(
+            f"atom {first.atom_index} ({first.element}) at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site "
+            f"of host {self.host.name}, {first.distance:.2f} Å from site {first.sites[0]} ({element}): it is read as "
+            f"{first.name} ({first.kind}); DefiNet has no kind of site for an adatom, interstitial or split vacancy; "
+            "remove it or relax it with DFT alone"
+        )
 
 
 def match_sites(
@@ -226,7 +280,8 @@ def match_sites(
     """Match a defect structure to its host.
 
     The host is laid into the caller's cell in every way that fits, shifted rigidly to where most atoms agree, and
-    atoms are assigned to sites at least total squared distance.
+    atoms are assigned to sites at least total squared distance. Atoms on no site are described as adatoms,
+    interstitials or parts of split vacancies; more of them than a defect explains mean a wrong host.
 
     Args:
         atoms: The structure, in Å; any origin, image, axis order or orientation.
@@ -239,7 +294,7 @@ def match_sites(
     Raises:
         StructureError: The structure is unusable.
         HostError: The host is unknown or does not fit the cell.
-        MatchError: Atoms without a site, a wrong host, or kinds that contradict the structure.
+        MatchError: A wrong host, or kinds that contradict the structure.
 
     References:
         Yang et al., npj Comput. Mater. 11, 229 (2025), the kinds of site (markers) of the defect-explicit graph.
@@ -304,17 +359,22 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
     if best.cost >= GOOD_COST:
         _blame_strain(host, best, placed, max_strain)
     mapping, sites, host_numbers = best.mapping, best.sites, best.host_numbers
-    chosen, offset = best.assigned.site, best.assigned.offset
+    described = describe_extra_atoms(
+        sites, host_numbers, best.assigned, placed, atoms.positions, layered=host.layered
+    )
+    assigned, extra = described.assigned, described.extra
+    on = np.flatnonzero(assigned.site >= 0)
+    chosen = assigned.site[on]
     atom_index = np.full(len(sites), -1)
-    atom_index[chosen] = np.arange(len(atoms))
+    atom_index[chosen] = on
     offsets = np.zeros((len(sites), 3))
-    offsets[chosen] = offset
+    offsets[chosen] = assigned.offset[on]
     numbers = np.zeros(len(sites), dtype=int)
-    numbers[chosen] = atoms.numbers
+    numbers[chosen] = atoms.numbers[on]
     kinds = np.select(
         [numbers == 0, numbers == host_numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION
     )
-    least = int(np.argmin(best.assigned.margin))
+    least = int(np.argmin(assigned.margin))
     left, _, right = np.linalg.svd(mapping.deformation)
     site_map = SiteMap(
         host=host,
@@ -332,11 +392,22 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
         rotation=(left @ right).T,
         cost=best.cost,
         runner_up=runner_up,
-        margin=float(best.assigned.margin[least]),
+        margin=float(assigned.margin[least]),
+        extra=extra,
         warnings=(),
     )
-    distance = float(np.linalg.norm(offset[least]))
-    return replace(site_map, warnings=_warnings(site_map, f"atom {least} ({atoms.symbols[least]})", distance))
+    doubt = ""
+    if site_map.margin < MIN_MARGIN:
+        doubt = f"atom {least} ({atoms.symbols[least]})"
+        if least in described.doubts:
+            name = next(atom.name for atom in extra if atom.atom_index == least)
+            doubt += f", read as {name}, {described.doubts[least]}"
+        else:
+            distance = float(np.linalg.norm(assigned.offset[least]))
+            doubt += f" lies {distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
+            reading = other_reading(sites, host_numbers, assigned, placed, least)
+            doubt += f" It is {reading}" if reading else ""
+    return replace(site_map, warnings=(*_warnings(site_map, doubt), *remarks(extra, placed)))
 
 
 def _other_dimension(atoms: Atoms, host: Host, axis: int | None) -> str:
@@ -451,7 +522,7 @@ def _blame_strain(host: Host, found: _Reading, placed: Placement, max_strain: fl
 
 
 def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
-    """Raise where atoms have no site, most sites are defects, or a sublattice is another element's."""
+    """Raise where too many atoms have no site, most sites are defects, or a sublattice is another element's."""
     sites, host_numbers = reading.sites, reading.host_numbers
     n_atoms, loose = len(placed.numbers), np.flatnonzero(reading.assigned.site < 0)
     same = len(sites) - len(reading.empty) - np.count_nonzero(reading.substituted)
@@ -477,42 +548,29 @@ def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
                 f"{symbol} ({found}): a replaced sublattice is no defect but another crystal; give the host that the "
                 "structure is a defect of"
             )
-    if len(loose) == 0:
+    if len(loose) <= MAX_LOOSE * n_atoms:
         return
-    if len(loose) > MAX_LOOSE * n_atoms:
+    groups = molecules(loose, placed)
+    if len(groups) == 1 and len(groups[0]) == len(loose) and not len(reading.empty):
+        formula = Formula.from_list([chemical_symbols[z] for z in placed.numbers[loose]]).format("hill")
         raise MatchError(
-            f"{len(loose)} of {n_atoms} atoms are further than {GATE} Å from every free site of host {host.name}: "
-            f"check the host and its polytype, or start from the unrelaxed structure{remark_on(host)}"
+            f"{len(loose)} of {n_atoms} atoms are on no site of host {host.name} and bonded to one another: a "
+            f"molecule ({formula}) is no point defect; take it out, or use a larger cell if it is meant to be one"
         )
-    k = int(loose[0])
-    alone = Placement(placed.positions[[k]], placed.numbers[[k]], placed.cell, placed.pbc)
-    _, site, vector = nearby_pairs(sites, alone, 6.0)
-    where = ""
-    if len(site):
-        distance = np.linalg.norm(vector, axis=1)
-        nearest = int(np.argmin(distance))
-        element = chemical_symbols[host_numbers[site[nearest]]]
-        where = f", {distance[nearest]:.2f} Å from site {site[nearest]} ({element})"
-    more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
-    x, y, z = placed.positions[k]
-    atom = f"atom {k} ({chemical_symbols[placed.numbers[k]]})"
     raise MatchError(
-        f"{atom} at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site of host {host.name}{where}: "
-        "DefiNet has no kind of site for an adatom, interstitial or split vacancy; remove it or relax it with DFT "
-        "alone"
+        f"{len(loose)} of {n_atoms} atoms are further than {GATE} Å from every free site of host {host.name}, more "
+        "than a defect explains: check the host and its polytype, start from the unrelaxed structure, or use a "
+        f"larger cell{remark_on(host)}"
     )
 
 
-def _warnings(site_map: SiteMap, atom: str, distance: float) -> tuple[str, ...]:
-    """Return the reasons to distrust a match, given its least certain atom and how far that is from its site."""
+def _warnings(site_map: SiteMap, doubt: str) -> tuple[str, ...]:
+    """Return the reasons to distrust a match, given what is to be said of its least certain atom."""
     out = []
     if abs(site_map.max_strain) > STRAIN_NOTICE:
         out.append(strain_notice(site_map))
     if site_map.margin < MIN_MARGIN:
-        out.append(
-            f"ambiguous match (margin {site_map.margin:.2f} Å, expected at least {MIN_MARGIN} Å): {atom} lies "
-            f"{distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
-        )
+        out.append(f"ambiguous match (margin {site_map.margin:.2f} Å, expected at least {MIN_MARGIN} Å): {doubt}")
     if site_map.runner_up < site_map.cost + MIN_ADVANTAGE:
         out.append(
             f"ambiguous match: another registration of the host costs {site_map.runner_up:.3f} Å, this one "
@@ -532,10 +590,16 @@ def _override(site_map: SiteMap, asked: Sequence[int] | None, substitutions: Seq
     empty = site_map.numbers == 0
     if substitutions is not None:
         named = np.asarray(substitutions, dtype=int)
-        n_atoms = int((~empty).sum())
+        n_atoms = int((~empty).sum()) + len(site_map.extra)
         outside = named[(named < 0) | (named >= n_atoms)]
         if len(outside):
             raise MatchError(f"substitutions names atom {outside[0]}, but the structure has atoms 0 to {n_atoms - 1}")
+        off = [atom for atom in site_map.extra if atom.atom_index in named]
+        if off:
+            raise MatchError(
+                f"substitutions names atom {off[0].atom_index} ({off[0].element}), which is on no site: it is read "
+                f"as {off[0].name} ({off[0].kind})"
+            )
         chosen = np.isin(site_map.atom_index, named)
         kinds = np.select([empty, chosen], [SiteKind.VACANCY, SiteKind.SUBSTITUTION], SiteKind.PRISTINE)
     if asked is not None:

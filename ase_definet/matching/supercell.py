@@ -28,6 +28,15 @@ Atoms_: TypeAlias = tuple[Array, Array]
 MAX_STRAIN = 0.06
 """Largest principal strain of a host onto a cell, unless the caller allows more."""
 
+FEW_SITES = 0.9
+"""With a smaller share of sites than the structure has atoms, more are on no site than a defect explains."""
+
+FEWEST_SITES = 0.65
+"""Such a supercell is considered, to say so, down to this share, where the host is hardly strained."""
+
+HARDLY_STRAINED = 0.02
+"""Strain up to which that is so."""
+
 _STAGES = (5e-4, 0.005, 0.02, 0.035, 0.06)  # the first is the host as it is, with rounding
 _SLACK = 1e-6  # rounding of a cell written with a few decimals, relative
 MISFITS = (0.12, 0.25)
@@ -77,7 +86,8 @@ def find_mappings(
     Args:
         host: The host.
         frame: Cell of the defect structure as rows, shape ``(3, 3)``, in Å; the vacuum last for a layer.
-        n_atoms: Atoms in it: a supercell has at least 0.95 and at most twice as many sites.
+        n_atoms: Atoms in it: a supercell has at least :data:`FEW_SITES` of that (see :data:`FEWEST_SITES`) and at
+            most twice as many sites.
         max_strain: Largest principal strain to consider.
         atoms: Positions in the frame, in Å, and atomic numbers, where they are known.
 
@@ -316,13 +326,14 @@ def _likelihood(matrices: Array, basis: Array, target: Array, n_cells: float, li
     differs keeps the shape of a cell; plus the relative difference of sites and atoms, plus half the largest strain.
     """
     cells = np.abs(np.linalg.det(matrices))
-    index = np.flatnonzero((np.round(cells) >= 0.95 * n_cells) & (cells <= 2 * n_cells + _SLACK))
+    index = np.flatnonzero((np.round(cells) >= FEWEST_SITES * n_cells) & (cells <= 2 * n_cells + _SLACK))
     rows = matrices[index] @ basis
     inverse = np.linalg.inv(np.linalg.cholesky(target @ target.T))
     stretch = 1 / np.sqrt(np.linalg.eigvalsh(inverse @ (rows @ rows.transpose(0, 2, 1)) @ inverse.T))
     strain = np.abs(stretch - 1).max(axis=1, initial=0)
     score = 4 * np.ptp(stretch, axis=1) + np.abs(cells[index] / n_cells - 1) + strain / 2
-    fits = strain <= limit
+    enough = np.round(cells[index]) >= FEW_SITES * n_cells
+    fits = strain <= np.where(enough, limit, min(limit, HARDLY_STRAINED))
     return index[fits], np.round(score[fits], 6)
 
 

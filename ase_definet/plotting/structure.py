@@ -21,6 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from ase_definet.errors import DefiNetError, StructureError
+from ase_definet.matching.extra_atoms import ExtraAtom
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import Defect
 from ase_definet.structures.cell import completed_cell, facing
@@ -43,7 +44,7 @@ LEAST = 0.06
 FARTHEST = 3.0
 """No atom moves further than this, in Å: it is another atom."""
 
-_INK, _VACANCY, _SUBSTITUTION, _MOVE = "#222222", "#0072B2", "#009E73", "#D55E00"
+_INK, _VACANCY, _SUBSTITUTION, _EXTRA, _MOVE = "#222222", "#0072B2", "#009E73", "#CC79A7", "#D55E00"
 _SHOWN = 0.5  # of the covalent radius
 _MARGIN = ARROW  # Å around the atoms
 _WIDTH = 5.2  # of a panel, in inches
@@ -54,7 +55,7 @@ def draw_relaxation(
     after: Atoms,
     path: Path,
     *,
-    defects: Sequence[Defect] = (),
+    defects: Sequence[Defect | ExtraAtom] = (),
     view: View = "top",
     enlarged: float | None = None,
     title: str = "",
@@ -66,8 +67,8 @@ def draw_relaxation(
         before: The structure as it was, in Å.
         after: The same atoms in the same order, in the same cell.
         path: The file to write; its name ends in one of :data:`FORMATS`.
-        defects: Sites to mark, from :attr:`~ase_definet.matching.site_map.SiteMap.defects`; vacancies with a dashed
-            ring.
+        defects: What to mark, from :attr:`~ase_definet.matching.site_map.SiteMap.all_defects`; vacancies with a
+            dashed ring, atoms on no site with a dotted one.
         view: From above a layer (``top``; what is none is seen along z), or along it (``side``).
         enlarged: What displacements are multiplied with; by default the longest one is :data:`ARROW` long.
         title: Written above.
@@ -256,10 +257,16 @@ def _draw_atoms(panel: Any, points: Array, depth: Array, numbers: Array, toward:
     )
 
 
-def _draw_defects(panel: Any, defects: Sequence[Defect], h: int, v: int) -> None:
+def _ring(defect: Defect | ExtraAtom) -> tuple[str, Any]:
+    """Return the color and the line style that a defect is marked with."""
+    if isinstance(defect, ExtraAtom):
+        return _EXTRA, (0, (1, 1.2))
+    return (_VACANCY, (0, (3, 2))) if defect.kind is SiteKind.VACANCY else (_SUBSTITUTION, "-")
+
+
+def _draw_defects(panel: Any, defects: Sequence[Defect | ExtraAtom], h: int, v: int) -> None:
     for defect in defects:
-        vacant = defect.kind is SiteKind.VACANCY
-        color, style = (_VACANCY, (0, (3, 2))) if vacant else (_SUBSTITUTION, "-")
+        color, style = _ring(defect)
         place = defect.position[h], defect.position[v]
         ring = EllipseCollection(
             [2.4],

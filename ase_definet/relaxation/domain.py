@@ -294,6 +294,6 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
             found = match_sites(atoms, candidate)
         except (HostError, MatchError):
             continue
-        if not found.defects:
+        if not found.defect_counts:
             return name, found.max_strain, found.cost
     return None, 0.0, 0.0

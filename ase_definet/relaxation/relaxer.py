@@ -219,6 +219,7 @@ class DefiNetRelaxer:
         site_map = match_sites(
             given, host if _is_auto(host) else get_host(host), max_strain=self.max_strain, **match_options
         )
+        site_map.require_sites_only()
         matched = time.perf_counter()
         state = codes_of(given) if self.network.config.states else None
         prepared = self.network.prepare(sites_of(site_map, self.initial_positions, state))

@@ -35,7 +35,6 @@ from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
-from ase_definet.matching.site_kind import SiteKind
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
@@ -395,8 +394,8 @@ def _finished(index: int, name: str, result: RelaxResult, note: str = "") -> tup
 
 
 def defect_sites(result: RelaxResult) -> str:
-    """Write the defect sites of a result as text that any format keeps: ``v_S 1.234 5.678 9.012; W_Mo ...``, in Å."""
-    sites = ((defect.name, *defect.position) for defect in result.site_map.defects)
+    """Write the defects of a result as text that any format keeps: ``v_S 1.234 5.678 9.012; W_Mo ...``, in Å."""
+    sites = ((defect.name, *defect.position) for defect in result.site_map.all_defects)
     return "; ".join(f"{name} {x:.4f} {y:.4f} {z:.4f}" for name, x, y, z in sites)
 
 
@@ -434,7 +433,7 @@ def _kept_relaxer(
 def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     site_map = result.site_map
     length = np.linalg.norm(result.displacement, axis=1)
-    defects = site_map.positions[site_map.kinds != SiteKind.PRISTINE]
+    defects = np.array([defect.position for defect in site_map.all_defects])
     atoms = result.atoms
     given = atoms.positions - result.displacement
     near = np.zeros(len(atoms), bool)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
 from ase.io.formats import filetype
@@ -297,6 +298,11 @@ def write_adatom(path):
     write(path, atoms + Atoms("S", positions=[above]), format="extxyz")
 
 
+def write_on_top(path):
+    atoms = pristine("MoS2", 6)
+    write(path, atoms + Atoms("Li", [atoms.positions[7] + np.array([0, 0, 0.3])]), format="extxyz")
+
+
 BAD = {
     "empty.vasp": (Path.touch, "empty"),
     "cut.vasp": (write_truncated, "cannot be read"),
@@ -307,13 +313,16 @@ BAD = {
     "overlap.extxyz": (write_overlap, "atoms 3 and 4 overlap"),
     "nocell.xyz": (lambda path: write(path, mos2_with_defects(), format="xyz"), "expected a periodic cell"),
     "bn.vasp": (lambda path: write(path, pristine("BN", 5)), "MoS2"),
+    "molecule.extxyz": (lambda path: write(path, molecule("H2O", vacuum=8)), "found a wire or a molecule"),
+    "on_top.extxyz": (write_on_top, "atoms 7 and 108 overlap (0.300 Å apart)"),
     "adatom.extxyz": (write_adatom, "sits on no free site"),
     "missing.vasp": (lambda path: None, "no such file"),  # noqa: ARG005
 }
 
 
-@pytest.mark.parametrize("command", ["relax", "match"])
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(
+    ("name", "command"), [(n, c) for n in BAD for c in ("relax", "match") if (n, c) != ("adatom.extxyz", "match")]
+)
 def test_bad_input_is_one_line_that_names_the_file(name, command):
     make, reason = BAD[name]
     make(Path(name))
@@ -438,6 +447,43 @@ def test_match_json():
         delta = np.linalg.solve(atoms.cell.array.T, np.array(defect["position"]) - position)
         assert np.linalg.norm(atoms.cell.array.T @ (delta - np.round(delta))) < 0.05
         assert index is None or np.abs(atoms.positions[index] - position).max() < ROUNDED
+
+
+def with_extra_atoms():
+    """MoS2 with Li above an S and As in the middle of a hexagon; return it and their indices."""
+    atoms = pristine("MoS2", 6)
+    metal = atoms.positions[atoms.symbols == "Mo"]
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])]
+    arm = atoms.get_distance(0, 1, mic=True, vector=True)
+    hexagon = metal[14] + np.array([-2 * arm[0], -2 * arm[1], 0.0])
+    return atoms + Atoms("LiAs", [top + np.array([0, 0, 2.0]), hexagon])
+
+
+def test_match_names_atoms_on_no_site():
+    atoms = with_extra_atoms()
+    write("a.extxyz", atoms)
+    output = ok("match", "a.extxyz", "--host", "MoS2")
+    assert "defects   Li_ads x1, As_i x1" in output
+    lines = {line.split()[0]: line for line in output.splitlines() if line.startswith("  ")}
+    assert "atom   108" in lines["Li_ads"]
+    assert "adatom, 2.00 Å above the layer, 2.00 Å from site" in lines["Li_ads"]
+    assert "interstitial, " in lines["As_i"]
+    found = strict_json(ok("match", "a.extxyz", "--host", "MoS2", "--json"))
+    assert found["defects"] == []
+    lithium, arsenic = found["extra"]
+    assert {k: lithium[k] for k in ("name", "kind", "element", "atom_index", "side")} == {
+        "name": "Li_ads",
+        "kind": "adatom",
+        "element": "Li",
+        "atom_index": 108,
+        "side": "above",
+    }
+    assert lithium["height"] == pytest.approx(2.0, abs=1e-3)
+    assert np.abs(atoms.positions[108] - lithium["position"]).max() < ROUNDED
+    assert (arsenic["name"], arsenic["kind"], arsenic["height"]) == ("As_i", "interstitial", None)
+    error = refused(1, "relax", "a.extxyz", "--host", "MoS2")
+    for part in ("atom 108 (Li) at (", "and 1 more sits on no free site of host MoS2", "Li_ads (adatom)"):
+        assert part in error
 
 
 @pytest.mark.parametrize("n", [1, 2])

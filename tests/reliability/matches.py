@@ -162,7 +162,7 @@ def draw(rng: np.random.Generator) -> Case:
 def is_right(case: Case, found: SiteMap) -> bool:
     """Return whether the planted defects were found, each at its place, and no other."""
     defects = found.defects
-    if sorted(d.name for d in defects) != sorted(name for name, _ in case.planted):
+    if found.extra or sorted(d.name for d in defects) != sorted(name for name, _ in case.planted):
         return False
     if not defects:
         return True

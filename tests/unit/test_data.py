@@ -529,6 +529,11 @@ def bad_pairs(tmp_path: Path) -> dict[str, tuple[PairSource, str]]:
     good = reference()
     garbage, missing = tmp_path / "garbage.cif", tmp_path / "missing.cif"
     garbage.write_text("no structure\n")
+
+    def with_adatom(atoms):
+        top = atoms.positions[np.argmax(atoms.positions[:, 2])]
+        return atoms + Atoms("O", [top + np.array([0, 0, 2.0])])
+
     changes = {
         "count": ({"relaxed": good.relaxed[1:]}, "46 relaxed atoms: not the same structure"),
         "species": ({"relaxed": relaxed_with(other_species)}, "the species differ: atom 3"),
@@ -544,6 +549,14 @@ def bad_pairs(tmp_path: Path) -> dict[str, tuple[PairSource, str]]:
         "off site": (
             {"unrelaxed": unrelaxed_with(put(10, [1.0, 0, 0]))},
             "atom 10 .* from its site.*relaxed already",
+        ),
+        "adatom": (
+            {"unrelaxed": with_adatom(good.unrelaxed), "relaxed": with_adatom(good.relaxed)},
+            r"sits on no free site .* O_ads \(adatom\)",
+        ),
+        "adatom, relaxed alone": (
+            {"unrelaxed": None, "relaxed": with_adatom(good.relaxed)},
+            r"sits on no free site .* O_ads \(adatom\)",
         ),
         "garbage": ({"relaxed": garbage}, "garbage.cif: cannot be read"),
         "missing": ({"unrelaxed": missing}, "missing.cif: cannot be read"),

@@ -9,8 +9,9 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.vasp.inputs import Incar
 
 from ase_definet.dft.vasp import write_vasp_inputs
-from ase_definet.errors import DefiNetWarning, StructureError
+from ase_definet.errors import DefiNetWarning, MatchError, StructureError
 from ase_definet.interop.doped import from_doped
+from ase_definet.matching.site_map import match_sites
 from ase_definet.structures.charges import NetCharge, charge_of
 from ase_definet.structures.conversion import as_atoms
 from tests.conftest import pristine
@@ -114,3 +115,23 @@ def test_defects_of_pymatgen_as_installed(relaxer):
     result = relaxer.predict(found.structure, found.host)
     assert result.site_map.defect_counts == {"Se_S": 1}
     assert len(result.site_map.kinds) == 108
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "place"), [("Interstitial", None), ("Adsorbate", 2.0)])
+def test_atoms_on_no_site_are_named_as_in_pymatgen(relaxer, kind, place):
+    core = pytest.importorskip("pymatgen.analysis.defects.core")
+    layer = pristine("MoS2", 1)
+    metal, top = layer.positions[layer.symbols == "Mo"][0], layer.positions[np.argmax(layer.positions[:, 2])]
+    hexagon = 2 * metal - top  # seen from above, S, Mo and the middle of a hexagon are evenly spaced
+    at = np.array([*hexagon[:2], metal[2]]) if place is None else top + np.array([0, 0, place])
+    cell = AseAtomsAdaptor.get_structure(layer)
+    site = PeriodicSite("Li", at, cell.lattice, coords_are_cartesian=True)
+    defect = getattr(core, kind)(cell, site)
+    supercell = defect.get_supercell_structure(sc_mat=np.diag([6, 6, 1]))
+    entry = SimpleNamespace(defect=defect, defect_supercell=supercell, charge_state=0, name=defect.name)
+    found = from_doped(entry)
+    site_map = match_sites(found.structure, found.host)
+    assert site_map.defect_counts == {found.name.replace("{", "").replace("}", ""): 1}
+    with pytest.raises(MatchError, match="no kind of site"):
+        relaxer.predict(found.structure, found.host)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.io import write
 from click.testing import CliRunner
 from matplotlib.image import imread
 
 from ase_definet.cli import cli
 from ase_definet.errors import DefiNetError, OutputExistsError, StructureError
+from ase_definet.matching.site_map import match_sites
 from ase_definet.plotting.structure import FORMATS, draw_relaxation
+from ase_definet.screening.screen import defect_sites
 from tests.conftest import mos2_with_defects, pristine
 
 
@@ -39,6 +44,28 @@ def test_names_and_factor_are_written(pair, tmp_path):
     text = (tmp_path / "a.svg").read_text()
     for label in ("v_S", "W_Mo", "displacements x 7", "two &amp; one"):
         assert f">{label}</text>" in text or f" {label}</text>" in text
+
+
+def test_atoms_on_no_site_are_marked_with_their_names(tmp_path):
+    atoms = pristine("MoS2", 4)
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])]
+    atoms += Atoms("Li", [top + np.array([0, 0, 2.0])])
+    write(tmp_path / "a.extxyz", atoms)
+    names = ["plot", *[str(tmp_path / "a.extxyz")] * 2, "--host", "MoS2"]
+    for view in ("top", "side"):
+        target = tmp_path / f"{view}.svg"
+        done = CliRunner().invoke(cli, [*names, "--view", view, "-o", str(target)])
+        assert done.exit_code == 0, done.output
+        assert "Li_ads</text>" in target.read_text()
+
+
+def test_the_report_gets_atoms_on_no_site_too(pair):
+    atoms, result = pair
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])] + np.array([0, 0, 2.0])
+    site_map = match_sites(atoms + Atoms("Li", [top]), "MoS2")
+    named = [part.split() for part in defect_sites(replace(result, site_map=site_map)).split(";")]
+    assert [part[0] for part in named] == [*(d.name for d in site_map.defects), "Li_ads"]
+    np.testing.assert_allclose([float(v) for v in named[-1][1:]], top, atol=1e-4)
 
 
 def test_arrows_and_rings_are_there(pair, tmp_path):

@@ -330,6 +330,34 @@ def test_errors(relaxer, mos2):
             DefiNetRelaxer(device="cuda")
 
 
+def _with_adatom(atoms):
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])]
+    return atoms + Atoms("O", [top + np.array([0, 0, 2.0])])
+
+
+def _with_an_atom_off_its_site(atoms):
+    top = int(np.argmax(atoms.positions[:, 2]))
+    atoms.positions[top] += [1.4, 0.81, -0.4]  # towards the middle of a hexagon, below the outer plane
+    return atoms
+
+
+EXTRA = {"adatom": ("O_ads", _with_adatom), "displaced host atom": ("S_i", _with_an_atom_off_its_site)}
+
+
+@pytest.mark.parametrize("kind", EXTRA)
+def test_atoms_on_no_site_are_refused_by_kind_and_name(relaxer, mos2, kind):
+    name, change = EXTRA[kind]
+    atoms = change(mos2.copy())
+    reason = rf"sits on no free site of host MoS2, .* {name} \({kind}\); DefiNet has no kind of site"
+    with pytest.raises(MatchError, match=reason):
+        relaxer.predict(atoms)
+    first, failed, last = relaxer.relax_many([mos2, atoms, mos2])
+    assert isinstance(failed, RelaxFailure)
+    assert isinstance(failed.error, MatchError)
+    assert isinstance(first, RelaxResult)
+    assert isinstance(last, RelaxResult)
+
+
 def test_auto_host(mos2):
     assert DefiNetRelaxer(host="auto", device="cpu").predict(mos2).site_map.host.name == "MoS2"
 

@@ -1,11 +1,12 @@
-"""The thirteen cases of site matching: planted defects are found again, or the match is refused or flagged."""
+"""The cases of site matching: planted defects are found again, or the match is refused or flagged."""
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, make_supercell, mx2
+from ase.build import bulk, make_supercell, molecule, mx2
 
 from ase_definet.errors import DefiNetError, HostError, MatchError, StructureError
+from ase_definet.matching.extra_atoms import OUTSIDE, ExtraKind
 from ase_definet.matching.library import library
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import MIN_ADVANTAGE, MIN_MARGIN, STRAIN_NOTICE, match_sites
@@ -78,7 +79,14 @@ def distance(atoms, a, b):
 def assert_consistent(atoms, site_map):
     """What every SiteMap promises."""
     real = site_map.atom_index >= 0
-    assert sorted(site_map.atom_index[real]) == list(range(len(atoms)))
+    off = [atom.atom_index for atom in site_map.extra]
+    assert off == sorted(off)
+    assert sorted([*site_map.atom_index[real], *off]) == list(range(len(atoms)))
+    for atom in site_map.extra:
+        assert atom.element == atoms.symbols[atom.atom_index]
+        np.testing.assert_array_equal(atom.position, atoms.positions[atom.atom_index])
+        nearest = min(distance(atoms, atom.position, site_map.positions[site]) for site in atom.sites)
+        assert atom.distance == pytest.approx(nearest, abs=GIVEN_TOLERANCE)
     np.testing.assert_array_equal(site_map.numbers[real], atoms.numbers[site_map.atom_index[real]])
     np.testing.assert_array_equal(site_map.kinds == SiteKind.VACANCY, ~real)
     np.testing.assert_array_equal(site_map.numbers[~real], 0)
@@ -101,6 +109,18 @@ def assert_found(atoms, defects, host, tolerance=POSITION_TOLERANCE, **options):
         left.remove(here[0])
     assert left == []
     return site_map
+
+
+def the_extra_atom(atoms, site_map):
+    """Return the only atom on no site, that the networks' way in refuses by name."""
+    assert_consistent(atoms, site_map)
+    (extra,) = site_map.extra
+    with pytest.raises(MatchError) as error:
+        site_map.require_sites_only()
+    for part in (f"atom {extra.atom_index} ({extra.element}) at (", "sits on no free site of host", extra.name):
+        assert part in str(error.value)
+    assert f"({extra.kind})" in str(error.value)
+    return extra
 
 
 def moved(atoms, defects, function):
@@ -432,12 +452,18 @@ def test_case_08_one_site_in_eight(name, seed):
 def test_case_09_adatom_is_named(name, height, vacancy):
     atoms = pristine(name)
     top = int(np.argmax(atoms.positions[:, 2]))
-    adatom = atoms.positions[top] + [0, 0, height]
+    adatom, top_number, gone = atoms.positions[top] + [0, 0, height], atoms.numbers[top], atoms.symbols[3]
     atoms += Atoms("O", [adatom])
     if vacancy:
         del atoms[3]
-    with pytest.raises(MatchError, match=rf"atom {len(atoms) - 1} \(O\) .* sits on no free site"):
-        match_sites(atoms, name)
+    site_map = match_sites(atoms, name)
+    extra = the_extra_atom(atoms, site_map)
+    assert (extra.name, extra.kind, extra.atom_index) == ("O_ads", ExtraKind.ADATOM, len(atoms) - 1)
+    assert extra.height == pytest.approx(height, abs=POSITION_TOLERANCE)
+    assert extra.distance == pytest.approx(height, abs=POSITION_TOLERANCE)
+    assert extra.side == "above"
+    assert site_map.host_numbers[extra.sites[0]] == top_number
+    assert site_map.defect_counts == {"O_ads": 1} | ({f"v_{gone}": 1} if vacancy else {})
 
 
 @pytest.mark.parametrize(
@@ -446,20 +472,156 @@ def test_case_09_adatom_is_named(name, height, vacancy):
 @pytest.mark.parametrize("vacancy", [False, True])
 def test_case_09_interstitial_is_named(name, place, vacancy):
     atoms = pristine(name)
+    gone = atoms.symbols[100]
     atoms += Atoms("H", [np.array(place) @ CRYSTALS[name].cell.array])
     if vacancy:
         del atoms[100]
-    with pytest.raises(MatchError, match=rf"atom {len(atoms) - 1} \(H\) .*interstitial"):
-        match_sites(atoms, host_of(name))
+    site_map = match_sites(atoms, host_of(name))
+    extra = the_extra_atom(atoms, site_map)
+    assert (extra.name, extra.kind, extra.atom_index) == ("H_i", ExtraKind.INTERSTITIAL, len(atoms) - 1)
+    assert extra.height is extra.side is extra.origin is None
+    assert site_map.defect_counts == {"H_i": 1} | ({f"v_{gone}": 1} if vacancy else {})
+    assert site_map.warnings == ()
 
 
-@pytest.mark.parametrize("name", ["MoS2", "Si"])
-def test_case_09_dumbbell_is_refused(name):
+@pytest.mark.parametrize("name", ["MoS2", "Si", "BN", "MgO", "GaAs"])
+@pytest.mark.parametrize("half", [0.6, 0.75, 0.9])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_case_09_dumbbell_is_named(name, half, foreign):
     atoms = pristine(name)
-    atoms += Atoms(atoms.symbols[10], [atoms.positions[10] + [0.0, 0.7, 0.0]])
-    atoms.positions[10] -= [0.0, 0.7, 0.0]
-    with pytest.raises(MatchError, match="sits on no free site"):
-        match_sites(atoms, host_of(name))
+    along = np.array([0.0, 0.0, half]) if name in LAYERS else np.full(3, half / np.sqrt(3))
+    element = FOREIGN[name] if foreign else str(atoms.symbols[10])
+    ideal = atoms.positions[10].copy()
+    atoms += Atoms(element, [ideal + along])
+    atoms.positions[10] -= along
+    site_map = match_sites(atoms, host_of(name))
+    extra = the_extra_atom(atoms, site_map)
+    assert (extra.name, extra.kind) == (f"{element}_i", ExtraKind.SPLIT_INTERSTITIAL)
+    assert {extra.atom_index, extra.partner} == {10, len(atoms) - 1}
+    assert extra.distance == pytest.approx(half, abs=POSITION_TOLERANCE)
+    assert distance(atoms, site_map.positions[extra.sites[0]], ideal) < POSITION_TOLERANCE
+    assert site_map.defect_counts == {f"{element}_i": 1}
+    if foreign:  # the site is the host's own atom's
+        assert extra.atom_index == len(atoms) - 1
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_case_09_atom_out_of_its_site_is_named_with_where_it_came_from(name):
+    atoms = pristine(name)
+    ideal = atoms.positions[20].copy()
+    element = str(atoms.symbols[20])
+    away = np.flatnonzero(np.arange(len(atoms)) != 20)
+    for direction in np.random.default_rng(2).normal(size=(400, 3)):  # to where there is room
+        atoms.positions[20] = ideal + 2.0 * direction / np.linalg.norm(direction)
+        if atoms.get_distances(20, away, mic=True).min() > (1.45 if name != "BN" else 1.7):
+            break
+    site_map = match_sites(atoms, host_of(name))
+    extra = the_extra_atom(atoms, site_map)
+    assert extra.kind in {ExtraKind.DISPLACED, ExtraKind.ADATOM}
+    assert extra.atom_index == 20
+    assert distance(atoms, site_map.positions[extra.origin], ideal) < POSITION_TOLERANCE
+    assert site_map.defect_counts == {f"v_{element}": 1, extra.name: 1}
+    assert extra.name == f"{element}_{'ads' if extra.kind is ExtraKind.ADATOM else 'i'}"
+
+
+@pytest.mark.parametrize("name", ["MoS2", "BN", "MgO", "Si"])
+@pytest.mark.parametrize("away", [0.45, 0.6, 0.8, 1.1])
+def test_case_09_interstitial_on_top_of_an_atom_is_ambiguous_and_both_readings_are_given(name, away):
+    atoms = pristine(name)
+    host = str(atoms.symbols[10])
+    direction = np.array([0.0, 0.0, away]) if name in LAYERS else np.full(3, away / np.sqrt(3))
+    atoms += Atoms(FOREIGN[name], [atoms.positions[10] + direction])
+    site_map = match_sites(atoms, host_of(name))
+    extra = the_extra_atom(atoms, site_map)
+    assert extra.atom_index == len(atoms) - 1
+    assert extra.name == f"{FOREIGN[name]}_{'ads' if name == 'BN' and away > OUTSIDE else 'i'}"
+    assert site_map.ambiguous == (away < 0.9)
+    if site_map.ambiguous:
+        (warning,) = site_map.warnings
+        for part in (f"read as {extra.name}", "on top of atom 10", f"{FOREIGN[name]}_{host} and {host}_i"):
+            assert part in warning
+
+
+@pytest.mark.parametrize("height", [1.2, 1.6])
+def test_case_09_adatom_just_off_a_free_site_gives_both_readings(height):
+    """Within the gate or beyond it: As on the site of B, or above it."""
+    atoms = pristine("BN")
+    boron = int(np.flatnonzero(atoms.symbols == "B")[5])
+    atoms.symbols[boron] = "As"
+    atoms.positions[boron, 2] += height
+    site_map = match_sites(atoms, "BN")
+    assert_consistent(atoms, site_map)
+    off = height > 1.4
+    assert site_map.defect_counts == ({"v_B": 1, "As_ads": 1} if off else {"As_B": 1})
+    assert site_map.ambiguous
+    (warning,) = site_map.warnings
+    assert ("the other reading is As_B" if off else "the other reading is As on no site and v_B") in warning
+
+
+def test_an_atom_on_another_is_one_line():
+    atoms = pristine("MoS2")
+    atoms += Atoms("Li", [atoms.positions[10] + [0.3, 0, 0]])
+    with pytest.raises(StructureError, match=r"atoms 10 and 192 overlap \(0\.300 Å apart\)"):
+        match_sites(atoms, "MoS2")
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_a_molecule_instead_of_a_defect_is_one_line(name):
+    lone = molecule("H2O", vacuum=8)
+    with pytest.raises(StructureError, match="found a wire or a molecule"):
+        match_sites(lone, host_of(name))
+    lone.cell = None
+    with pytest.raises(StructureError, match="expected a periodic cell"):
+        match_sites(lone, host_of(name))
+
+
+def test_a_molecule_on_a_layer_is_named_atom_by_atom_and_said():
+    atoms = pristine("MoS2")
+    water = molecule("H2O")
+    water.positions += atoms.positions[10] + [1.0, 0.4, atoms.positions[:, 2].max() - atoms.positions[10, 2] + 2.5]
+    site_map = match_sites(atoms + water, "MoS2")
+    assert_consistent(atoms + water, site_map)
+    assert site_map.defect_counts == {"H_ads": 2, "O_ads": 1}
+    (warning,) = site_map.warnings
+    assert "atoms 192, 193, 194 (H2O) lie on no site and are bonded to one another" in warning
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_large_molecule_is_no_defect(size):
+    atoms = pristine("MoS2", size=size)
+    benzene = molecule("C6H6")
+    benzene.positions += atoms.positions.mean(axis=0) + np.array([0, 0, 5.0])
+    with pytest.raises(
+        MatchError, match=rf"12 of {12 + len(atoms)} atoms are on no site .* a molecule \(C6H6\) is no point defect"
+    ):
+        match_sites(atoms + benzene, "MoS2")
+
+
+@pytest.mark.parametrize(("name", "size"), [("MoS2", 2), ("BN", 3), ("P", 2), ("MgO", 2)])
+def test_case_09_adatom_or_interstitial_in_a_small_cell(name, size):
+    atoms = pristine(name, size=size)
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])]
+    place = top + np.array([0, 0, 2.0]) if name in LAYERS else np.full(3, 4.21 / 4)
+    site_map = match_sites(atoms + Atoms("Li", [place]), host_of(name))
+    assert site_map.defect_counts == {"Li_ads" if name in LAYERS else "Li_i": 1}
+
+
+@pytest.mark.parametrize(("name", "size"), [("MoS2", 1), ("BN", 2), ("MgO", 1)])
+def test_case_09_one_extra_atom_of_few_is_too_many(name, size):
+    atoms = pristine(name, size=size)
+    top = atoms.positions[np.argmax(atoms.positions[:, 2])]
+    place = top + np.array([0, 0, 2.0]) if name in LAYERS else np.full(3, 4.21 / 4)
+    with pytest.raises(MatchError, match=rf"1 of {len(atoms) + 1} atoms are .* more than a defect explains"):
+        match_sites(atoms + Atoms("Li", [place]), host_of(name))
+
+
+def test_an_atom_far_from_everything_is_said():
+    atoms = pristine("MoS2")
+    atoms += Atoms("Xe", [atoms.positions[10] + [0, 0, 8.0]])
+    site_map = match_sites(atoms, "MoS2")
+    assert site_map.defect_counts == {"Xe_ads": 1}
+    (warning,) = site_map.warnings
+    assert "bound to none" in warning
 
 
 # 10. Split vacancies and relaxed structures
@@ -472,7 +634,7 @@ def neighbor_of_its_kind(atoms, index):
 
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("fraction", [0.35, 0.45, 0.5, 0.55, 0.65])
-def test_case_10_atom_between_two_sites_is_refused_or_flagged(name, fraction):
+def test_case_10_atom_between_two_sites_is_described_or_flagged(name, fraction):
     ideal = pristine(name)
     first = 20
     second = neighbor_of_its_kind(ideal, first)
@@ -480,11 +642,19 @@ def test_case_10_atom_between_two_sites_is_refused_or_flagged(name, fraction):
     atoms = ideal.copy()
     atoms.positions[second] -= fraction * step
     del atoms[first]
-    try:
-        site_map = match_sites(atoms, host_of(name))
-    except MatchError as error:
-        assert "split vacancy" in str(error)  # noqa: PT017
+    site_map = match_sites(atoms, host_of(name))
+    if site_map.extra:
+        extra = the_extra_atom(atoms, site_map)
+        element = str(ideal.symbols[first])
+        assert extra.kind is ExtraKind.SPLIT_VACANCY or (abs(fraction - 0.5) > 0.01 and extra.origin is not None)
+        assert extra.name == f"{element}_i"
+        assert site_map.defect_counts == {f"v_{element}": 2, f"{element}_i": 1}
+        sites = [site_map.positions[site] for site in extra.sites]
+        if extra.kind is ExtraKind.SPLIT_VACANCY:
+            for ideal_site in (ideal.positions[first], ideal.positions[second]):
+                assert min(distance(atoms, ideal_site, site) for site in sites) < RATTLE_TOLERANCE
         return
+    assert fraction != 0.5
     if not site_map.ambiguous:
         # it may be sure of an atom that is clearly nearer to one of the two sites, and then must be right
         assert abs(fraction - 0.5) > 0.1
@@ -493,6 +663,31 @@ def test_case_10_atom_between_two_sites_is_refused_or_flagged(name, fraction):
         return
     assert any(f"margin {site_map.margin:.2f}" in warning for warning in site_map.warnings)
     assert site_map.margin < MIN_MARGIN
+
+
+def test_case_10_split_vacancy_of_an_impurity():
+    """Sn midway between two vacant sites of diamond, its best known split vacancy."""
+    host = bulk("C", cubic=True)
+    atoms = host.repeat(3)
+    other = int(np.argsort(atoms.get_distances(0, range(len(atoms)), mic=True))[1])
+    step = atoms.get_distance(0, other, mic=True, vector=True)
+    places = [atoms.positions[k].copy() for k in (0, other)]
+    for share, split in ((0.5, True), (0.45, True), (0.35, False)):
+        changed = atoms.copy()
+        del changed[[0, other]]
+        changed += Atoms("Sn", [atoms.positions[0] + share * step])
+        site_map = match_sites(changed, host)
+        if not split:
+            assert_consistent(changed, site_map)
+            assert site_map.defect_counts == {"Sn_C": 1, "v_C": 1}
+            assert any("the other reading has it on site" in warning for warning in site_map.warnings)
+            continue
+        extra = the_extra_atom(changed, site_map)
+        assert (extra.name, extra.kind) == ("Sn_i", ExtraKind.SPLIT_VACANCY)
+        assert site_map.defect_counts == {"v_C": 2, "Sn_i": 1}
+        found = [site_map.positions[site] for site in extra.sites]
+        for place in places:
+            assert min(distance(atoms, place, site) for site in found) < POSITION_TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["MoS2", "BN", "Si"])
@@ -687,6 +882,13 @@ def test_case_13_contradictory_overrides_are_refused(name):
     ):
         with pytest.raises(MatchError, match=reason):
             match_sites(atoms, host, **options)
+
+
+def test_case_13_an_atom_on_no_site_is_no_substitution():
+    atoms = pristine("MoS2")
+    atoms += Atoms("Li", [atoms.positions[10] + [0, 0, 5.0]])
+    with pytest.raises(MatchError, match=r"substitutions names atom 192 \(Li\), which is on no site: .* Li_ads"):
+        match_sites(atoms, "MoS2", substitutions=[192])
 
 
 # Large cells
