@@ -110,12 +110,14 @@ class NearRecord(_Record):
         share: The network's error as a share of that of the ideal sites, means over all atoms.
         error_factor: True mean error over the mean of what was expected; None where that was not measured.
         structures: How many structures.
+        defects: The only defects that this is about; empty for all.
         source: Where the figures come from.
     """
 
     share: Annotated[float, Field(ge=0)]
     error_factor: Annotated[float, Field(gt=0)] | None = None
     structures: _Count | None = None
+    defects: list[str] = []
     source: str | None = None
 
 

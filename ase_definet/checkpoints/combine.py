@@ -251,8 +251,8 @@ def _merged(
     card: Mapping[str, Any] | None, own: Mapping[str, Any] | None, hosts: list[str], *, beside: bool
 ) -> dict[str, Any]:
     """Return what two cards say of subsets, those of some hosts from the second; with ``beside``, all of both."""
-    if beside:
-        return {**(card or {}), **(own or {})}
+    if beside:  # what both were scored on, the one that was there before goes on serving
+        return {**(own or {}), **(card or {})}
     theirs = {k: row for k, row in (own or {}).items() if k.rpartition("/")[2] in hosts}
     kept = {k: row for k, row in (card or {}).items() if k in theirs or k.rpartition("/")[2] not in hosts}
     return kept | theirs

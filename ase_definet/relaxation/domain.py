@@ -143,16 +143,16 @@ class Domain:
             place: Which of several networks serves it.
         """
         found = self._reservations(atoms, site_map, self.training(place))
-        return Judgement(tuple(self._judged(one) for one in found))
+        return Judgement(tuple(self._judged(one, site_map) for one in found))
 
-    def _judged(self, one: Reservation) -> Reservation:
+    def _judged(self, one: Reservation, site_map: SiteMap) -> Reservation:
         """Return a reservation with the trust that was measured for it, if it was."""
         key, _, _ = one.word.partition(" ")
         found = self.card.near.get(key)
         word = key.partition(":")[0]
         if found is None:
             return replace(one, word=word)
-        if found.share >= 1:
+        if found.share >= 1 or (found.defects and not set(site_map.defect_counts) <= set(found.defects)):
             return replace(one, word=word, trust="outside")
         return replace(one, word=word, trust="near", error_factor=found.error_factor)
 
