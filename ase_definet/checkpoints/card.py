@@ -30,14 +30,37 @@ class HostRecord(_Record):
     Attributes:
         defects: Names of the defects, as in ``v_Mo``.
         density: Least and largest share of sites that are defects.
+        charges: Net charges of the cells, in e.
+        spin_multiplicities: Spin multiplicities, those that are known.
+        functionals: Exchange-correlation functionals.
+        excited: Whether excited states were among them.
         sites: Sites of a supercell.
         training_pairs: Pairs of unrelaxed and relaxed structures.
     """
 
     defects: list[str]
     density: Annotated[list[_Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    charges: list[int] = [0]
+    spin_multiplicities: list[int] = []
+    functionals: list[str] = ["PBE"]
+    excited: bool = False
     sites: _Count | None = None
     training_pairs: _Count | None = None
+
+    def joined(self, other: HostRecord) -> HostRecord:
+        """Return what was seen by either of two networks; the sites are those of this one."""
+        counts = (self.training_pairs, other.training_pairs)
+        return self.model_copy(
+            update={
+                "defects": sorted({*self.defects, *other.defects}),
+                "density": [min(self.density[0], other.density[0]), max(self.density[1], other.density[1])],
+                "charges": sorted({*self.charges, *other.charges}),
+                "spin_multiplicities": sorted({*self.spin_multiplicities, *other.spin_multiplicities}),
+                "functionals": sorted({*self.functionals, *other.functionals}),
+                "excited": self.excited or other.excited,
+                "training_pairs": None if None in counts else sum(n or 0 for n in counts),
+            }
+        )
 
 
 class TrainingRecord(_Record):
@@ -80,11 +103,30 @@ class ValidationRow(_Record):
     ideal_sites_a3: float | None = None
 
 
+class NearRecord(_Record):
+    """What was measured of structures that lie outside the training data in one respect, and in no other.
+
+    Attributes:
+        share: The network's error as a share of that of the ideal sites, means over all atoms.
+        error_factor: True mean error over the mean of what was expected; None where that was not measured.
+        structures: How many structures.
+        defects: The only defects that this is about; empty for all.
+        source: Where the figures come from.
+    """
+
+    share: Annotated[float, Field(ge=0)]
+    error_factor: Annotated[float, Field(gt=0)] | None = None
+    structures: _Count | None = None
+    defects: list[str] = []
+    source: str | None = None
+
+
 class RoutedRecord(_Record):
     """One of several networks in a file, as its own card described it.
 
     Attributes:
         hosts: Names of the hosts that it serves.
+        beside: Whether it serves only what it was trained on there, and another network the rest.
         name: Name of its weights.
         version: Their version.
         parameters: Number of its weights.
@@ -92,6 +134,7 @@ class RoutedRecord(_Record):
     """
 
     hosts: list[str]
+    beside: bool = False
     name: str | None = None
     version: str | None = None
     parameters: _Count | None = None
@@ -118,6 +161,8 @@ class ModelCard(_Record):
         units: What the numbers under ``validation`` are.
         limits: Where they end.
         expected_error: How reliable the estimate of their error is, by subset.
+        near: How well they do just outside of the training data, by respect: ``charge:1``, ``functional``, ``spin``,
+            ``defects``, ``host:WS2``.
         routed: Those for hosts of their own, where there are several networks.
         source: File that they were imported from.
         origin: Where that file came from.
@@ -136,6 +181,7 @@ class ModelCard(_Record):
     units: str | None = None
     limits: str | None = None
     expected_error: dict[str, dict[str, Any]] | None = None
+    near: dict[str, NearRecord] = {}
     routed: list[RoutedRecord] = []
     source: str | None = None
     origin: str | None = None

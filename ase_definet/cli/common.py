@@ -20,6 +20,7 @@ from ase_definet.errors import DefiNetError, HostError, StructureError
 if TYPE_CHECKING:
     from ase_definet.matching.site_map import SiteMap
     from ase_definet.relaxation.relaxer import DefiNetRelaxer
+    from ase_definet.relaxation.result import RelaxResult
 
 PROFILES = ("paper", "few-steps", "robust")
 CODES = ("vasp", "espresso", "cp2k", "aims", "gpaw")
@@ -90,6 +91,11 @@ host_option = click.option(
 )
 
 
+extrapolate_option = click.option(
+    "--extrapolate",
+    is_flag=True,
+    help="Take the network's answer also where it is not expected to beat the host's ideal sites.",
+)
 strain_option = click.option(
     "--max-strain",
     type=PositiveFloat(),
@@ -382,6 +388,13 @@ def host_line(site_map: SiteMap) -> str:
 def finite(value: float) -> float | None:
     """Return a number that JSON can hold, None where it cannot."""
     return float(value) if math.isfinite(value) else None
+
+
+def trust_line(result: RelaxResult) -> str:
+    """Say how far a result can be trusted, why not further, and what was done about it."""
+    why = ", ".join(result.outside)
+    done = "; the atoms were left on the host's ideal sites" if result.method == "none" else ""
+    return f"{result.trust} {'of' if result.trust == 'outside' else 'to'} the training data ({why}){done}"
 
 
 def unknown_error(unsupported: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from ase_definet.cli.common import (
     counts,
     device_option,
     error_text,
+    extrapolate_option,
     for_code,
     host_line,
     host_option,
@@ -29,6 +30,7 @@ from ase_definet.cli.common import (
     overwrite_option,
     show_traceback,
     strain_option,
+    trust_line,
     unknown_error,
     wrong_kind,
 )
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     help="Where the network sees the atoms: on the host's ideal sites, or where FILE has them.",
 )
 @strain_option
+@extrapolate_option
 @click.option("--strict", is_flag=True, help="Treat every warning about a result as an error.")
 @overwrite_option
 @click.option("-v", "--verbose", is_flag=True, help="Also print timings and the weights used.")
@@ -96,6 +99,7 @@ def relax_command(
     report: Path | None,
     initial_positions: Literal["ideal", "given"],
     max_strain: float,
+    extrapolate: bool,
     strict: bool,
     overwrite: bool,
     verbose: bool,
@@ -129,7 +133,13 @@ def relax_command(
     if quiet:
         warnings.simplefilter("ignore")
     relaxer = make_relaxer(
-        model, resolved, device, initial_positions=initial_positions, strict=strict, max_strain=max_strain
+        model,
+        resolved,
+        device,
+        initial_positions=initial_positions,
+        strict=strict,
+        extrapolate=extrapolate,
+        max_strain=max_strain,
     )
     make_folders(jobs, report)
     records = []
@@ -244,11 +254,12 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
 
 
 def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the row on the expected error, where the weights estimate one and their training data support it."""
+    """Return the rows on how far the result can be trusted, and on the expected error where there is one."""
+    rows = [("trust", trust_line(result))] if result.trust != "inside" else []
     if result.unsupported:
-        return [("accuracy", unknown_error(result.unsupported))]
+        return [*rows, ("accuracy", unknown_error(result.unsupported))]
     if record["mean_expected_error"] is None:
-        return []
+        return rows
     atom, largest = record["largest_expected_error_atom"], record["largest_expected_error"]
     worst = f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]})"
-    return [("accuracy", f"expected error {record['mean_expected_error']:.3f} Å on average, {worst}")]
+    return [*rows, ("accuracy", f"expected error {record['mean_expected_error']:.3f} Å on average, {worst}")]

@@ -66,6 +66,8 @@ def deliver(
         "mean_displacement": finite(length.mean()),
         "model": result.model,
         "timings": dict(result.timings),
+        "trust": result.trust,
+        "method": result.method,
         "outside": list(result.outside),
         "warnings": [*notes, *result.warnings, *image_notes(job.source)],
     }

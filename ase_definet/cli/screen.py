@@ -20,6 +20,7 @@ from ase_definet.cli.common import (
     checked_host,
     device_option,
     error_text,
+    extrapolate_option,
     host_option,
     model_option,
     strain_option,
@@ -64,6 +65,7 @@ _SILENCE = 60.0
 @state_options
 @click.option("--parquet", is_flag=True, help="Also write the finished table as table.parquet.")
 @strain_option
+@extrapolate_option
 def screen_command(
     inputs: tuple[Path, ...],
     host: str,
@@ -75,6 +77,7 @@ def screen_command(
     block: int,
     parquet: bool,
     max_strain: float,
+    extrapolate: bool,
     state: AskedState,
 ) -> None:
     """Relax any number of structures, resumably.
@@ -89,6 +92,7 @@ def screen_command(
     check_folder(output)
     # the host as it is now: its file may be replaced while the screen runs
     settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
+    settings["extrapolate"] = extrapolate
     settings["sha256"] = _ready(settings, workers, scheduler, parquet=parquet)
     asked = _asked(inputs, host, settings, state)
     skipped: list[str] = []
@@ -152,6 +156,7 @@ def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any], state:
         "host_digest": host_digest(resolved) if isinstance(resolved, Host) else "",
         "model": settings["sha256"],
         "max_strain": settings["max_strain"],
+        "extrapolate": settings["extrapolate"],
         "charge": list(state.charges) or None,
         "spin_multiplicity": state.spin_multiplicity,
         "functional": state.functional,

@@ -105,6 +105,11 @@ def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:
     metavar="HOST[,HOST...] WEIGHTS",
     help="Hosts, and the weights to use for them; repeatable.",
 )
+@click.option(
+    "--beside",
+    is_flag=True,
+    help="Weights that a host has already go on serving what they were trained on; the new ones serve the rest.",
+)
 @click.option("--name", default="", help="Name of the new weights; by default that of OUT.")
 @click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the new weights.")
 @overwrite_option
@@ -112,6 +117,7 @@ def combine_command(
     general: str,
     out: Path,
     routed: tuple[tuple[str, str], ...],
+    beside: bool,
     name: str,
     version: str,
     overwrite: bool,
@@ -130,7 +136,7 @@ def combine_command(
     if len(others) < len(routed):
         raise BadUsage("--host-weights names the same hosts twice: give each set of hosts one weights file")
     out.parent.mkdir(parents=True, exist_ok=True)
-    combine_weights(out, general, others, name=name or out.stem, version=version, overwrite=overwrite)
+    combine_weights(out, general, others, name=name or out.stem, version=version, beside=beside, overwrite=overwrite)
     served = "; ".join(f"{', '.join(hosts)} by {weights}" for hosts, weights in others.items())
     click.echo(f"wrote {out}: {served}; all others by {general}; use it as --model {out}")
 

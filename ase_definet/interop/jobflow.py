@@ -26,6 +26,7 @@ class DefiNetRelaxMaker(Maker):
         model: Bundled weights by name, or a file that the worker can read.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, on the worker.
         strict: Whether any warning about a result fails the job.
+        extrapolate: Whether the network's answer is taken also where it is not expected to beat the ideal sites.
         max_strain: Largest principal strain of the host onto the cell of a structure.
 
     Examples:
@@ -42,6 +43,7 @@ class DefiNetRelaxMaker(Maker):
     model: str = "default"
     device: str = "auto"
     strict: bool = False
+    extrapolate: bool = False
     max_strain: float = 0.06
 
     def make(self, structure: Any, host: Any) -> Any:
@@ -54,7 +56,7 @@ class DefiNetRelaxMaker(Maker):
         Returns:
             A job. Its output is a dict: ``structure``, relaxed, a pymatgen Structure in the order given;
             ``displacement``, shape ``(n_atoms, 3)``, and ``expected_error``, shape ``(n_atoms,)``, in Å; ``host``,
-            ``supercell``, ``defects``, ``outside``, ``warnings`` and ``model``.
+            ``supercell``, ``defects``, ``trust``, ``method``, ``outside``, ``warnings`` and ``model``.
 
         Raises:
             HostError: The host is a name or a file that is neither in the library nor here.
@@ -67,7 +69,12 @@ class DefiNetRelaxMaker(Maker):
     def run(self, structure: Any, host: Any) -> dict[str, Any]:
         """Relax one structure, on the worker; see :meth:`make`."""
         relaxer = DefiNetRelaxer(
-            self.model, host=host, device=self.device, strict=self.strict, max_strain=self.max_strain
+            self.model,
+            host=host,
+            device=self.device,
+            strict=self.strict,
+            extrapolate=self.extrapolate,
+            max_strain=self.max_strain,
         )
         result = relaxer.predict(structure)
         return {
@@ -77,6 +84,8 @@ class DefiNetRelaxMaker(Maker):
             "host": result.site_map.host.name,
             "supercell": result.site_map.supercell_name,
             "defects": dict(result.site_map.defect_counts),
+            "trust": result.trust,
+            "method": result.method,
             "outside": list(result.outside),
             "warnings": list(result.warnings),
             "model": result.model,

@@ -31,6 +31,7 @@ LIBRARY_SOURCE = "2DMD (Zenodo 14027373)"
 """Source of the hosts of the 2DMD data set."""
 
 _HBN_DATABASE = "h-BN database (QCS-Theory, MIT)"
+_GPAW = "PBE, GPAW (research/experiments/pbe_hosts.py)"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ _LIBRARY: Mapping[str, _Entry] = MappingProxyType(
             source=_HBN_DATABASE,
             height=6.67063814,
         ),
+        "MoSe2": _Entry(
+            3.31926747 * _HEXAGONAL,
+            [(42, *_B, 1.66907481), (34, *_C, 0.0), (34, *_C, 3.33814962)],
+            source=_GPAW,
+        ),
+        "WS2": _Entry(
+            3.18623066 * _HEXAGONAL,
+            [(74, *_B, 1.57250990), (16, *_C, 0.0), (16, *_C, 3.14501981)],
+            source=_GPAW,
+        ),
     }
 )
 
@@ -96,7 +107,7 @@ def library() -> dict[str, Host]:
     """Return the built-in hosts by name.
 
     >>> sorted(library())
-    ['BN', 'BN-bulk', 'GaSe', 'InSe', 'MoS2', 'P', 'WSe2']
+    ['BN', 'BN-bulk', 'GaSe', 'InSe', 'MoS2', 'MoSe2', 'P', 'WS2', 'WSe2']
     """
     return {name: _library_host(name) for name in _LIBRARY}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -235,16 +235,49 @@ class DefiNetConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """The structures on a host that a network was trained on, where another network serves the rest.
+
+    Attributes:
+        elements: Atomic numbers of what may be on the sites; empty for anything.
+        states: Codes of each property of a state (:mod:`ase_definet.structures.state`) that may be, besides unknown
+            ones; empty for anything.
+        layered: Whether the host must be a layer (true) or a crystal (false); None for either.
+    """
+
+    elements: tuple[int, ...] = ()
+    states: tuple[tuple[int, ...], ...] = ()
+    layered: bool | None = None
+
+    def holds(self, numbers: Collection[int], state: Sequence[int] | None, *, layered: bool) -> bool:
+        """Whether a structure is covered.
+
+        Args:
+            numbers: Atomic numbers of its atoms.
+            state: Codes of its state; None where nothing is known of it.
+            layered: Whether its host is a layer.
+        """
+        if self.layered is not None and layered != self.layered:
+            return False
+        if self.elements and not set(numbers) <= set(self.elements):
+            return False
+        known = zip(state or (), self.states, strict=False)
+        return all(not code or code in seen for code, seen in known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutedConfig:
     """One of the networks of an :class:`HostRoutedConfig`.
 
     Attributes:
         hosts: Elements of each host it is for, as ascending atomic numbers.
         model: Its sizes.
+        coverage: Which structures on these hosts it serves, where another network serves the rest; None for all.
     """
 
     hosts: tuple[tuple[int, ...], ...]
     model: SiteNetworkConfig
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +286,8 @@ class HostRoutedConfig:
 
     Attributes:
         general: Of the network for all other hosts.
-        routed: Of the others; none shares a host with another.
+        routed: Of the others. A host may have several: the first that covers a structure serves it, and the last one
+            has no ``coverage``.
     """
 
     general: SiteNetworkConfig
@@ -268,9 +302,12 @@ class HostRoutedConfig:
         models = [self.general, *(entry.model for entry in self.routed)]
         if len({(model.cutoff, bool(model.error_head_features)) for model in models}) > 1:
             raise ValueError("all networks need the same cutoff, and all or none an estimate of the error")
-        hosts = [host for entry in self.routed for host in entry.hosts]
-        if len(set(hosts)) < len(hosts) or any(host != tuple(sorted(set(host))) for host in hosts):
+        hosts = [host for entry in self.routed if entry.coverage is None for host in entry.hosts]
+        covered = {host for entry in self.routed if entry.coverage is not None for host in entry.hosts}
+        if len(set(hosts)) < len(hosts) or any(host != tuple(sorted(set(host))) for host in (*hosts, *covered)):
             raise ValueError("hosts must be ascending atomic numbers, each of one network")
+        if not covered <= set(hosts):
+            raise ValueError("a host of a network that serves some structures only needs another one for the rest")
 
     def check(self) -> None:
         """Check that there can be networks of these sizes; see :meth:`SiteNetworkConfig.check`."""
@@ -317,11 +354,33 @@ class HostRoutedConfig:
         """Read a config from plain values; see :meth:`NetworkConfig.parse`."""
         try:
             hosts = [tuple(tuple(int(z) for z in host) for host in one["hosts"]) for one in values["routed"]]
+            coverages = [_coverage(one.get("coverage")) for one in values["routed"]]
             sizes = [values["general"], *(one["model"] for one in values["routed"])]
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError("the config does not name general and routed") from error
         if set(values) - {"general", "routed"} or not all(isinstance(one, Mapping) for one in sizes):
             raise ValueError("the config must hold settings under general and routed only")
         general, *others = (SiteNetworkConfig.parse(one) for one in sizes)
-        routed = (RoutedConfig(hosts=own, model=model) for own, model in zip(hosts, others, strict=True))
+        routed = (
+            RoutedConfig(hosts=own, model=model, coverage=coverage)
+            for own, model, coverage in zip(hosts, others, coverages, strict=True)
+        )
         return cls(general=general, routed=tuple(routed))
+
+
+def _coverage(values: Mapping[str, Any] | None) -> Coverage | None:
+    """Read a coverage from plain values, as JSON holds them.
+
+    Raises:
+        LookupError, TypeError, ValueError: They are none.
+    """
+    if values is None:
+        return None
+    layered = values["layered"]
+    if layered is not None and not isinstance(layered, bool):
+        raise TypeError("layered must be true, false or null")
+    return Coverage(
+        elements=tuple(int(z) for z in values["elements"]),
+        states=tuple(tuple(int(code) for code in codes) for codes in values["states"]),
+        layered=layered,
+    )

@@ -5,14 +5,27 @@ A network trained on one family of hosts gets further on it than one trained on 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ase_definet.model.config import HostRoutedConfig
+from ase_definet.model.config import Coverage, HostRoutedConfig
 from ase_definet.model.edge_convolution import Geometry
-from ase_definet.model.protocol import Batch, DisplacementModel
+from ase_definet.model.protocol import (
+    Batch,
+    DisplacementModel,
+    LatticeSource,
+    Prepared,
+    Routed,
+    RoutedBatch,
+    Served,
+    Sites,
+    collate,
+    prepare,
+)
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.model.working_set import WorkingSet
 
@@ -38,10 +51,29 @@ class HostRoutedModel(DisplacementModel):
         """The general network, and those for given hosts, in their order."""
         return [self.general, *self.routed]
 
-    def served_networks(self) -> list[tuple[tuple[tuple[int, ...], ...], DisplacementModel]]:
+    def served_networks(self) -> list[Served]:
         """Return its networks with the elements of the hosts of each, the general one first."""
-        hosts = [(), *(entry.hosts for entry in self.config.routed)]
-        return list(zip(hosts, self.networks, strict=True))
+        entries = [((), None), *((entry.hosts, entry.coverage) for entry in self.config.routed)]
+        return [Served(hosts, network, own) for (hosts, own), network in zip(entries, self.networks, strict=True)]
+
+    def place_of(self, sites: Sites) -> int:
+        """Return the place among :attr:`networks` of the one that serves a structure."""
+        present = sites.numbers[sites.numbers > 0].tolist()
+        return self._place(
+            np.unique(sites.host_numbers).tolist(),
+            lambda coverage: coverage.holds(present, sites.state, layered=not sites.pbc[2]),
+        )
+
+    def prepare(self, sites: Sites) -> Routed:
+        """Prepare one structure for the network that serves it."""
+        return Routed(self.place_of(sites), prepare(sites, self.config.geometry, self.precision))
+
+    def collate(self, prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch | RoutedBatch:
+        """Join structures that are for the same network."""
+        inner = [one.inner if isinstance(one, Routed) else one for one in prepared]
+        places = [one.place for one in prepared if isinstance(one, Routed)]
+        batch = collate(inner, lattices)
+        return RoutedBatch(places[0], batch) if places else batch
 
     def network_for(self, host_numbers: Tensor) -> SiteNetwork:
         """Return the network for one host.
@@ -51,16 +83,18 @@ class HostRoutedModel(DisplacementModel):
         """
         return self.networks[self._place(torch.unique(host_numbers).tolist())]
 
-    def _place(self, elements: list[int]) -> int:
-        """Return the place among the networks of the one for hosts of these elements."""
+    def _place(self, elements: list[int], covered: Callable[[Coverage], bool] = lambda _coverage: True) -> int:
+        """Return the place among the networks of the first that serves a structure on a host of these elements."""
         wanted = tuple(sorted(elements))
         for k, entry in enumerate(self.config.routed, start=1):
-            if wanted in entry.hosts:
+            if wanted in entry.hosts and (entry.coverage is None or covered(entry.coverage)):
                 return k
         return 0
 
-    def run(self, batch: Batch, working_set: WorkingSet | None = None) -> tuple[Tensor, Tensor | None]:
+    def run(self, batch: Batch | RoutedBatch, working_set: WorkingSet | None = None) -> tuple[Tensor, Tensor | None]:
         """Run the networks on a batch; see :meth:`DisplacementModel.run`."""
+        if isinstance(batch, RoutedBatch):
+            return self.networks[batch.place].run(batch.inner, working_set)
         return self.estimate(*batch.occupied(working_set))
 
     def forward(
@@ -74,7 +108,8 @@ class HostRoutedModel(DisplacementModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the displacements and how far off they may be; see :meth:`SiteNetwork.estimate`.
 
-        Structures on different hosts may share a batch.
+        Structures on different hosts may share a batch. Which of several networks for the same host serves a
+        structure is decided in :meth:`prepare`; here it is the first.
         """
         elements = torch.unique(host_numbers)
         has = (host_numbers[:, None] == elements).to(geometry.class_distance.dtype)[:, None]

@@ -13,14 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ase_definet.model.config import GeometryNeeds, NetworkConfig
+from ase_definet.model.config import Coverage, GeometryNeeds, NetworkConfig
 from ase_definet.model.graph import DefectGraph, OccupiedSites, Prediction, batch_graphs, build_graph
 from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.model.working_set import WorkingSet
@@ -123,7 +123,25 @@ class OnLattice:
         return self.lattice.key
 
 
-Prepared: TypeAlias = OnLattice | DefectGraph
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """One structure, prepared for one of several networks.
+
+    Attributes:
+        place: Which network.
+        inner: What that network prepared.
+    """
+
+    place: int
+    inner: OnLattice | DefectGraph
+
+    @property
+    def key(self) -> Hashable:
+        """What structures must share to pass a network together."""
+        return self.place, self.inner.key
+
+
+Prepared: TypeAlias = OnLattice | DefectGraph | Routed
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -187,10 +205,31 @@ class LatticeBatch:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class RoutedBatch:
+    """Structures for the same one of several networks.
+
+    Attributes:
+        place: Which network.
+        inner: Their batch.
+    """
+
+    place: int
+    inner: LatticeBatch | DefectGraph
+
+    def prediction(self, moved: Tensor, error: Tensor | None) -> Prediction:
+        """Put what a network said into the frames of the structures; see :meth:`LatticeBatch.prediction`."""
+        return self.inner.prediction(moved, error)
+
+    def to(self, device: torch.device | str) -> RoutedBatch:
+        """Return the batch on a device."""
+        return RoutedBatch(self.place, self.inner.to(device))
+
+
 Batch: TypeAlias = LatticeBatch | DefectGraph
 
 
-def prepare(sites: Sites, needs: GeometryNeeds, dtype: torch.dtype = torch.float32) -> Prepared:
+def prepare(sites: Sites, needs: GeometryNeeds, dtype: torch.dtype = torch.float32) -> OnLattice | DefectGraph:
     """Prepare one structure for a network: on its lattice where network and sites allow it, else with edges.
 
     Args:
@@ -233,6 +272,20 @@ def collate(prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch:
     )
 
 
+class Served(NamedTuple):
+    """A single network and what it is for.
+
+    Attributes:
+        hosts: Elements of its hosts, as ascending atomic numbers; none where it serves all others.
+        network: The network.
+        coverage: Which structures on these hosts it serves; None for all.
+    """
+
+    hosts: tuple[tuple[int, ...], ...]
+    network: DisplacementModel
+    coverage: Coverage | None
+
+
 class DisplacementModel(nn.Module, ABC):
     """A network that maps occupied host sites to displacements.
 
@@ -272,11 +325,11 @@ class DisplacementModel(nn.Module, ABC):
         """Prepare one structure; see :func:`prepare`."""
         return prepare(sites, self.config.geometry, self.precision)
 
-    def collate(self, prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch:
+    def collate(self, prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch | RoutedBatch:
         """Join prepared structures that have equal keys; see :func:`collate`."""
         return collate(prepared, lattices)
 
-    def predict(self, batch: Batch, working_set: WorkingSet | None = None) -> Prediction:
+    def predict(self, batch: Batch | RoutedBatch, working_set: WorkingSet | None = None) -> Prediction:
         """Predict displacements and expected errors, in the frames of the structures.
 
         Args:
@@ -299,6 +352,14 @@ class DisplacementModel(nn.Module, ABC):
             raise TypeError(f"the atoms of a {type(self).__name__} start on the host's sites")
         return [self.run(batch)[0]]
 
+    def restrict_states(self, states: Tensor, *, and_before: bool = False) -> None:
+        """Take every charge, multiplicity, functional and excitation that training does not see for unknown.
+
+        Args:
+            states: Codes of all states of the training data, shape ``(n, 4)``.
+            and_before: Whether those that earlier training has seen stay known.
+        """
+
     def network_for(self, host_numbers: Tensor) -> DisplacementModel:  # noqa: ARG002 - of several networks, one
         """Return the network that serves one host: itself, unless it is made of several.
 
@@ -307,9 +368,9 @@ class DisplacementModel(nn.Module, ABC):
         """
         return self
 
-    def served_networks(self) -> list[tuple[tuple[tuple[int, ...], ...], DisplacementModel]]:
+    def served_networks(self) -> list[Served]:
         """Return the single networks in it with the elements of the hosts of each, the one for all others first."""
-        return [((), self)]
+        return [Served((), self, None)]
 
     def with_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the displacements, and the features of each site that their error is estimated from."""

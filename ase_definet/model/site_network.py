@@ -70,6 +70,11 @@ class SiteNetwork(DisplacementModel):
             else None
         )
 
+    def restrict_states(self, states: Tensor, *, and_before: bool = False) -> None:
+        """Take states that training does not see for unknown; see :meth:`DisplacementModel.restrict_states`."""
+        if self.state is not None:
+            self.state.restrict_to(states, and_before=and_before)
+
     def run(self, batch: Batch, working_set: WorkingSet | None = None) -> tuple[Tensor, Tensor | None]:
         """Run the network on a batch; see :meth:`DisplacementModel.run`."""
         return self.estimate(*batch.occupied(working_set))
@@ -248,19 +253,34 @@ class _StateEmbedding(nn.Module):
     are filled (C_B at +1 has as many as the host). They are the valence electrons
     of the atoms less those of the host and the charge, a number of their own where the charge is known.
 
+    What a run has not seen is unknown to its network (:meth:`restrict_to`), because an untrained vector says nothing.
+
     References:
         The global charge embedding of Wang, Mosquera-Lois et al., arXiv 2603.05238.
     """
+
+    seen: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(n, features) for n in N_CODES)
         self.electrons = nn.Embedding(2 * _MOST_ELECTRONS + 2, features)
+        self.register_buffer("seen", torch.ones(len(N_CODES), max(N_CODES)))
         for weight in self.parameters():
             nn.init.normal_(weight, std=_STATE_SCALE)
 
+    def restrict_to(self, states: Tensor, *, and_before: bool) -> None:
+        """Take codes that training does not see for unknown; see :meth:`SiteNetwork.restrict_states`."""
+        if not and_before:
+            self.seen.zero_()
+        self.seen[:, 0] = 1
+        for k, codes in enumerate(states.T):
+            self.seen[k, torch.unique(codes)] = 1
+
     def forward(self, state: Tensor, excess: Tensor) -> Tensor:
         """Return the sum for codes of shape ``(..., 4)`` and excess electrons of shape ``(...)``, ``(..., F)``."""
+        known = torch.stack([self.seen[k][state[..., k]] for k in range(len(N_CODES))], dim=-1) > 0
+        state = torch.where(known, state, 0)
         parts = [table(state[..., k]) for k, table in enumerate(self.tables)]
         charge = state[..., 0]
         electrons = (excess - (charge - MAX_CHARGE - 1)).clamp(-_MOST_ELECTRONS, _MOST_ELECTRONS)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
-from ase_definet.checkpoints.card import HostRecord, TrainingRecord
+from ase_definet.checkpoints.card import HostRecord, ModelCard, TrainingRecord
 from ase_definet.errors import HostError, MatchError
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.structures.charges import charge_of
+from ase_definet.structures.metrics import near_sites
+from ase_definet.structures.state import Said, multiplicity_name, said_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -32,8 +34,20 @@ DILUTE = 0.01
 SEEN_OFFSET = 0.05
 """Sites of a host this close to those of the library's are called the same, in Å, root mean square."""
 
-HARMLESS = frozenset({"pristine"})
-"""Respects in which a structure may lie outside the training data and still have an expected error."""
+
+NEAR_STRAIN = 0.02
+NEAR_OFFSET = 0.15
+NEAR_DENSITY = 1.25
+"""Strain, root mean square offset of the sites (Å), and factor over the largest density up to which the network's
+answer is taken, though nothing was measured there; no error is expected then."""
+
+REACH = 7.0
+"""Sites this close to a defect that a network has not seen are as doubtful as the defect, in Å."""
+
+Trust: TypeAlias = Literal["inside", "near", "outside"]
+TRUST: tuple[Trust, ...] = ("inside", "near", "outside")
+"""How far a result can be trusted. ``inside``: like the training data. ``near``: outside of them in a respect in
+which the network was still better than the ideal sites where it was tried. ``outside``: nothing supports it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,94 +55,201 @@ class Reservation:
     """One respect in which a structure lies outside the training data.
 
     Attributes:
-        word: ``host``, ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``pristine``, or
-            ``training`` where nothing is known of the training data.
+        word: ``host``, ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``spin``,
+            ``functional``, ``excited``, ``pristine``, or ``training`` where nothing is known of the training data.
         reason: The same as a sentence.
+        trust: How far results can be trusted in spite of it.
+        error_factor: How much larger than elsewhere errors are expected to be; None where nothing supports a number.
+        sites: The sites that it is about; None for all.
     """
 
     word: str
     reason: str
+    trust: Trust = "outside"
+    error_factor: float | None = None
+    sites: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How far a result can be trusted.
+
+    Attributes:
+        reservations: Every respect in which the structure lies outside the training data.
+    """
+
+    reservations: tuple[Reservation, ...] = ()
+
+    @property
+    def trust(self) -> Trust:
+        """That of the worst reservation."""
+        return max((one.trust for one in self.reservations), key=TRUST.index, default="inside")
+
+    @property
+    def error_factor(self) -> float | None:
+        """What expected errors are to be multiplied by; None where nothing supports a number."""
+        factors = [one.error_factor for one in self.reservations]
+        if None in factors:
+            return None
+        return max((factor for factor in factors if factor is not None), default=1.0)
+
+    @property
+    def unsupported(self) -> tuple[str, ...]:
+        """In which respects nothing supports an expected error, in a word each."""
+        return tuple(one.word for one in self.reservations if one.error_factor is None)
+
+    def of_sites(self, site_map: SiteMap) -> Array:
+        """Return the trust of every site: place in :data:`TRUST`, shape ``(n_sites,)``.
+
+        A reservation about some sites is one about those within :data:`REACH`; everywhere else in the structure it
+        leaves ``near`` at best, because all atoms hear of it.
+        """
+        levels = np.zeros(len(site_map.kinds), dtype=int)
+        for one in self.reservations:
+            level = TRUST.index(one.trust)
+            if one.sites is None:
+                levels = np.maximum(levels, level)
+                continue
+            doubtful = site_map.positions[list(one.sites)]
+            close = near_sites(site_map.positions, doubtful, site_map.cell, REACH)
+            levels = np.maximum(levels, np.where(close, level, min(level, 1)))
+        return levels
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What a model was trained on.
+    """What a model was trained on, and what was measured of it just outside of that.
 
     Attributes:
-        training: The record on its card; None where there is none.
+        card: Of the model.
         model: What the model is called in messages.
-        knows_states: Whether the network takes charge and spin into account.
     """
 
-    training: TrainingRecord | None
+    card: ModelCard
     model: str
-    knows_states: bool = False
 
-    def reservations(self, atoms: Atoms, site_map: SiteMap) -> Iterator[Reservation]:
-        """Yield every respect in which a structure lies outside the training data.
+    def training(self, place: int) -> TrainingRecord | None:
+        """Return the record of one of several networks; that of the model where a network has none of its own."""
+        routed = self.card.routed
+        own = routed[place - 1].training if 0 < place <= len(routed) else None
+        return own or self.card.training
+
+    def judge(self, atoms: Atoms, site_map: SiteMap, place: int = 0) -> Judgement:
+        """Say how far the result for a structure can be trusted.
 
         Args:
             atoms: The structure.
             site_map: Its match to the host.
+            place: Which of several networks serves it.
         """
-        yield from self._of_charge(atoms)
-        if self.training is None:
+        found = self._reservations(atoms, site_map, self.training(place))
+        return Judgement(tuple(self._judged(one, site_map) for one in found))
+
+    def _judged(self, one: Reservation, site_map: SiteMap) -> Reservation:
+        """Return a reservation with the trust that was measured for it, if it was."""
+        key, _, _ = one.word.partition(" ")
+        found = self.card.near.get(key)
+        word = key.partition(":")[0]
+        if found is None:
+            return replace(one, word=word)
+        if found.share >= 1 or (found.defects and not set(site_map.defect_counts) <= set(found.defects)):
+            return replace(one, word=word, trust="outside")
+        return replace(one, word=word, trust="near", error_factor=found.error_factor)
+
+    def _reservations(
+        self, atoms: Atoms, site_map: SiteMap, training: TrainingRecord | None
+    ) -> Iterator[Reservation]:
+        """Yield every respect in which a structure lies outside; a word may carry what to look up after a colon."""
+        state = said_of(atoms)
+        if training is None:
+            if state.charge:
+                yield _of_charge(atoms, [0])
             yield Reservation(
                 "training",
                 f"model {self.model} has no record of its training data: nothing is known about its reach",
+                "near",
             )
             return
-        elements = set(self.training.elements)
+        name, strain, offset = known_host(site_map.host)
+        seen = training.hosts.get(name or "")
+        yield from _of_state(atoms, state, seen or HostRecord(defects=[]))
+        elements = set(training.elements)
         found = [e for e in dict.fromkeys(atoms.get_chemical_symbols()) if e not in elements]
         if found:
-            yield Reservation("species", f"elements never seen in training: {', '.join(found)}")
-        if not site_map.defects:
-            yield Reservation("pristine", "no defects found: the structure is the pristine host")
-        hosts = self.training.hosts
-        name, strain, offset = known_host(site_map.host)
-        if name is None or name not in hosts:
-            known = ", ".join(hosts)
             yield Reservation(
-                "host",
-                f"host {site_map.host.name} was not in the training data ({known}): do not trust this result",
+                "species",
+                f"elements never seen in training: {', '.join(found)}",
+                sites=_sites_where(np.isin(site_map.numbers, [atomic_numbers[e] for e in found])),
+            )
+        if not site_map.defects:
+            yield Reservation("pristine", "no defects found: the structure is the pristine host", "inside", 1.0)
+        if seen is None or name is None:
+            known = ", ".join(training.hosts)
+            yield Reservation(
+                f"host:{name or site_map.host.name}",
+                f"host {site_map.host.name} was not in the training data ({known})",
             )
             return
-        yield from _of_defects(site_map, name, hosts[name])
+        yield from _of_defects(site_map, name, seen)
         strain += site_map.max_strain
         if abs(strain) > SEEN_STRAIN:
             own = f"; {strain_notice(site_map)}" if abs(site_map.max_strain - strain) > SEEN_STRAIN else ""
             yield Reservation(
-                "strain", f"the cell is strained by {strain:+.1%} against the {name} of the training data{own}"
+                "strain",
+                f"the cell is strained by {strain:+.1%} against the {name} of the training data{own}",
+                "near" if abs(strain) <= NEAR_STRAIN else "outside",
             )
         if offset > SEEN_OFFSET:
             yield Reservation(
-                "sites", f"the host's sites lie {offset:.2f} Å (rms) from those of the {name} in the training data"
+                "sites",
+                f"the host's sites lie {offset:.2f} Å (rms) from those of the {name} in the training data",
+                "near" if offset <= NEAR_OFFSET else "outside",
             )
 
-    def _of_charge(self, atoms: Atoms) -> Iterator[Reservation]:
-        charge = charge_of(atoms)
-        if not charge.value:
-            return
-        source = f" ({charge.note})" if charge.note else ""
-        reason = (
-            "nothing is recorded of the charges that the model was trained on"
-            if self.knows_states
-            else "the model was trained on neutral cells and ignores it"
-        )
-        yield Reservation("charge", f"net charge {charge.value:+d}: {reason}{source}")
+
+def _of_state(atoms: Atoms, state: Said, seen: HostRecord) -> Iterator[Reservation]:
+    """Yield what is new about the state of a structure."""
+    if state.charge and state.charge not in seen.charges:
+        yield _of_charge(atoms, seen.charges)
+    multiplicity = state.spin_multiplicity
+    if multiplicity is not None and multiplicity not in seen.spin_multiplicities:
+        yield Reservation("spin", f"no {multiplicity_name(multiplicity)} was in the training data of this host")
+    if state.functional and state.functional not in seen.functionals:
+        known = " and ".join(seen.functionals) or "no functional that is known"
+        yield Reservation("functional", f"trained on {known} for this host, not on {state.functional}")
+    if atoms.info.get("excited") is True and not seen.excited:
+        yield Reservation("excited", "no excited state was in the training data of this host")
+
+
+def _of_charge(atoms: Atoms, charges: Sequence[int]) -> Reservation:
+    charge = charge_of(atoms)
+    source = f" ({charge.note})" if charge.note else ""
+    reason = (
+        "the model was trained on neutral cells and ignores it"
+        if list(charges) == [0]
+        else f"the model was trained on charges {', '.join(f'{q:+d}' for q in charges)} in this host"
+    )
+    return Reservation(f"charge:{abs(charge.value)}", f"net charge {charge.value:+d}: {reason}{source}")
+
+
+def _sites_where(chosen: Array) -> tuple[int, ...]:
+    return tuple(int(k) for k in np.flatnonzero(chosen))
 
 
 def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Reservation]:
     """Yield what is new about the defects in a host of the training data."""
     new = [defect for defect in site_map.defect_counts if defect not in seen.defects]
     if new:
-        yield Reservation("defects", f"defects never seen in {name}: {', '.join(new)}")
+        sites = tuple(defect.site for defect in site_map.defects if defect.name in new)
+        yield Reservation("defects", f"defects never seen in {name}: {', '.join(new)}", sites=sites)
     low, high = seen.density
     # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
     if site_map.defects and not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
+        fewer = site_map.density < low
         yield Reservation(
-            "density",
+            "density:low" if fewer else "density:high",
             f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}",
+            "near" if site_map.density <= high * NEAR_DENSITY else "outside",
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from ase_definet.errors import StructureError
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import SiteMap
-from ase_definet.model.protocol import Lattice, Prepared, Sites
+from ase_definet.model.protocol import Lattice, OnLattice, Prepared, Routed, Sites
+from ase_definet.relaxation.domain import Judgement
 from ase_definet.structures.constraints import sound
+from ase_definet.structures.state import State
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -33,7 +35,7 @@ class Item:
         site_map: Its match to the host.
         prepared: What the network made of its sites.
         warnings: Reasons to distrust the result, in words.
-        outside: In which respects it lies outside the training data, in a word each.
+        judgement: How far the result can be trusted.
         timings: Seconds spent in ``match`` and ``graph``.
     """
 
@@ -42,13 +44,20 @@ class Item:
     site_map: SiteMap
     prepared: Prepared
     warnings: tuple[str, ...]
-    outside: tuple[str, ...]
+    judgement: Judgement
     timings: Mapping[str, float]
 
     @property
     def n_sites(self) -> int:
         """Number of sites, empty ones included."""
         return len(self.site_map.kinds)
+
+    def of_atoms(self, values: Array) -> Array:
+        """Return what belongs to the atoms of values by site, in the caller's order."""
+        order = self.site_map.atom_index
+        out = np.zeros(len(self.atoms), dtype=values.dtype)
+        out[order[order >= 0]] = values[order >= 0]
+        return out
 
 
 def sites_of(
@@ -74,6 +83,28 @@ def sites_of(
         lattice=None if given else lattice_of(site_map),
         rotation=site_map.rotation,
     )
+
+
+def pristine_twin(prepared: Prepared) -> Prepared | None:
+    """Return the pristine host on the sites of a prepared structure; None where the sites are not a lattice."""
+    if isinstance(prepared, Routed):
+        inner = pristine_twin(prepared.inner)
+        return Routed(prepared.place, inner) if isinstance(inner, OnLattice) else None
+    if not isinstance(prepared, OnLattice):
+        return None
+    sites = prepared.sites
+    state = None if sites.state is None else State(functional=State.from_codes(sites.state).functional).codes
+    host = replace(sites, numbers=sites.host_numbers, kinds=np.zeros_like(sites.kinds), state=state)
+    return OnLattice(host, prepared.lattice)
+
+
+def twin_key(twin: Prepared) -> Hashable:
+    """Name a pristine host as a network sees it: twins of equal keys have equal predictions."""
+    inner = twin.inner if isinstance(twin, Routed) else twin
+    if not isinstance(inner, OnLattice):
+        return id(twin)
+    rotation = None if inner.sites.rotation is None else inner.sites.rotation.tobytes()
+    return twin.key, rotation, inner.sites.state
 
 
 def lattice_of(site_map: SiteMap) -> Lattice:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -22,28 +23,34 @@ from ase_definet import __version__
 from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, DefiNetWarning, DeviceError, HostError, StrictError, StructureError
-from ase_definet.matching.library import get_host
+from ase_definet.matching.library import get_host, is_library_host
 from ase_definet.matching.site_map import match_sites, strain_notice
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model.lattice_convolution import LatticeGeometry
-from ase_definet.model.protocol import DisplacementModel, Lattice
+from ase_definet.model.protocol import DisplacementModel, Lattice, Routed
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.batching import Batches, alike
 from ase_definet.relaxation.devices import checked_device
-from ase_definet.relaxation.domain import HARMLESS, Domain, far_moves
-from ase_definet.relaxation.inputs import InitialPositions, Item, displaced, sites_of
+from ase_definet.relaxation.domain import Domain, far_moves
+from ase_definet.relaxation.inputs import InitialPositions, Item, displaced, pristine_twin, sites_of, twin_key
 from ase_definet.relaxation.lattices import LatticeCache
 from ase_definet.relaxation.refine import REFINE_STEPS, refined
-from ase_definet.relaxation.result import RelaxFailure, RelaxResult, forget_earlier
+from ase_definet.relaxation.result import Method, RelaxFailure, RelaxResult, forget_earlier
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms
-from ase_definet.structures.state import PREDICTED_STATE, said_of, state_of
+from ase_definet.structures.state import PREDICTED_STATE, codes_of, said_of
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
 Structure_ = TypeVar("Structure_")
+
+LEFT = (
+    "the network is not expected to beat the host's ideal sites here: the atoms were left on them; --extrapolate "
+    "(extrapolate=True) takes its answer all the same"
+)
+"""What is said where the network's answer was not taken."""
 
 BATCH_SITES = 20_000
 """Sites that :meth:`DefiNetRelaxer.relax_many` collects before it relaxes them, at most."""
@@ -63,6 +70,8 @@ class DefiNetRelaxer:
         initial_positions: Where the network sees the atoms: ``"ideal"``, on the host's sites, as in training, or
             ``"given"``, where the caller has them.
         strict: Turn every reason to distrust a result into a :class:`~ase_definet.errors.StrictError`.
+        extrapolate: Take the network's answer also where it is not expected to beat the ideal sites; by default the
+            atoms are then left on these.
         max_strain: Largest principal strain of the host onto a cell.
         refine_with: An ASE calculator that takes a few steps after the prediction, at fixed cell; None for none.
         refine_steps: How many evaluations of its forces, at most; fewer where they fall below 0.05 eV/Å.
@@ -93,6 +102,7 @@ class DefiNetRelaxer:
         *,
         initial_positions: InitialPositions = "ideal",
         strict: bool = False,
+        extrapolate: bool = False,
         max_strain: float = MAX_STRAIN,
         refine_with: Any = None,
         refine_steps: int | None = None,
@@ -111,10 +121,11 @@ class DefiNetRelaxer:
         self.sha256 = loaded.sha256
         name = f"{self.card.name or path.stem} {self.card.version or ''}".strip()
         self.model = f"{name} ({loaded.sha256[:12]})"
-        self.domain = Domain(self.card.training, self.model, knows_states=self.network.config.states)
+        self.domain = Domain(self.card, self.model)
         self.host = host if host is None or _is_auto(host) else get_host(host)
         self.initial_positions: InitialPositions = initial_positions
         self.strict = strict
+        self.extrapolate = extrapolate
         self.max_strain = max_strain
         if refine_steps is not None and refine_with is None:
             raise DefiNetError("refine_steps without refine_with: give the ASE calculator that is to take the steps")
@@ -210,9 +221,11 @@ class DefiNetRelaxer:
         )
         site_map.require_sites_only()
         matched = time.perf_counter()
-        state = state_of(given).codes if self.network.config.states else None
+        state = codes_of(given) if self.network.config.states else None
         prepared = self.network.prepare(sites_of(site_map, self.initial_positions, state))
-        reservations = tuple(self.domain.reservations(given, site_map))
+        place = prepared.place if isinstance(prepared, Routed) else 0
+        judgement = self.domain.judge(given, site_map, place)
+        reservations = judgement.reservations
         said = {strain_notice(site_map)} if any(one.word == "strain" for one in reservations) else set()
         reasons = tuple(text for text in site_map.warnings if text not in said)
         reasons += tuple(one.reason for one in reservations)
@@ -227,7 +240,7 @@ class DefiNetRelaxer:
             site_map=site_map,
             prepared=prepared,
             warnings=reasons,
-            outside=tuple(one.word for one in reservations),
+            judgement=judgement,
             timings={"match": matched - began, "graph": time.perf_counter() - matched},
         )
 
@@ -240,6 +253,7 @@ class DefiNetRelaxer:
         for part in alike(items, self.working_set.sites):
             began = time.perf_counter()
             moved, errors = self._predict([items[i] for i in part])
+            moved = self._relative_to_pristine([items[i] for i in part], moved)
             seconds = (time.perf_counter() - began) / len(part)
             start = 0
             for i in part:
@@ -259,6 +273,25 @@ class DefiNetRelaxer:
         expected = prediction.expected_error
         return _numbers(prediction.displacement), None if expected is None else _numbers(expected)
 
+    def _relative_to_pristine(self, items: list[Item], moved: Array) -> Array:
+        """Take off what the network predicts for the pristine host, where that is one of the user's own.
+
+        The relaxed host is a fixed point of DFT. A network may thin a layer that another code has relaxed, everywhere
+        and whatever the defects; the hosts of the library it knows.
+        """
+        out, start = moved.copy(), 0
+        fields: dict[Hashable, Array] = {}
+        for item in items:
+            stop = start + item.n_sites
+            twin = None if is_library_host(item.site_map.host) else pristine_twin(item.prepared)
+            if twin is not None:
+                key = twin_key(twin)
+                if key not in fields:
+                    fields[key], _ = self._predict([replace(item, prepared=twin)])
+                out[start:stop] -= fields[key]
+            start = stop
+        return out
+
     def _lattice(self, lattice: Lattice) -> LatticeGeometry:
         """Return the geometry of a supercell for the network as it is now."""
         return self.lattices.get(lattice, self.network.config.cutoff, self.network.precision, self.device)
@@ -270,11 +303,13 @@ class DefiNetRelaxer:
         if self.strict and far:
             raise StrictError("; ".join(far))
         reasons = item.warnings + far
-        expected_error = None
-        if expected is not None and HARMLESS.issuperset(item.outside):
-            expected_error = np.zeros(len(item.atoms))
-            real = item.site_map.atom_index >= 0
-            expected_error[item.site_map.atom_index[real]] = expected[real]
+        judgement, factor = item.judgement, item.judgement.error_factor
+        expected_error = None if expected is None or factor is None else factor * item.of_atoms(expected)
+        method: Method = "network"
+        if judgement.trust == "outside" and not self.extrapolate:
+            method, expected_error = "none", None
+            displacement = np.zeros_like(displacement)
+            reasons += (LEFT,)
         relaxed = displaced(item.atoms, item.site_map, displacement, self.initial_positions)
         forget_earlier(relaxed)
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
@@ -283,6 +318,8 @@ class DefiNetRelaxer:
             "definet_version": __version__,
             "definet_host": item.site_map.host.name,
             "definet_defects": counts or "none",
+            "definet_trust": judgement.trust,
+            "definet_method": method,
             PREDICTED_STATE: str(said_of(item.atoms)),
         }
         if expected_error is not None:
@@ -298,7 +335,11 @@ class DefiNetRelaxer:
             timings={**item.timings, "forward": seconds},
             model=self.model,
             expected_error=expected_error,
-            outside=item.outside,
+            outside=tuple(one.word for one in judgement.reservations),
+            trust=judgement.trust,
+            atom_trust=item.of_atoms(judgement.of_sites(item.site_map)),
+            method=method,
+            unsupported=judgement.unsupported,
         )
 
     def _refined(self, result: RelaxResult, given: Atoms) -> RelaxResult:

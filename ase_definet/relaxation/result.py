@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ase_definet.matching.site_map import SiteMap
-from ase_definet.relaxation.domain import HARMLESS
+from ase_definet.relaxation.domain import Trust
 from ase_definet.relaxation.inputs import displaced
 from ase_definet.structures.conversion import as_structure
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
+Method: TypeAlias = Literal["network", "calculator", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,15 @@ class RelaxResult:
         model: Name, version and hash of the weights.
         expected_error: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
             None where the weights have no such estimate, and where nothing supports one, because the structure lies
-            outside the training data in any other respect than ``pristine``.
-        outside: In which respects the structure lies outside the training data, in a word each: ``host``,
-            ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``pristine``; ``training`` where
-            nothing is known about it.
+            outside the training data and no error was measured there.
+        outside: In which respects the structure lies outside the training data, in a word each; see
+            :class:`~ase_definet.relaxation.domain.Reservation`.
+        trust: ``inside``, ``near`` or ``outside`` of what the model was trained on and tried on; see
+            :data:`~ase_definet.relaxation.domain.TRUST`.
+        atom_trust: The same for every atom in the caller's order, as places in that tuple, shape ``(n_atoms,)``.
+        unsupported: In which of those respects nothing supports an expected error.
+        method: What moved the atoms: ``network``, ``calculator`` after it, or ``none`` where the network is not
+            expected to beat the ideal sites, on which the atoms were left.
     """
 
     atoms: Atoms
@@ -49,16 +55,15 @@ class RelaxResult:
     model: str
     expected_error: Array | None = None
     outside: tuple[str, ...] = ()
+    trust: Trust = "inside"
+    atom_trust: Array | None = None
+    method: Method = "network"
+    unsupported: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> Array:
         """:class:`~ase_definet.matching.site_kind.SiteKind` of every host site, shape ``(n_sites,)``."""
         return self.site_map.kinds
-
-    @property
-    def unsupported(self) -> tuple[str, ...]:
-        """In which respects the structure lies so far outside the training data that no error can be expected."""
-        return tuple(word for word in self.outside if word not in HARMLESS)
 
     @property
     def strain(self) -> Array:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from ase.io import iread
 
 from ase_definet import __version__
 from ase_definet.errors import ScreeningError
-from ase_definet.relaxation.domain import HARMLESS
 from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,
@@ -82,8 +82,8 @@ def write_report(
         "failures": failures[:rows],
         "total": len(table),
         "failed": len(failures),
-        "unknown": sum(bool(unsupported(row["outside"])) for row in table),
-        "unsupported": {int(row["index"]): words for row in kept if (words := unsupported(row["outside"]))},
+        "unknown": sum(bool(unsupported(row)) for row in table),
+        "unsupported": {int(row["index"]): words for row in kept if (words := unsupported(row))},
         "folder": _address(results, out.parent),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": [name for name in kept[0] if name not in hidden] if kept else [],
@@ -170,7 +170,7 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
 
 def _doubt(row: dict[str, Any]) -> float:
     """Return the key that rows are sorted by, largest first; an unknown expected error comes before all others."""
-    if unsupported(row["outside"]):
+    if unsupported(row):
         return math.inf
     for key in ("mean_expected_error_near", "mean_expected_error", "largest_displacement"):
         if isinstance(row.get(key), float):
@@ -178,9 +178,11 @@ def _doubt(row: dict[str, Any]) -> float:
     return 0.0
 
 
-def unsupported(outside: str) -> tuple[str, ...]:
-    """Return in which respects a row lies so far outside the training data that no error can be expected."""
-    return tuple(word for word in outside.split() if word not in HARMLESS)
+def unsupported(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return in which respects a row lies outside the training data, where no error is expected because of that."""
+    if isinstance(row.get("mean_expected_error"), float):
+        return ()
+    return tuple(word for word in row["outside"].split() if word != "pristine")
 
 
 def _in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -61,7 +61,8 @@ COLUMNS = (
     *("index", "name", "formula", "host", "supercell", "sites", "defects", "density", "multiplicity"),
     *("charge", "spin_multiplicity", "functional"),
     *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
-    *("mean_expected_error", "mean_expected_error_near", "strain", "outside", "warnings", "seconds"),
+    *("mean_expected_error", "mean_expected_error_near", "strain"),
+    *("trust", "method", "outside", "warnings", "seconds"),
 )
 NUMBERS = frozenset(
     (
@@ -273,8 +274,8 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         structures: Atoms, or the error of a structure that could not be read.
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
-            which does not change while the screen runs), ``max_strain``, and, if it is known, ``sha256`` of the
-            weights.
+            which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``
+            and ``sha256`` of the weights.
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.
@@ -406,7 +407,9 @@ def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
     """
     model = settings["model"]
     wanted = settings.get("sha256") or load_checkpoint(resolve_model(model)).sha256
-    relaxer = _kept_relaxer(model, settings["device"], settings["max_strain"], wanted)
+    relaxer = _kept_relaxer(
+        model, settings["device"], settings["max_strain"], settings.get("extrapolate", False), wanted
+    )
     if relaxer.sha256 != wanted:
         _kept_relaxer.cache_clear()
         raise ScreeningError(
@@ -417,8 +420,14 @@ def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
 
 
 @lru_cache(maxsize=2)
-def _kept_relaxer(model: str, device: str, max_strain: float, _sha256: str) -> DefiNetRelaxer:
-    return DefiNetRelaxer(model, device=device, max_strain=max_strain)
+def _kept_relaxer(
+    model: str,
+    device: str,
+    max_strain: float,
+    extrapolate: bool,  # noqa: FBT001 - a cache wants arguments in order
+    _sha256: str,
+) -> DefiNetRelaxer:
+    return DefiNetRelaxer(model, device=device, max_strain=max_strain, extrapolate=extrapolate)
 
 
 def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
@@ -446,6 +455,8 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
         "mean_displacement": round(float(length.mean()), 5),
         "mean_displacement_near": round(float(length[near].mean()), 5) if near.any() else "",
         "strain": round(site_map.max_strain, 6),
+        "trust": result.trust,
+        "method": result.method,
         "outside": " ".join(result.outside),
         "warnings": printable("; ".join(result.warnings)),
         "seconds": round(sum(result.timings.values()), 5),

@@ -164,6 +164,23 @@ def said_of(atoms: Atoms) -> Said:
     )
 
 
+def codes_of(atoms: Atoms) -> tuple[int, int, int, int]:
+    """Return the four numbers that a network sees of a structure; what has no number is unknown to it.
+
+    Raises:
+        StructureError: A value is no charge, no multiplicity or no functional.
+    """
+    said = said_of(atoms)
+    charge, multiplicity = said.charge, said.spin_multiplicity
+    excited = atoms.info.get("excited", False)
+    return State(
+        charge=None if charge is None or abs(charge) > MAX_CHARGE else charge,
+        spin_multiplicity=None if multiplicity is None or multiplicity > MAX_MULTIPLICITY else multiplicity,
+        functional=said.functional,
+        excited=None if is_unknown(excited) else _flag(excited),
+    ).codes
+
+
 def _words(charge: int | None, multiplicity: int | None, functional: str | None, more: str = "") -> str:
     words = [
         "" if charge is None else f"charge {charge:+d}" if charge else "neutral",

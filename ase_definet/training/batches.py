@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,6 +30,11 @@ def lattice_of_group(group: PairGroup) -> Lattice:
         pbc=group.pbc,
         supercell=group.supercell,
     )
+
+
+def states_of_groups(groups: Sequence[PairGroup]) -> Tensor:
+    """Return the codes of the states of all training pairs, shape ``(n, 4)``."""
+    return torch.as_tensor(np.concatenate([group.state[group.indices("train")] for group in groups]).astype(np.int64))
 
 
 class SiteBatches:

@@ -14,6 +14,7 @@ from ase_definet.checkpoints.card import ModelCard
 from ase_definet.checkpoints.format import save_checkpoint, write_card
 from ase_definet.matching.naming import defect_name
 from ase_definet.model.architectures import ARCHITECTURES, architecture_of
+from ase_definet.structures.state import State
 from ase_definet.training.error_estimate import FOLDS, fit_error_estimate
 from ase_definet.training.run import Run
 
@@ -67,7 +68,8 @@ def training_record(run: Run) -> dict[str, Any]:
             continue
         numbers = group.numbers[train]
         elements |= {chemical_symbols[z] for z in np.unique(numbers) if z}
-        hosts[group.host] = _joined(hosts.get(group.host), _host_record(numbers, group.host_numbers))
+        record = _host_record(numbers, group.host_numbers) | _states_record(group.state[train])
+        hosts[group.host] = _joined(hosts.get(group.host), record)
     return {
         "elements": sorted(elements),
         "hosts": hosts,
@@ -99,14 +101,27 @@ def _host_record(numbers: Array, host_numbers: Array) -> dict[str, Any]:
     }
 
 
+def _states_record(codes: Array) -> dict[str, Any]:
+    """Say which states the training pairs of one group are in, given their codes, shape ``(n_pairs, 4)``."""
+    states = [State.from_codes(code) for code in np.unique(codes, axis=0)]
+    return {
+        "charges": sorted({state.charge for state in states if state.charge is not None}),
+        "spin_multiplicities": sorted({s.spin_multiplicity for s in states if s.spin_multiplicity is not None}),
+        "functionals": sorted({state.functional for state in states if state.functional is not None}),
+        "excited": any(state.excited for state in states),
+    }
+
+
 def _joined(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
     """Join what two groups say of the same host; the sites are those of the first."""
     if one is None:
         return other
     low, high = zip(one["density"], other["density"], strict=True)
+    lists = ("defects", "charges", "spin_multiplicities", "functionals")
     return one | {
         "density": [min(low), max(high)],
-        "defects": sorted({*one["defects"], *other["defects"]}),
+        **{name: sorted({*one[name], *other[name]}) for name in lists},
+        "excited": one["excited"] or other["excited"],
         "training_pairs": one["training_pairs"] + other["training_pairs"],
     }
 

@@ -8,6 +8,7 @@ seen it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -145,10 +146,15 @@ def _report(atoms: _Atoms, estimate: Tensor) -> dict[str, Any]:
         size = np.bincount(s)
         means = [np.bincount(s, weights=v)[size > 0] / size[size > 0] for v in (g, e)]
         out[name] = {
-            "rank_correlation": round(rank_correlation(g, e), 3),
-            "rank_correlation_of_structures": round(rank_correlation(*means), 3),
+            "rank_correlation": _finite(rank_correlation(g, e), 3),
+            "rank_correlation_of_structures": _finite(rank_correlation(*means), 3),
             "mean_estimate": round(float(g.mean()), 5),
             "mean_error": round(float(e.mean()), 5),
             "reliability": [[round(a, 5), round(b, 5)] for a, b, _ in reliability_bins(g, e)],
         }
     return out
+
+
+def _finite(value: float, digits: int) -> float | None:
+    """Round a number; None where there is none, as of a rank correlation of two structures alike."""
+    return round(value, digits) if math.isfinite(value) else None

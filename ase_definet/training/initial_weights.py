@@ -28,7 +28,7 @@ def lineage_of(card: ModelCard | RoutedRecord) -> dict[str, Any]:
 
 def network_of_groups(loaded: LoadedModel, groups: list[PairGroup]) -> tuple[DisplacementModel, dict[str, Any]]:
     """Return the one network that serves all groups, and its lineage: the general one if they share no other."""
-    networks = [network for _, network in loaded.model.served_networks()]
+    networks = [one.network for one in loaded.model.served_networks()]
     found = [loaded.model.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
     place = next(k for k, network in enumerate(networks) if network is found[0])
     if not place or any(one is not found[0] for one in found):

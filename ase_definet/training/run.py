@@ -32,7 +32,7 @@ from ase_definet.model.architectures import build_network
 from ase_definet.model.protocol import DisplacementModel
 from ase_definet.structures.files import replacing
 from ase_definet.structures.run_folder import RunFolder
-from ase_definet.training.batches import SiteBatches
+from ase_definet.training.batches import SiteBatches, states_of_groups
 from ase_definet.training.config import CONFIG, TrainConfig, make_config, with_model
 from ase_definet.training.initial_weights import network_of_groups, sizes_of, with_noisy_starts
 from ase_definet.training.log import rows_before, write_row
@@ -107,6 +107,8 @@ class Run:
         if weights is not None:
             begin = network.state_dict() | weights.state_dict()
             network.load_state_dict({name: begin[name] for name in network.state_dict()})
+        knows = weights is not None and weights.config.states
+        network.restrict_states(states_of_groups(self.groups), and_before=knows)
         average = averaged(network, config.ema_decay)
         self.network = network
         self.stages, *optimizers = self.fabric.setup(_Stages(network), *make_optimizers(network, config))

@@ -87,7 +87,8 @@ def hosts(rng: np.random.Generator) -> dict[str, Callable[[], Atoms]]:
         return atoms
 
     two = bulk("MgO", "rocksalt", a=4.21, cubic=True)
-    made: dict[str, Callable[[], Atoms]] = {f"library {name}": (lambda name=name: layer(name)) for name in library()}
+    layers = [name for name, host in library().items() if host.layered]
+    made: dict[str, Callable[[], Atoms]] = {f"library {name}": (lambda name=name: layer(name)) for name in layers}
     made |= {
         "crystal MgO": lambda: two,
         "crystal Si": lambda: bulk("Si", cubic=True),

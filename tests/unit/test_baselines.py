@@ -11,6 +11,7 @@ from ase_definet.data import PairGroup
 from ase_definet.errors import StructureError
 from ase_definet.evaluation.superposition import RIDGES, LinearSuperposition
 from ase_definet.matching.library import library
+from ase_definet.structures.state import NEUTRAL
 
 ROUNDING = 2e-5
 """The fit is made in single precision, on displacements of some 0.1 Å; in Å."""
@@ -44,6 +45,7 @@ def group_of(numbers, supercell, moves) -> PairGroup:
         offset_scale=ones,
         move=whole * 2 / 3,
         move_scale=ones,
+        state=np.tile(np.array(NEUTRAL.codes, dtype=np.uint8), (len(numbers), 1)),
     )
 
 

@@ -16,8 +16,18 @@ from ase_definet.structures.reading import read_structure
 LENGTH_TOLERANCE = 1e-6  # Å
 FILE_TOLERANCE = 1e-4  # Å, files are written with few decimals
 
-SITES = {"BN": 2, "BN-bulk": 4, "GaSe": 4, "InSe": 4, "MoS2": 3, "P": 4, "WSe2": 3}
-BONDS = {"BN": 1.45, "BN-bulk": 1.44, "GaSe": 2.47, "InSe": 2.69, "MoS2": 2.41, "P": 2.22, "WSe2": 2.55}  # Å
+SITES = {"BN": 2, "BN-bulk": 4, "GaSe": 4, "InSe": 4, "MoS2": 3, "MoSe2": 3, "P": 4, "WS2": 3, "WSe2": 3}
+BONDS = {
+    "BN": 1.45,
+    "BN-bulk": 1.44,
+    "GaSe": 2.47,
+    "InSe": 2.69,
+    "MoS2": 2.41,
+    "MoSe2": 2.54,
+    "P": 2.22,
+    "WS2": 2.42,
+    "WSe2": 2.55,
+}  # Å
 
 
 def layer(name="MoS2", c=20.0):
@@ -74,7 +84,8 @@ def test_misspelt_name_gets_a_suggestion(wrong, meant):
 
 def test_unknown_name_lists_what_there_is():
     with pytest.raises(
-        HostError, match=r"unknown host 'xyzzy.cif'.*BN, BN-bulk, GaSe, InSe, MoS2, P, WSe2.*structure file"
+        HostError,
+        match=r"unknown host 'xyzzy.cif'.*BN, BN-bulk, GaSe, InSe, MoS2, MoSe2, P, WS2, WSe2.*structure file",
     ):
         get_host("xyzzy.cif")
 

@@ -390,3 +390,23 @@ def test_batches_carry_states(dataset):
     (group,) = dataset[0].groups
     batches = SiteBatches(group, SIZES, torch.device("cpu"))
     assert batches.states(np.array([1, 4])).tolist() == [group.state[[1, 4]].tolist()]
+
+
+def test_states_that_training_has_not_seen_are_unknown(dataset, tmp_path):
+    """An untrained vector would say something at random."""
+    pack, _ = dataset
+    config = TrainConfig(
+        data=str(pack.path), out=str(tmp_path / "run"), model=SIZES, steps=2, batch_size=6, accelerator="cpu"
+    )
+    network = train(config).average.double()
+    seen = State(charge=-1, functional="HSE06")
+    with torch.no_grad():
+        base = network.predict(graph_of(seen.codes)).displacement
+        for changes in ({"charge": 1}, {"charge": None}, {"functional": None}):
+            other = network.predict(graph_of(replace(seen, **changes).codes)).displacement
+            assert not torch.equal(other, base), changes
+        for unseen, unknown in (({"charge": 3}, {"charge": None}), ({"functional": "PBE"}, {"functional": None})):
+            found = network.predict(graph_of(replace(seen, **unseen).codes)).displacement
+            assert torch.equal(found, network.predict(graph_of(replace(seen, **unknown).codes)).displacement)
+        multiplicity = network.predict(graph_of(replace(seen, spin_multiplicity=3).codes)).displacement
+        assert torch.equal(multiplicity, base)

@@ -1,0 +1,1 @@
+"""Recipes of the bundled weights, and what prepares their data."""
