@@ -23,8 +23,10 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 def pristine(name: str, n: int, vacuum: float = 20.0) -> Atoms:
-    """Return an n x n supercell of a library host, its layer in the middle of the vacuum."""
+    """Return an n x n supercell of a library host, its layer in the middle of the vacuum; n x n x 2 of a crystal."""
     host = library()[name]
+    if not host.layered:
+        return Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat((n, n, 2))
     cell = host.cell.copy()
     cell[2] = [0, 0, vacuum]
     atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=cell, pbc=True)
