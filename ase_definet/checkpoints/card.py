@@ -48,8 +48,11 @@ class HostRecord(_Record):
     training_pairs: _Count | None = None
 
     def joined(self, other: HostRecord) -> HostRecord:
-        """Return what was seen by either of two networks; the sites are those of this one."""
-        counts = (self.training_pairs, other.training_pairs)
+        """Return what was seen by either of two networks; the sites are those of this one.
+
+        Pairs may have been seen by both: their number is that of the network that saw more of them, at least.
+        """
+        counts = [n for n in (self.training_pairs, other.training_pairs) if n is not None]
         return self.model_copy(
             update={
                 "defects": sorted({*self.defects, *other.defects}),
@@ -58,7 +61,7 @@ class HostRecord(_Record):
                 "spin_multiplicities": sorted({*self.spin_multiplicities, *other.spin_multiplicities}),
                 "functionals": sorted({*self.functionals, *other.functionals}),
                 "excited": self.excited or other.excited,
-                "training_pairs": None if None in counts else sum(n or 0 for n in counts),
+                "training_pairs": max(counts, default=None),
             }
         )
 
@@ -111,6 +114,7 @@ class NearRecord(_Record):
         error_factor: True mean error over the mean of what was expected; None where that was not measured.
         structures: How many structures.
         defects: The only defects that this is about; empty for all.
+        hosts: The only hosts that this is about; empty for all.
         source: Where the figures come from.
     """
 
@@ -118,6 +122,7 @@ class NearRecord(_Record):
     error_factor: Annotated[float, Field(gt=0)] | None = None
     structures: _Count | None = None
     defects: list[str] = []
+    hosts: list[str] = []
     source: str | None = None
 
 
@@ -156,7 +161,8 @@ class ModelCard(_Record):
         parameters: Number of weights.
         attribution: Whom to cite for the data.
         license: Of the weights.
-        training: What they were trained on.
+        training: What they were trained on, all networks together.
+        general: What the network for all other hosts was trained on, where there are several; elements and hosts.
         validation: How well they do, by subset.
         units: What the numbers under ``validation`` are.
         limits: Where they end.
@@ -177,6 +183,7 @@ class ModelCard(_Record):
     attribution: str | None = None
     license: str | None = None
     training: TrainingRecord | None = None
+    general: TrainingRecord | None = None
     validation: dict[str, ValidationRow] = {}
     units: str | None = None
     limits: str | None = None

@@ -207,7 +207,9 @@ def combined_card(
         others: Names of hosts, and the card of the network that serves them.
         beside: Whether networks that these hosts have already go on serving what they were trained on.
     """
-    card = general
+    own_record = general.general or general.training
+    kept_record = {k: v for k, v in own_record.plain().items() if k in {"elements", "hosts"}} if own_record else None
+    card = general.changed(general=kept_record) if kept_record else general
     new: list[RoutedRecord] = []
     for hosts, own in others:
         card = _take_over(card, own, hosts, beside=beside)

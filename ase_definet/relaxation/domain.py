@@ -131,7 +131,7 @@ class Domain:
     def training(self, place: int) -> TrainingRecord | None:
         """Return the record of one of several networks; that of the model where a network has none of its own."""
         routed = self.card.routed
-        own = routed[place - 1].training if 0 < place <= len(routed) else None
+        own = routed[place - 1].training if 0 < place <= len(routed) else self.card.general
         return own or self.card.training
 
     def judge(self, atoms: Atoms, site_map: SiteMap, place: int = 0) -> Judgement:
@@ -152,7 +152,9 @@ class Domain:
         word = key.partition(":")[0]
         if found is None:
             return replace(one, word=word)
-        if found.share >= 1 or (found.defects and not set(site_map.defect_counts) <= set(found.defects)):
+        other = found.defects and not set(site_map.defect_counts) <= set(found.defects)
+        elsewhere = found.hosts and known_host(site_map.host)[0] not in found.hosts
+        if found.share >= 1 or other or elsewhere:
             return replace(one, word=word, trust="outside")
         return replace(one, word=word, trust="near", error_factor=found.error_factor)
 

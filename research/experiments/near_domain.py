@@ -32,6 +32,8 @@ BETTER = 0.9
 """What is left of the ideal sites' error, at most, where the network is said to be better."""
 LOWEST = 0.0234
 """Least share of defect sites in the h-BN of 2DMD."""
+OF_HOST = ("defects",)
+"""Respects of which nothing follows for other hosts."""
 TRIED = ("charge:1", "charge:2", "spin", "functional", "excited", "defects", "species", "host:BN-bulk", "density:low")
 
 
@@ -39,14 +41,14 @@ Row: TypeAlias = tuple[float, float, float, float]
 """Of one structure, in Å: coordinate MAE of the network and of the ideal sites, mean length of the error, expected."""
 
 
-def measure(weights: str, pack: PackedDataset) -> dict[frozenset[str], list[Row]]:
+def measure(weights: str, pack: PackedDataset, split: str | None = None) -> dict[frozenset[str], list[Row]]:
     """Return what was found for each structure, by the respects in which it lies outside."""
     relaxer = DefiNetRelaxer(weights, device="cpu", extrapolate=True)
     open_card = relaxer.card.changed(near={key: {"share": 0.0, "error_factor": 1.0} for key in TRIED})
     relaxer.domain = Domain(open_card, relaxer.model)
     rows: dict[frozenset[str], list[Row]] = defaultdict(list)
     for group in pack.groups:
-        for index in np.flatnonzero(group.has_relaxed):
+        for index in np.flatnonzero(group.has_relaxed) if split is None else group.indices(split):
             unrelaxed, relaxed = group.atoms(int(index))
             if relaxed is not None:
                 words, row = _one(relaxer, unrelaxed, relaxed, group.host)
@@ -79,7 +81,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def near_entries(rows: dict[frozenset[str], list[Row]], source: str) -> dict[str, dict[str, Any]]:
+def near_entries(rows: dict[frozenset[str], list[Row]], source: str, hosts: list[str]) -> dict[str, dict[str, Any]]:
     """Return the respects in which the network was better than the ideal sites, one after the other.
 
     A respect is judged by the structures that lie outside in it and otherwise only in respects that were found to be
@@ -96,6 +98,8 @@ def near_entries(rows: dict[frozenset[str], list[Row]], source: str) -> dict[str
             if len(own) < ENOUGH or (share := summary(own))["share"] > BETTER:
                 continue
             out[word] = {key: share[key] for key in ("share", "error_factor", "structures")} | {"source": source}
+            if word in OF_HOST:
+                out[word]["hosts"] = [host for host in hosts if f"host:{host}" not in set().union(*rows)]
             found = True
     return out
 
@@ -106,19 +110,24 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("pack", type=Path)
     parser.add_argument("--card", type=Path, help="weights file whose card is written anew with the entries `near`")
+    parser.add_argument("--split", help="only pairs of this split, which the weights have not been trained on")
+    parser.add_argument("--out", default="near_domain", help="name of the table under research/results")
     given = parser.parse_args()
     pack = PackedDataset.open(given.pack)
-    rows = measure(given.weights, pack)
+    rows = measure(given.weights, pack, given.split)
     table = {" ".join(sorted(words)) or "inside": summary(rows[words]) for words in sorted(rows, key=sorted)}
+    hosts = sorted({group.host for group in pack.groups})
     source = f"{given.pack.name}, sha256 {pack.sha256[:12]}"
     out = {
-        "command": f"python -m research.experiments.near_domain {given.weights} {given.pack.name}",
+        "command": f"python -m research.experiments.near_domain {given.weights} {given.pack.name}"
+        + (f" --split {given.split}" if given.split else ""),
         "weights": load_checkpoint(resolve_model(given.weights)).card.version,
         "units": "Å: coordinate MAE; share: network over ideal sites; error_factor: true over expected error",
+        "least": ENOUGH,
         "table": table,
-        "near": near_entries(rows, source),
+        "near": near_entries(rows, source, hosts),
     }
-    (RESULTS / "near_domain.json").write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (RESULTS / f"{given.out}.json").write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for words, row in table.items():
         print(f"{words:40s} {row}")
     if given.card:

@@ -14,7 +14,7 @@ from research.pages.stored import result
 from research.paths import ROOT
 
 PERCENT = 100
-NAMES = {"BN": "h-BN", "P": "black phosphorus"}
+NAMES = {"BN": "h-BN", "BN-bulk": "bulk h-BN", "P": "black phosphorus"}
 
 
 def defect_sites(density: str, row: dict[str, Any]) -> str:
@@ -24,6 +24,12 @@ def defect_sites(density: str, row: dict[str, Any]) -> str:
         return f"{low}-{high} %"
     low, high = row["defects"]
     return f"{low}-{high} per {row['cells'][0]} cell"
+
+
+def _served(network: dict[str, Any]) -> str:
+    """Return the hosts of one of several networks, and whether another one serves the rest of their structures."""
+    hosts = " and ".join(NAMES.get(host, host) for host in network["hosts"])
+    return f"{hosts} (neutral, in PBE)" if network.get("beside") else hosts
 
 
 def table() -> str:
@@ -37,11 +43,11 @@ def table() -> str:
         runs = [card, *routed]
         labelled = sum(sum(run["training"].get("labelled_by_networks", {}).values()) for run in runs)
         own = f", and {labelled:,} random structures that its predecessors labelled," if labelled else ""
-        served = "; ".join(" and ".join(NAMES.get(host, host) for host in one["hosts"]) for one in routed)
+        served = "; ".join(_served(one) for one in routed)
         kind = f"networks for {served}, and one for all other hosts" if routed else "one network for all hosts"
         parts.append(
             f"`{name}` {card['version']}: {kind}, {card['parameters']:,} parameters, trained on "
-            f"{pairs:,} pairs of 2DMD{own} for {steps(runs):,} steps of {card['training']['batch_size']} on two "
+            f"{pairs:,} pairs of 2DMD and the h-BN database{own} for {steps(runs):,} steps of {card['training']['batch_size']} on two "
             "CPU cores. "
             f"Elements: {', '.join(card['training']['elements'])}.\n"
         )

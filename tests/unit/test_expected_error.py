@@ -17,10 +17,12 @@ from ase.io import read, write
 from click.testing import CliRunner
 
 from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.card import ModelCard
 from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.cli import cli
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host
+from ase_definet.relaxation.domain import Domain
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.screening.html_report import write_report
 from tests.conftest import mos2_with_defects, pristine
@@ -85,13 +87,15 @@ OUTSIDE = {
     "O_S": (lambda: substituted(8, 16), "MoS2", {"species", "defects"}),
     "antisite S_Mo": (lambda: substituted(16, 42), "MoS2", {"defects"}),
     "antisite Mo_S": (lambda: substituted(42, 16), "MoS2", {"defects"}),
-    "antisite N_B": (lambda: substituted(7, 5, "BN"), "BN", {"density", "defects"}),
     "vanadium": (lambda: substituted(23, 42), "MoS2", {"species", "defects"}),
     "MgO v_O": (magnesia, bulk("MgO", "rocksalt", a=4.25), {"species", "host"}),
-    "charged": (charged, "MoS2", {"charge"}),
     "strained": (strained, "MoS2", {"strain"}),
     "dense": (dense, "MoS2", {"density"}),
     "sites": (pressed, flat(), {"sites"}),
+}
+NEAR = {
+    "antisite N_B": (lambda: substituted(7, 5, "BN"), "BN", {"density", "defects"}),
+    "charged": (charged, "MoS2", {"charge"}),
 }
 INSIDE = {
     "v_S": (lambda: vacancy(16), "MoS2"),
@@ -115,6 +119,20 @@ def test_nothing_is_expected_where_nothing_is_known(case, initial_positions):
     assert result.unsupported == result.outside
     assert result.expected_error is None
     assert "definet_expected_error" not in result.atoms.arrays
+    assert result.warnings
+
+
+@pytest.mark.parametrize("case", NEAR)
+def test_more_is_expected_where_the_network_was_tried(case):
+    make, host, words = NEAR[case]
+    relaxer = DefiNetRelaxer(host=host, device="cpu")
+    result = relaxer.predict(make())
+    assert set(result.outside) == words
+    assert result.unsupported == ()
+    relaxer.domain = Domain(ModelCard(), "bare")
+    bare = relaxer.predict(make())
+    assert bare.expected_error is None
+    assert result.expected_error.mean() > 0
     assert result.warnings
 
 

@@ -26,7 +26,7 @@ from ase_definet.errors import (
 )
 from ase_definet.matching.library import get_host
 from ase_definet.model.lattice_convolution import LatticeGeometry
-from ase_definet.relaxation.domain import Domain
+from ase_definet.relaxation.domain import Domain, Judgement
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from ase_definet.screening.enumeration import DefectSpace, parse_defects
@@ -495,7 +495,7 @@ def test_only_atoms_that_move_further_than_a_bond_are_counted(name, share, count
     if occupied > 1 and count:
         assert f"and {occupied - 1} more such atoms" in said[0]
     relaxer.strict = True
-    monkeypatch.setattr(Domain, "reservations", lambda *_: iter(()))
+    monkeypatch.setattr(Domain, "judge", lambda *_: Judgement())
     if said:
         with pytest.raises(StrictError, match="than a bond"):
             relaxer.predict(atoms)

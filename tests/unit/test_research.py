@@ -46,7 +46,10 @@ def test_recipes_are_runs(path):
 
 
 def test_what_the_script_runs_is_there_and_what_is_there_is_run_or_said_not_to_be_used():
-    run = set(re.findall(r"^run ([\w-]+)", SCRIPT, re.MULTILINE)) | set(re.findall(r"recipes/([\w-]+)\.toml", SCRIPT))
+    scripts = SCRIPT + (RECIPES / "states.sh").read_text(encoding="utf-8")
+    run = set(re.findall(r"^run ([\w-]+)", scripts, re.MULTILINE)) | set(
+        re.findall(r"recipes/([\w-]+)\.toml", scripts)
+    )
     recipes = {path.stem: path.read_text(encoding="utf-8") for path in RECIPES.glob("*.toml")}
     assert run <= set(recipes)
     assert all("not used" in recipes[name] for name in set(recipes) - run)

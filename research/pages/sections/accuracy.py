@@ -87,7 +87,7 @@ def reliability_table(card: dict[str, Any]) -> list[str]:
     for name, row in card["expected_error"].items():
         bins = ", ".join(f"{expected:.3f} {found:.3f}" for expected, found in row["reliability"])
         correlations = (row[key] for key in ("rank_correlation", "rank_correlation_of_structures"))
-        rows.append([name, *(f"{value:.2f}" for value in correlations), bins])
+        rows.append([name, *(f"{value:.2f}" if value is not None else "" for value in correlations), bins])
     return table(
         ["subset", "rank correlation, atoms", "structures", "expected and found (Å) in ten bins of atoms"], rows
     )
