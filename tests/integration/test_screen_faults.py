@@ -29,7 +29,7 @@ from ase_definet.screening.screen import (
 )
 from ase_definet.structures.extxyz import printable
 from tests.conftest import pristine
-from tests.unit.test_extxyz import TEXT, hostile
+from tests.unit.structures.test_extxyz import TEXT, hostile
 
 SETTINGS = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}
 ASKED = {"inputs": ["here"]}

@@ -508,6 +508,6 @@ def test_what_an_override_replaced_is_what_the_profile_has_without_it(tmp_path, 
 
 def test_import_is_light():
     code = "import sys, ase_definet.dft.vasp; print('pymatgen' in sys.modules)"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "False"

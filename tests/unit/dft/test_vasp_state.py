@@ -16,7 +16,7 @@ from ase_definet.dft.vasp import DefiNetRelaxSet, write_vasp_inputs
 from ase_definet.errors import InputSetError
 from ase_definet.structures.conversion import as_structure
 from ase_definet.structures.state import FUNCTIONALS, said_of
-from tests.unit.test_vasp import FAKE_POTCAR, VALENCE_BN, sandwich, slab
+from tests.unit.dft.test_vasp import FAKE_POTCAR, VALENCE_BN, sandwich, slab
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,8 @@ from ase_definet.training.run import Run, train
 from research.benchmarks.cells import mos2
 from tests.conftest import mos2_with_defects
 from tests.pairs import pack_of, radial_pairs
-from tests.unit.test_batches import DEFINET, SITE
-from tests.unit.test_devices import MIXED, passes_of
+from tests.unit.relaxation.test_devices import MIXED, passes_of
+from tests.unit.training.test_batches import DEFINET, SITE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 

@@ -34,7 +34,7 @@ from ase_definet.training.run import make_fabric
 from tests.conftest import mos2_with_defects, pristine
 from tests.elsewhere import DEVICE, Elsewhere, Remote
 from tests.pairs import pack_of, radial_pairs
-from tests.unit.test_batches import DEFINET, SITE
+from tests.unit.training.test_batches import DEFINET, SITE
 
 SAME = 1e-6
 """Agreement between ways to divide the work, in Å."""

@@ -27,7 +27,7 @@ from ase_definet.dft.ionic_steps import compare_settings, read_steps
 from ase_definet.dft.run_output import IonicSteps
 from ase_definet.errors import DefiNetError, StructureError
 
-OUTPUTS = Path(__file__).parents[1] / "outputs"
+OUTPUTS = Path(__file__).parents[2] / "outputs"
 MAIN = {"espresso": "espresso.pwo", "cp2k": "cp2k.out"}
 AIMS = Path(ase.__file__).parent / "test" / "testdata" / "aims" / "relax.out"
 VASP = AIMS.parents[1] / "vasp" / "OUTCAR_example_1"

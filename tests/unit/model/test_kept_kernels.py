@@ -14,7 +14,7 @@ from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from tests.conftest import mos2_with_defects
-from tests.unit.test_site_network import lattice_of
+from tests.unit.model.test_site_network import lattice_of
 
 CHANGED = 1e-4
 """What 5 % of the weights change at least, in Å."""

@@ -17,7 +17,7 @@ from ase_definet.relaxation.domain import known_host
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.structures.cell import layer_frame
 from tests.reliability.matches import layer, stack, sweep
-from tests.unit.test_sites import RATTLE_TOLERANCE, assert_found, plant
+from tests.unit.matching.test_match_sites import RATTLE_TOLERANCE, assert_found, plant
 
 EXACT = 1e-4
 """Å: rounding of a structure that is its host's."""

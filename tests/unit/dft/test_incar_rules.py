@@ -14,7 +14,7 @@ from ase_definet.dft.incar import FUNCTIONAL_TAGS, PROFILES, final_incar, named,
 from ase_definet.dft.incar_rules import PER_SPECIES, RULES, VECTORS, Planned, Rule, broken_rules
 from ase_definet.dft.vasp import write_vasp_inputs
 from ase_definet.errors import InputSetError
-from tests.unit.test_vasp import FAKE_POTCAR, sandwich, slab
+from tests.unit.dft.test_vasp import FAKE_POTCAR, sandwich, slab
 
 U = {"LDAU": True, "LDAUL": [2, -1], "LDAUU": [4, 0]}
 HYBRID = {"LHFCALC": True, "ALGO": "All"}

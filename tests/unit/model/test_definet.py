@@ -13,7 +13,7 @@ from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import SUBSTITUTION, VACANCY, batch_graphs, build_graph
 from ase_definet.model.working_set import WorkingSet
 
-REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "reference_definet.py"))
+REFERENCE = runpy.run_path(str(Path(__file__).parents[2] / "reference_definet.py"))
 
 DOUBLE_TOLERANCE = 1e-8  # Å, double precision
 SINGLE_TOLERANCE = 1e-5  # Å, single precision

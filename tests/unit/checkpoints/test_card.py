@@ -16,7 +16,7 @@ from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.errors import CheckpointError
 from ase_definet.model.architectures import build_network
 from ase_definet.model.config import SiteNetworkConfig
-from tests.unit.test_checkpoint import resave
+from tests.unit.checkpoints.test_format import resave
 
 SMALL = SiteNetworkConfig(cutoff=4.0, features=4, layers=1, n_radial=4, embedding=2)
 HOST = {"defects": ["v_S"], "density": [0.01, 0.1], "sites": 48, "training_pairs": 3}

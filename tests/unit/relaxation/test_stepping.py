@@ -15,7 +15,7 @@ from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixedLine, F
 from ase_definet.errors import StructureError
 from ase_definet.relaxation.stepping import OPTIMIZERS, relax_with
 from ase_definet.structures.constraints import free_forces, sound
-from tests.unit.test_open_axes import layer
+from tests.unit.structures.test_open_axes import layer
 
 CELLS = {
     "cubic": np.diag([9.0, 9.5, 20.0]),
