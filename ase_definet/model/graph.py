@@ -1,6 +1,6 @@
 """The graph of a defective supercell: host sites as nodes, periodic images within a cutoff as edges.
 
-Nodes are in host order and an empty site is an ordinary node. Edges follow PyG: ``edge_index[0]`` sends,
+Nodes are in host order and a vacancy is an ordinary node. Edges follow PyG: ``edge_index[0]`` sends,
 ``edge_index[1]`` receives. Cell vectors are rows, and the edge ``j -> i`` of shift ``S`` spans
 ``r_j + S @ cell - r_i``.
 """
@@ -31,7 +31,7 @@ PRISTINE, SUBSTITUTION, VACANCY = (int(k) for k in (SiteKind.PRISTINE, SiteKind.
 """The values of ``DefectGraph.kinds``."""
 
 SHORTEST_EDGE = 0.1
-"""Sites closer than this are taken for a mistake, in Å."""
+"""Sites closer than this are rejected, in Å."""
 
 _NAMES = ("numbers", "host_numbers", "kinds", "pos", "cell", "edge_index", "cell_shift")
 _INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift", "state")
@@ -39,12 +39,12 @@ _INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift", "st
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says of a batch, one structure after the other.
+    """Predictions for a batch, one structure after the other.
 
     Attributes:
         displacement: Of every site, shape ``(n_sites, 3)``, in Å, in the frames of the structures.
-        expected_error: Expected length of the error of each, shape ``(n_sites,)``, in Å; None where the weights have
-            no such estimate.
+        expected_error: Expected length of the error of each, shape ``(n_sites,)``, in Å; None if the weights have
+            no error estimate.
     """
 
     displacement: Tensor
@@ -52,7 +52,7 @@ class Prediction:
 
 
 class OccupiedSites(NamedTuple):
-    """What networks on a geometry see: the arguments of :meth:`SiteNetwork.estimate`, in their order."""
+    """Input of networks on a geometry: the arguments of :meth:`SiteNetwork.estimate`, in their order."""
 
     geometry: Geometry
     numbers: Tensor
@@ -65,8 +65,8 @@ class OccupiedSites(NamedTuple):
 class DefectGraph:
     """One structure, or after :func:`batch_graphs` several, as a graph; build it with :func:`build_graph`.
 
-    It is also the batch of networks that want explicit edges (:mod:`ase_definet.model.protocol`). :meth:`to_data`
-    hands it to torch-geometric, which is imported only then: its import takes longer than relaxing a structure.
+    It is also the batch of networks that require explicit edges (:mod:`ase_definet.model.protocol`). :meth:`to_data`
+    converts it to torch-geometric, which is imported only then because that takes longer than relaxing a structure.
 
     Attributes:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
