@@ -100,8 +100,8 @@ class SiteNetworkConfig:
         short_range_n_radial: Gaussians over their distance.
         dropout: Dropout rate of the inputs of updates and of the received channels.
         vector_products: Whether vectors act on each other and on the scalars of their site.
-        vector_norm: Whether long vectors are scaled to about one before they act on their site; prevents deep networks
-            from diverging at high learning rates.
+        vector_norm: Whether long vectors are scaled to about one before they act on their site; prevents deep
+            networks from diverging at high learning rates.
         pooling: Whether sites receive the mean over the structure.
         short_range_displaced: Whether short-range messages use predicted positions (true) or ideal sites.
         host_elements: Whether a site receives the element of the host.
@@ -285,8 +285,8 @@ class HostRoutedConfig:
 
     Attributes:
         general: Sizes of the network for all other hosts.
-        routed: Those of the other networks. A host may have several: the first that covers a structure serves it, and the last one
-            has no ``coverage``.
+        routed: Those of the other networks. A host may have several: the first that covers a structure serves
+            it, and the last one has no ``coverage``.
     """
 
     general: SiteNetworkConfig

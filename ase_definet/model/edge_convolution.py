@@ -149,7 +149,7 @@ class EdgeGeometry:
 
 
 def classify(pair: Tensor, distance: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Group edges of equal host pair and length; return the class of each edge, and mean length and pair of each class.
+    """Group edges of equal host pair and length; return the class of each edge, and length and pair of each class.
 
     Consecutive lengths within the tolerance form one class, but a class is never wider than the tolerance: a large
     structure off its sites has edges of all lengths, which would otherwise merge into one class.

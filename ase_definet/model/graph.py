@@ -117,7 +117,7 @@ class DefectGraph:
         return {name: value for name, value in values.items() if value is not None}
 
     def to(self, device: torch.device | str) -> DefectGraph:
-        """Return the graph on a device."""
+        """Return the graph, moved to a device."""
         return DefectGraph(**{name: value.to(device) for name, value in self.tensors().items()})
 
     def to_data(self) -> Data:
@@ -129,14 +129,14 @@ class DefectGraph:
 
     @property
     def key(self) -> Hashable:
-        """What structures must share to pass a network together: having edges of their own is enough."""
+        """Structures must have equal keys to share a batch; any two with explicit edges do."""
         return "graph"
 
     def occupied(self, working_set: WorkingSet | None = None) -> OccupiedSites:
-        """Return what a network on a geometry sees, with a batch dimension of one.
+        """Return the input of a network on a geometry, with a batch dimension of one.
 
         Args:
-            working_set: How much to do at a time; by default what suits the device.
+            working_set: How much to process at a time; by default chosen for the device.
         """
         geometry = EdgeGeometry(
             self.edge_index,
@@ -150,7 +150,7 @@ class DefectGraph:
         return OccupiedSites(geometry, self.numbers[:, None], self.host_numbers, self.kinds[:, None], state)
 
     def prediction(self, moved: Tensor, error: Tensor | None) -> Prediction:
-        """Return what a network said of all sites, one structure after the other.
+        """Return the output of a network for all sites, one structure after the other.
 
         Args:
             moved: Displacements, shape ``(n_sites, 1, 3)``, in Å.
@@ -182,7 +182,7 @@ class DefectGraph:
         )
 
     def by_site(self, values: Tensor) -> Tensor:
-        """Return what a network said of structures with equally many sites, ``(n_sites, n_structures, ...)``.
+        """Return the output for structures with equal numbers of sites, shape ``(n_sites, n_structures, ...)``.
 
         Args:
             values: Shape ``(n_structures * n_sites, 1, ...)``.
@@ -190,7 +190,7 @@ class DefectGraph:
         return values.view(self.n_structures, -1, *values.shape[2:]).transpose(0, 1)
 
     def edge_vectors(self) -> Tensor:
-        """Return the span of each edge, from the target to the source's image, ``(n_edges, 3)``, in Å."""
+        """Return the vector of each edge, from the target to the image of the source, ``(n_edges, 3)``, in Å."""
         source, target = self.edge_index
         cell = self.cell[self.structure[target]]
         shift = torch.einsum("ei,eij->ej", self.cell_shift.to(cell.dtype), cell)
@@ -281,7 +281,7 @@ def build_graph(
     state: npt.ArrayLike | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> DefectGraph:
-    """Build the graph of one unrelaxed structure, its empty sites included.
+    """Build the graph of one unrelaxed structure, including its vacancies.
 
     Args:
         positions: Sites, shape ``(n_sites, 3)``, in Å.
@@ -340,7 +340,7 @@ def build_graph(
 
 
 def batch_graphs(graphs: Sequence[DefectGraph]) -> DefectGraph:
-    """Join several structures into one graph; ``structure`` tells their sites apart.
+    """Join several structures into one graph; ``structure`` gives the structure of each site.
 
     Args:
         graphs: The structures, at least one.

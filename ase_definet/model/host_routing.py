@@ -108,7 +108,7 @@ class HostRoutedModel(DisplacementModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the displacements and their expected errors; see :meth:`SiteNetwork.estimate`.
 
-        Structures on different hosts may share a batch. If a host has several networks, :meth:`prepare` selects the one
+        Structures on different hosts may share a batch. If a host has several networks, :meth:`prepare` selects one
         for each structure; here the first is used.
         """
         elements = torch.unique(host_numbers)

@@ -166,7 +166,7 @@ class LatticeGeometry:
     def _multiply_by_pairs(
         self, k_re: Tensor, k_im: Tensor, re: Tensor, im: Tensor, field: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Do the same with kernels in the layout they are built in: reordering them does not pay for few structures."""
+        """Do the same with kernels in their original layout: for few structures, reordering them does not pay off."""
         n, waves = self.n_sub, len(re)
         re, im = (x.reshape(waves, n, *field.shape[1:]) for x in (re, im))
         real = re.new_zeros(n, waves, *field.shape[1:])

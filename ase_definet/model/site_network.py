@@ -145,8 +145,8 @@ class SiteNetwork(DisplacementModel):
         """Return the displacements and their expected errors; see :meth:`forward`.
 
         Returns:
-            Displacements, and the expected length of their errors, shape ``(n_sites, batch)``, in Å; None if the weights
-            have no error estimate.
+            Displacements, and the expected length of their errors, shape ``(n_sites, batch)``, in Å; None if the
+            weights have no error estimate.
         """
         moved, features = self._with_features(OccupiedSites(geometry, numbers, host_numbers, kinds, state))
         return moved, None if self.error is None else self.expected_error(features)
