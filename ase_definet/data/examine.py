@@ -27,7 +27,7 @@ OFF_SITE = 0.5
 EXCHANGE = 1.5
 """Atoms that move further than this may have changed places, in Å."""
 JUMP = 4.0
-"""An atom that moves further than this was displaced by hand, not relaxed, in Å; hops to an empty site (3 to 4 Å) are real."""
+"""An atom that moves further than this was not relaxed but moved, in Å; hops to a vacancy (3 to 4 Å) are real."""
 OVERLAP = 0.5
 """Relaxed atoms closer than this overlap, in Å."""
 SAME_CELL = 1e-3

@@ -6,8 +6,8 @@ Supported are
 - a folder of ``ID_unrelaxed.*`` and ``ID_relaxed.*`` in any format ASE reads;
 - extended XYZ or an ASE database, one structure after the other: either every frame is unrelaxed and carries the
   array ``relaxed_positions``, or pairs of frames share an ``id`` and have ``stage=unrelaxed`` or
-  ``stage=relaxed``; ``split``, ``subset`` and ``host`` (or ``host_file``, a file in the same folder) are used if given,
-  and so is the state: ``charge``, ``spin_multiplicity``, ``functional``, ``excited``;
+  ``stage=relaxed``; ``split``, ``subset`` and ``host`` (or ``host_file``, a file in the same folder) are used if
+  given, and so is the state: ``charge``, ``spin_multiplicity``, ``functional``, ``excited``;
 - the same formats with relaxed structures only, whose unrelaxed atoms are on the sites of the host;
 - an ASE trajectory of one relaxation: its first and last image;
 - VASP runs: folders with a POSCAR, and a vasprun.xml or a CONTCAR.
