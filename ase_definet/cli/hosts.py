@@ -12,12 +12,13 @@ def hosts_command() -> None:
 
     from ase_definet.matching.library import ALIASES, library
 
-    click.echo(f"{'name':6s} {'a, b (Å)':18s} {'height (Å)':11s} other names")
+    click.echo(f"{'name':8s} {'a, b (Å)':18s} {'height (Å)':11s} other names")
     for name, host in library().items():
         a, b = np.linalg.norm(host.cell[:2], axis=1)
         height = np.ptp(host.positions[:, 2])
         others = ", ".join(sorted(k for k, v in ALIASES.items() if v == name))
-        click.echo(f"{name:6s} {f'{a:.5f}, {b:.5f}':18s} {height:<11.4f} {others}".rstrip())
+        click.echo(f"{name:8s} {f'{a:.5f}, {b:.5f}':18s} {height:<11.4f} {others}".rstrip())
     click.echo(
-        "The weights were trained on these cells only, unstrained. Any structure file can be a host, with a warning."
+        "'ase-definet weights list' shows which hosts the weights were trained on. Any structure file can be a host, "
+        "with a warning."
     )

@@ -1,4 +1,4 @@
-"""Look at one pair: do its structures belong together, and where on the host's sites do they lie?"""
+"""Check one pair of structures and match it to the sites of its host."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ OFF_SITE = 0.5
 EXCHANGE = 1.5
 """Atoms that move further than this may have changed places, in Å."""
 JUMP = 4.0
-"""An atom that moves further than this was not relaxed but moved, in Å; hops to an empty site (3 to 4 Å) are real."""
+"""An atom that moves further than this was not relaxed but moved, in Å; hops to a vacancy (3 to 4 Å) are real."""
 OVERLAP = 0.5
-"""Relaxed atoms closer than this are on top of each other, in Å."""
+"""Relaxed atoms closer than this overlap, in Å."""
 SAME_CELL = 1e-3
 """Cell components that differ by less are the same, in Å."""
 
 
 @dataclass(frozen=True, eq=False)
 class MatchedPair:
-    """A good pair, on the sites and in the frame of its host.
+    """A valid pair, on the sites and in the frame of its host.
 
     Attributes:
         id: Its name.
-        subset: What it belongs to.
+        subset: Its subset.
         split: ``train``, ``val`` or ``test``.
         host: Name of the host.
         unit_numbers: Atomic numbers of the host's primitive cell, shape ``(n_basis,)``.
@@ -51,8 +51,8 @@ class MatchedPair:
         numbers: Atomic number on every site, 0 where empty, shape ``(n_sites,)``.
         offset: Unrelaxed position minus site, zero where empty, shape ``(n_sites, 3)``, in Å.
         move: Relaxed minus unrelaxed position, shape ``(n_sites, 3)``, in Å; None without a relaxed structure.
-        state: Of both structures.
-        warnings: What the matching warned about.
+        state: State of both structures.
+        warnings: Warnings of the matching.
     """
 
     id: str
@@ -73,13 +73,13 @@ class MatchedPair:
 
 @dataclass(frozen=True)
 class Problem:
-    """A pair that was left out.
+    """A pair that was rejected.
 
     Attributes:
         id: Its name.
-        subset: What it belongs to.
+        subset: Its subset.
         split: ``train``, ``val`` or ``test``.
-        reason: What is wrong with it.
+        reason: Why it was rejected.
     """
 
     id: str
@@ -92,10 +92,10 @@ def examine(reference: PairSource) -> MatchedPair | Problem:
     """Read, check and match one pair.
 
     Args:
-        reference: Where it is.
+        reference: Location of the pair.
 
     Returns:
-        The pair on its sites, or what is wrong with it.
+        The pair on its sites, or the reason for rejecting it.
     """
     try:
         return _examine(reference)
@@ -132,7 +132,7 @@ def _examine(reference: PairSource) -> MatchedPair:
 
 
 def _from_sites(reference: PairSource, relaxed: Atoms) -> MatchedPair:
-    """Match a relaxed structure; what it moved by is how far it is from the sites."""
+    """Match a relaxed structure; its displacements are its offsets from the sites."""
     site_map = match_sites(relaxed, reference.host)
     site_map.require_sites_only()
     cell = completed_cell(relaxed.cell.array, relaxed.positions, relaxed.pbc)
@@ -162,7 +162,7 @@ def _row(reference: PairSource, site_map: SiteMap, offset: Array, move: Array | 
 
 
 def _displacement(unrelaxed: Atoms, relaxed: Atoms, off_site: float) -> Array:
-    """Return relaxed minus unrelaxed positions, after checking that the two belong together."""
+    """Return relaxed minus unrelaxed positions, after checking that the two structures belong together."""
     if len(relaxed) != len(unrelaxed):
         raise StructureError(f"{len(unrelaxed)} unrelaxed and {len(relaxed)} relaxed atoms: not the same structure")
     differ = np.flatnonzero(relaxed.numbers != unrelaxed.numbers)
@@ -197,7 +197,7 @@ def _refuse_overlap(relaxed: Atoms, cell: Array) -> None:
 
 
 def _refuse_exchange(unrelaxed: Atoms, relaxed: Atoms, cell: Array, far: Array, off_site: float) -> None:
-    """Refuse a pair in which two of the far-moved atoms changed places: no relaxation does, but programs do."""
+    """Reject a pair in which two atoms exchanged places: this is a change of order, not a relaxation."""
     if not len(far):
         return
     _, distance = get_distances(relaxed.positions[far], unrelaxed.positions[far], cell=cell, pbc=True)

@@ -2,8 +2,8 @@
 
 The file is in safetensors format. Pairs on the same sites form a group; its arrays are ``numbers`` (uint8),
 ``offset`` and ``move`` (int16 in units of a scale per pair, which keeps 1e-5 of its largest component), ``split``,
-``state`` (uint8, the four codes of :mod:`ase_definet.structures.state`) and the lines of ``ids``. What the sites are
-stands in the metadata, and so does a digest of all of this.
+``state`` (uint8, the four codes of :mod:`ase_definet.structures.state`) and the lines of ``ids``. The metadata
+describe the sites and contain a digest of the whole content.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Array: TypeAlias = NDArray[Any]
 
 KIND = "ase-definet pairs"
 FORMAT = f"{KIND} 3"
-"""What this package writes and reads. Version 1 had a digest of the arrays only, not of cells, hosts and ids, and
-version 2 no states."""
+"""Format version. Version 1 had a digest of the arrays only, without cells, hosts and ids; version 2 had no
+states."""
 SAME_SITES = 2e-3
 """Pairs whose unit cells and basis agree this well are on the same sites, in Å."""
 _STEPS = 32767
 _DTYPES: Mapping[str, Any] = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
 _HEADER = 1 << 24
-"""Bytes at the beginning of a file within which a pack says that it is one."""
+"""Bytes at the beginning of a file that identify a pack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class PairGroup:
     """Pairs on the same sites.
 
     Attributes:
-        subset: What they belong to: ``high/MoS2``.
+        subset: Their subset, such as ``high/MoS2``.
         host: Name of the host.
         unit_numbers: Atomic numbers of the primitive cell, shape ``(n_basis,)``.
         unit_positions: Positions in it, shape ``(n_basis, 3)``, in Å.
@@ -62,9 +62,9 @@ class PairGroup:
         split: Split of each pair, indices into :data:`~ase_definet.data.pairs.SPLITS`, shape ``(n,)``.
         numbers: Atomic number on every site, 0 where empty, shape ``(n, n_sites)``.
         offset: Unrelaxed position minus site, shape ``(n, n_sites, 3)``, integers.
-        offset_scale: What one of them is worth, shape ``(n,)``, in Å.
+        offset_scale: Length of one unit of ``offset``, shape ``(n,)``, in Å.
         move: Relaxed minus unrelaxed position, shape ``(n, n_sites, 3)``, integers.
-        move_scale: What one of them is worth, shape ``(n,)``, in Å; not a number where there is no relaxed structure.
+        move_scale: Length of one unit of ``move``, shape ``(n,)``, in Å; NaN without a relaxed structure.
         state: Codes of each pair's state (:mod:`ase_definet.structures.state`), shape ``(n, 4)``.
     """
 
@@ -133,7 +133,7 @@ class PairGroup:
         return np.asarray(self.move[chosen] * self.move_scale[chosen, None, None])
 
     def in_memory(self) -> PairGroup:
-        """Return the group with its arrays read, no longer bound to its file."""
+        """Return the group with its arrays in memory, independent of its file."""
         names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state")
         arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
         return replace(self, **arrays)
@@ -179,11 +179,11 @@ class PackedDataset:
         """Open a packed data set; arrays are read from the file as they are used.
 
         Raises:
-            StructureError: The file is no packed data set, is of another version, or is not what was written.
+            StructureError: The file is not a packed data set, has another version, or is damaged.
         """
         path = Path(path)
         try:
-            with safe_open(path, framework="np") as file:  # it checks the layout
+            with safe_open(path, framework="np") as file:  # also checks the layout
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError, MemoryError) as error:
             raise StructureError(
@@ -210,7 +210,7 @@ class PackedDataset:
 
 
 def is_pack(path: Path) -> bool:
-    """Return whether a file says that it is a packed data set, of any version and in any state."""
+    """Return whether a file is marked as a packed data set, of any version, damaged or not."""
     try:
         with path.open("rb") as stream:
             return KIND.encode() in stream.read(_HEADER)
@@ -227,13 +227,13 @@ def pack_pairs(
         references: The pairs.
         out: File to write; it appears only when it is complete.
         workers: Processes, by default one per core.
-        progress: Called with every :class:`MatchedPair` or :class:`Problem` as it comes.
+        progress: Called with each :class:`MatchedPair` or :class:`Problem` when it is ready.
 
     Returns:
-        The packed data set, and the pairs that were left out and why.
+        The packed data set, and the rejected pairs with their reasons.
 
     Raises:
-        StructureError: No pair is good.
+        StructureError: No pair is valid.
     """
     return pack_rows(_examined(references, workers), out, progress=progress)
 
@@ -244,15 +244,15 @@ def pack_rows(
     """Pack pairs that are on their sites already.
 
     Args:
-        results: The pairs, and what is wrong with those that are not.
-        out: File to write; it appears only when it is complete. Its folder is made if need be.
-        progress: Called with each of them as it comes.
+        results: The pairs, and the rejected ones.
+        out: File to write; it appears only when it is complete. Its folder is created if necessary.
+        progress: Called with each result when it is ready.
 
     Returns:
-        The packed data set, and the pairs that were left out and why.
+        The packed data set, and the rejected pairs with their reasons.
 
     Raises:
-        StructureError: No pair is good.
+        StructureError: No pair is valid.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     building: list[tuple[MatchedPair, list[MatchedPair]]] = []
@@ -287,7 +287,7 @@ def _examined(references: Iterable[PairSource], workers: int | None) -> Iterator
 
 
 def _end_with_parent() -> None:
-    """Let this worker end when its parent does, however that ends: a killed one cannot tell its workers to."""
+    """End this worker when its parent process ends, even if that was killed."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
@@ -295,7 +295,7 @@ def _end_with_parent() -> None:
 
 def _watch(sentinel: int) -> None:
     connection.wait([sentinel])
-    os._exit(1)  # the thread that works may be anywhere, also in C
+    os._exit(1)  # the working thread may be in C code
 
 
 def _same_sites(one: MatchedPair, other: MatchedPair) -> bool:
@@ -337,7 +337,7 @@ def save_groups(groups: Iterable[PairGroup], out: Path) -> PackedDataset:
     """Write groups, of one data set or of several, to one file.
 
     Args:
-        groups: What it is to hold.
+        groups: Content of the file.
         out: File to write; it appears only when it is complete.
     """
     arrays: dict[str, Array] = {}
@@ -360,12 +360,12 @@ def save_groups(groups: Iterable[PairGroup], out: Path) -> PackedDataset:
     metadata = {"format": FORMAT, "groups": json.dumps(heads)}
     content = save(arrays, metadata | {"sha256": _digest(metadata, arrays)})
     with replacing(out) as fresh:
-        fresh.write_bytes(content)  # its own writer hides why a file system refuses
+        fresh.write_bytes(content)  # its own writer hides the reason of file system errors
     return PackedDataset.open(out)
 
 
 def _groups(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> tuple[PairGroup, ...]:
-    """Put the groups of a file together."""
+    """Assemble the groups of a file."""
     groups = []
     for number, head in enumerate(json.loads(metadata["groups"])):
         own = {key.split(".")[1]: array for key, array in arrays.items() if key.split(".")[0] == str(number)}
@@ -399,7 +399,7 @@ def _quantise(fields: list[Array | None]) -> tuple[Array, Array]:
 
 
 def _digest(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> str:
-    """Return the digest of everything a pack says but the digest itself."""
+    """Return the digest of the content of a pack, except for the digest itself."""
     digest = hashlib.sha256()
     for key in sorted(metadata.keys() - {"sha256"}):
         digest.update(f"{key}={metadata[key]}\0".encode())
@@ -410,7 +410,7 @@ def _digest(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> str:
 
 
 def _mapped(path: Path) -> dict[str, Array]:
-    """Return the arrays of a safetensors file as maps of it (its own reader copies them)."""
+    """Return memory-mapped arrays of a safetensors file (the reader of safetensors copies them)."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

@@ -1,14 +1,14 @@
-"""Find pairs of unrelaxed and relaxed structures, wherever a group keeps them.
+"""Find pairs of unrelaxed and relaxed structures in common layouts of files.
 
-Understood are
+Supported are
 
 - the layout of 2DMD (doi:10.5281/zenodo.14027373): folders of CIFs with ``train.csv``, ``val.csv``, ``test.csv``;
 - a folder of ``ID_unrelaxed.*`` and ``ID_relaxed.*`` in any format ASE reads;
 - extended XYZ or an ASE database, one structure after the other: either every frame is unrelaxed and carries the
-  array ``relaxed_positions``, or frames come in twos that share ``id`` and say ``stage=unrelaxed`` or
-  ``stage=relaxed``; ``split``, ``subset`` and ``host`` (or ``host_file``, a file beside it) are used where given, and
-  so is the state: ``charge``, ``spin_multiplicity``, ``functional``, ``excited``;
-- the same formats with relaxed structures only, which then start on the sites of their host;
+  array ``relaxed_positions``, or pairs of frames share an ``id`` and have ``stage=unrelaxed`` or
+  ``stage=relaxed``; ``split``, ``subset`` and ``host`` (or ``host_file``, a file in the same folder) are used if
+  given, and so is the state: ``charge``, ``spin_multiplicity``, ``functional``, ``excited``;
+- the same formats with relaxed structures only, whose unrelaxed atoms are on the sites of the host;
 - an ASE trajectory of one relaxation: its first and last image;
 - VASP runs: folders with a POSCAR, and a vasprun.xml or a CONTCAR.
 """
@@ -35,7 +35,7 @@ from ase_definet.structures.reading import read_structure, read_structures
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
-"""Shares of train, val and test where the source does not say."""
+"""Shares of train, val and test if the source does not define splits."""
 
 _SUFFIX = re.compile(r"(_spin)?(_\d+)?$")
 _FILES_OF_2DMD = ("CIF", "CIF_POSCAR")
@@ -45,16 +45,16 @@ _DENSITIES = {"high_density_defects": "high", "low_density_defects": "low"}
 
 @dataclass(frozen=True)
 class PairSource:
-    """Where one pair is.
+    """Location of one pair.
 
     Attributes:
         id: Its name, unique within the subset.
-        subset: What it belongs to: ``high/MoS2``.
+        subset: Its subset, such as ``high/MoS2``.
         split: ``train``, ``val`` or ``test``.
         host: Its host: a name, a file or a :class:`~ase_definet.matching.host.Host`.
-        unrelaxed: The structure, or its file; None where it starts on the sites of its host.
-        relaxed: The structure, or its file; None where it is not there.
-        problem: What keeps a frame of a file from being one of a pair, if anything.
+        unrelaxed: The structure, or its file; None if the atoms start on the sites of the host.
+        relaxed: The structure, or its file; None if there is none.
+        problem: Why a frame of a file is not part of a pair, if so.
     """
 
     id: str
@@ -88,14 +88,14 @@ def find_pairs(
     """Find all pairs of a source, in a fixed order.
 
     Args:
-        source: A folder or a file, as in the head of this module.
-        host: Host of all pairs; needed where the source does not name one.
-        fractions: Shares of train, val and test where the source does not say which is which.
-        seed: Of that shuffle.
-        relaxed_only: Whether every structure of the file is a relaxed one, whose start are the sites of its host.
+        source: A folder or a file, as described at the top of this module.
+        host: Host of all pairs; required if the source does not name one.
+        fractions: Shares of train, val and test if the source does not define splits.
+        seed: Seed of the random split.
+        relaxed_only: Whether all structures of the file are relaxed ones, which start from the sites of their host.
 
     Raises:
-        StructureError: Nothing there is a pair of structures.
+        StructureError: There are no pairs of structures.
         HostError: No host is given and none can be inferred.
     """
     if not source.exists():
@@ -179,7 +179,7 @@ def _listed(folder: Path) -> Iterator[tuple[str, str]]:
             try:
                 with path.open(newline="", encoding="utf-8") as stream:
                     rows = list(csv.DictReader(stream))
-            except (ValueError, csv.Error) as error:  # bytes that are no UTF-8 are a ValueError
+            except (ValueError, csv.Error) as error:  # invalid UTF-8 raises a ValueError
                 raise StructureError(f"{path}: cannot be read as a list of ids: {error}") from error
             for row in rows:
                 if not row.get("atoms_id"):
@@ -223,7 +223,7 @@ def _from_file(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairS
 
 
 def _of_one_fidelity(references: Iterable[PairSource]) -> Iterator[PairSource]:
-    """Refuse the frames that name no functional where others of the same file do: it may be any of theirs."""
+    """Reject frames without a functional if others of the same file have one, because it is ambiguous."""
     found = list(references)
     named = {str(info["functional"]) for one in found if (info := _info_of(one)).get("functional")}
     for one in found:
@@ -235,13 +235,13 @@ def _of_one_fidelity(references: Iterable[PairSource]) -> Iterator[PairSource]:
 
 
 def _info_of(reference: PairSource) -> dict[str, Any]:
-    """Return what a structure of a file says of itself."""
+    """Return the metadata of a structure of a file."""
     atoms = reference.unrelaxed if reference.unrelaxed is not None else reference.relaxed
     return atoms.info if isinstance(atoms, Atoms) else {}
 
 
 def _from_frames(source: Path, host: Any, *, relaxed_only: bool) -> Iterator[PairSource]:
-    """Yield the pairs of the frames of a file, and the frames that are of none."""
+    """Yield the pairs among the frames of a file, and the frames without a partner."""
     waiting: dict[tuple[str, str], Atoms] = {}
     number = 0
     for number, atoms in enumerate(_frames(source), start=1):
@@ -295,7 +295,7 @@ def _frame_pair(
 
 @lru_cache(maxsize=32)
 def _host_in(path: Path) -> Host | Path:
-    """Return the host in a file; a file that is none stays a name, whose pairs then say what is wrong with it."""
+    """Return the host in a file; if it cannot be read, return its name, and the error is reported for its pairs."""
     try:
         return get_host(path)
     except (DefiNetError, OSError):
@@ -310,7 +310,7 @@ def _frames(source: Path) -> Iterator[Atoms]:
         return
     try:
         yield from _frames_of_database(source)
-    except Exception as error:  # readers raise anything
+    except Exception as error:  # readers raise various exceptions
         raise StructureError(f"{source}: cannot be read: {_reason(error)}") from error
 
 
@@ -327,7 +327,7 @@ def _frames_of_database(source: Path) -> Iterator[Atoms]:
 
 
 def _split(found: Iterable[PairSource], fractions: tuple[float, float, float], seed: int) -> Iterator[PairSource]:
-    """Assign splits where the source gives none: a fixed shuffle in each subset, exact shares."""
+    """Assign splits if the source defines none: a fixed shuffle in each subset, with exact shares."""
     open_: dict[str, list[PairSource]] = {}
     for reference in found:
         if reference.split:
@@ -355,18 +355,18 @@ def _read(path: Path, index: int = -1) -> Atoms:
 
 
 def _reason(error: Exception) -> str:
-    """Say an error of a reader, some of which say nothing, in one line."""
+    """Return the error of a reader in one line; some have no message."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _refuse_unconverged(path: Path) -> None:
     from pymatgen.io.vasp import Vasprun  # noqa: PLC0415 - slow to import, only for VASP runs
 
-    with warnings.catch_warnings():  # it warns of what is an error here
+    with warnings.catch_warnings():  # it warns about what is an error here
         warnings.simplefilter("ignore")
         try:
             run = Vasprun(str(path), parse_dos=False, parse_eigen=False, parse_potcar_file=False)
-        except Exception as error:  # readers raise anything
+        except Exception as error:  # readers raise various exceptions
             raise StructureError(f"{path}: cannot be read: {_reason(error)}") from error
     if not run.converged:
         raise StructureError(f"{path}: the relaxation did not converge; let it finish, or use its CONTCAR")

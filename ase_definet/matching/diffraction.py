@@ -1,10 +1,10 @@
-"""Candidate supercells of large cells, read off the structure's own diffraction.
+"""Candidate supercells of large cells from the diffraction pattern of the structure.
 
-Thousands of supercells may fit a large cell with about the right strain and number of sites; the atoms tell which of
-them it is. The reflection ``h`` of a host (integers in its reciprocal primitive vectors) appears in the defect cell
-at the integer vector ``k = matrix @ h``. A few strong reflections that span the lattice are looked for at all ``k``
-of about the right length, and the brightest combine to supercell matrices. Defects, strain and rattling dim
-reflections and never move them. The work grows linearly with the number of sites.
+Thousands of supercells may fit a large cell with about the right strain and number of sites; the atomic positions
+select the right one. The reflection ``h`` of a host (integers in its reciprocal primitive vectors) appears in the
+defect cell at the integer vector ``k = matrix @ h``. A few strong reflections that span the lattice are searched at
+all ``k`` of about the right length, and the brightest are combined to supercell matrices. Defects, strain and
+rattling weaken reflections but do not shift them. The cost is linear in the number of sites.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PHASES = 4_000_000  # complex phases held at once
 
 
 def supercell_candidates(host: Host, frame: Array, positions: Array, numbers: Array, limit: float) -> Array:
-    """Return the integer supercell matrices whose reflections a structure shows.
+    """Return the integer supercell matrices consistent with the reflections of a structure.
 
     Args:
         host: The host.

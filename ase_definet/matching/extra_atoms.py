@@ -1,4 +1,4 @@
-"""Atoms on no site of the host: what kind of defect they are, where they are, and what else they might be read as."""
+"""Atoms on no site of the host: their kind of defect, position, and alternative interpretations."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ OUTSIDE = 0.7
 """An atom further than this beyond the outermost sites of a layer is an adatom, in Å: half a short bond."""
 
 DUMBBELL_BALANCE = 0.4
-"""Two atoms share a site where the nearer one is off it by more than this share of the other's distance."""
+"""Two atoms share a site if the distance of the nearer one exceeds this fraction of that of the other."""
 
 OPPOSITE = -0.7
-"""Two directions are opposite where the cosine of their angle is less: not yet at the 120 degrees of a hexagon."""
+"""Two directions are opposite if the cosine of their angle is less, which excludes 120° as in a hexagon."""
 
 SPLIT_BALANCE = 0.25
-"""An atom lies midway between two free sites where its distances from them differ by less, in Å."""
+"""An atom lies midway between two free sites if its distances from them differ by less than this, in Å."""
 
 LEAST_SPLIT = 0.5
-"""An atom nearer to a free site than this sits on it, in Å."""
+"""An atom closer to a free site than this is on it, in Å."""
 
 DISPLACED_REACH = 2.5
-"""A free site of an atom's own element within this distance is one that it may have left, in Å."""
+"""Largest distance of an atom from the free site of its own element that it may have left, in Å."""
 
 ON_TOP = 0.4
-"""Taken off the margin of an atom beside one that holds a site, in Å: no bond but that of H2 is below 0.9 Å."""
+"""Subtracted from the margin of an atom close to an occupied site, in Å: only the bond of H2 is below 0.9 Å."""
 
 UNBOUND = 4.0
-"""An atom further than this from all sites of the host is bound to none of them, in Å."""
+"""An atom further than this from all sites is not bound to the host, in Å."""
 
 BOND = 1.2
-"""Two atoms nearer than this many times the sum of their covalent radii are bonded."""
+"""Two atoms closer than this multiple of the sum of their covalent radii are bonded."""
 
-_NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 52, 53})  # what molecules are made of
+_NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 52, 53})  # elements of molecules
 _REACH = 3.0  # of the first look around an atom, in Å
 
 
 class ExtraKind(enum.StrEnum):
-    """What an atom on no site is; networks have no marker for these, unlike for :class:`SiteKind`."""
+    """Kind of an atom on no site; unlike :class:`SiteKind`, the networks have no markers for these."""
 
     INTERSTITIAL = "interstitial"
     ADATOM = "adatom"
@@ -72,11 +72,12 @@ class ExtraAtom:
             A displaced host atom is an interstitial beside a free site of its own element.
         element: Its element.
         atom_index: Its index in the caller's order.
-        position: Where the caller has it, in Å.
+        position: Its given position, in Å.
         sites: The site it shares, the two it lies between, or else the nearest one.
         distance: From the nearest of these, in Å.
-        height: Of an adatom, beyond the outermost sites of the layer, in Å; else None.
-        side: Of an adatom, ``"above"`` (where the cell vector across the layer points to) or ``"below"``; else None.
+        height: Distance of an adatom from the outermost sites of the layer, in Å; else None.
+        side: Side of an adatom, ``"above"`` (in the direction of the cell vector across the layer) or ``"below"``;
+            else None.
         partner: In a split interstitial, index of the other atom in the caller's order; else None.
         origin: The nearest free site of its own element, within :data:`DISPLACED_REACH`, that it may have left; else
             None.
@@ -97,12 +98,12 @@ class ExtraAtom:
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """An assignment with its atoms on no site described.
+    """An assignment with descriptions of its atoms on no site.
 
     Attributes:
-        assigned: The assignment, atoms of split vacancies taken off their sites; margins as far as readings go.
+        assigned: The assignment, without the atoms of split vacancies; margins include alternative interpretations.
         extra: The atoms on no site, in the caller's order.
-        doubts: Where an atom lies and how else it may be read, of atoms on no site that are near another reading.
+        doubts: Positions and alternative interpretations of atoms on no site that are close to one.
     """
 
     assigned: Assignment
@@ -113,14 +114,14 @@ class Described:
 def describe_extra_atoms(
     sites: Array, host_numbers: Array, assigned: Assignment, placed: Placement, given: Array, *, layered: bool
 ) -> Described:
-    """Describe the atoms that an assignment leaves on no site, and those midway between two free sites.
+    """Describe the unassigned atoms and those midway between two free sites.
 
     Args:
         sites: Positions of the sites, shape ``(n_sites, 3)``, in Å.
         host_numbers: Their atomic numbers, shape ``(n_sites,)``.
-        assigned: Which atom sits where.
+        assigned: The assignment of atoms to sites.
         placed: The atoms.
-        given: Their positions as the caller has them, shape ``(n_atoms, 3)``, in Å.
+        given: Their original positions, shape ``(n_atoms, 3)``, in Å.
         layered: Whether the host is a layer, its normal the last vector of the cell.
     """
     if (assigned.site >= 0).all() and not _may_be_split(assigned).any():
@@ -129,7 +130,7 @@ def describe_extra_atoms(
 
 
 def _may_be_split(assigned: Assignment) -> Array:
-    """Return which atoms are off their site and about as far from another one."""
+    """Return which atoms are displaced from their site and at a similar distance from another one."""
     off = (assigned.offset**2).sum(axis=1) > LEAST_SPLIT**2
     return np.asarray((assigned.site >= 0) & off & (assigned.margin < SPLIT_BALANCE))
 
@@ -144,7 +145,7 @@ class _Around:
 
 
 class _Description:
-    """The description in the making; the assignment is copied and changed."""
+    """Working state of the description; the assignment is copied and modified."""
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class _Description:
         self.doubts: dict[int, str] = {}
 
     def run(self) -> Described:
-        """Describe all atoms, the split vacancies first: their sites are free for the others."""
+        """Describe all atoms, split vacancies first, because their sites are then free for others."""
         left = []
         for atom, around in self.around.items():
             between = self._split_vacancy(atom, around)
@@ -199,10 +200,10 @@ class _Description:
         return np.flatnonzero(self.atom_on[around.site] < 0)
 
     def _split_vacancy(self, atom: int, around: _Around) -> tuple[int, int] | None:
-        """Return which two of the sites around an atom are those of a split vacancy, or None."""
+        """Return the two sites around an atom that form a split vacancy, or None."""
         own = self.site[atom]
         free = [n for n in range(len(around.site)) if self.atom_on[around.site[n]] < 0 or around.site[n] == own]
-        if own >= 0:  # it leaves its site only for the middle of it and another
+        if own >= 0:  # it leaves its site only for a position midway to another one
             free.sort(key=lambda n: around.site[n] != own)
         elements = self.host_numbers[around.site]
         for k, a in enumerate(free):
@@ -230,7 +231,7 @@ class _Description:
         return None
 
     def _outside(self, atom: int) -> tuple[float, str] | None:
-        """Return the height of an atom beyond a layer and the side it is on, None where it is inside."""
+        """Return the height of an atom beyond a layer and the side it is on, None if it is inside."""
         if self.heights is None:
             return None
         above, below = float(self.heights[atom] - self.top), float(self.bottom - self.heights[atom])
@@ -238,7 +239,7 @@ class _Description:
         return (height, side) if height > OUTSIDE else None
 
     def _put(self, atom: int, site: int) -> None:
-        """Put an atom on a site, or on none (-1)."""
+        """Assign an atom to a site, or to none (-1)."""
         if self.site[atom] >= 0:
             self.atom_on[self.site[atom]] = -1
         self.site[atom] = site
@@ -268,7 +269,7 @@ class _Description:
         chosen = list(between)
         near, far = np.sort(around.distance[chosen])
         own = int(self.site[atom])
-        # beyond the gate there is no other reading; within it, the better the nearer it is to one of the two
+        # beyond the gate there is no alternative; within it, it is likelier the closer the atom is to a site
         self.margin[atom] = GATE if own < 0 else GATE / 2 - (far - near)
         self.doubts[atom] = (
             f"lies {near:.2f} and {far:.2f} Å from two free sites: the other reading is that it is on one, site {own}"
@@ -307,7 +308,7 @@ class _Description:
         self._add(atom, kind, around.site[:1].tolist(), float(around.distance[0]), **more)
 
     def _judge(self, atom: int, around: _Around) -> None:
-        """Find the reading that is nearest to that of an atom on no site, and how near it is."""
+        """Find the closest alternative interpretation of an atom on no site, and its margin."""
         margin, doubt = GATE, ""
         for n, site in enumerate(around.site.tolist()):
             distance, other = float(around.distance[n]), int(self.atom_on[site])
@@ -333,13 +334,13 @@ class _Description:
             self.doubts[atom] = doubt
 
     def _named(self, atom: int, site: int) -> str:
-        """Name the defect that an atom would be on a site, empty where it is the host's own element."""
+        """Return the name of an atom as a defect on a site, empty for the host's own element."""
         number, host = int(self.placed.numbers[atom]), int(self.host_numbers[site])
         return "" if number == host else defect_name(number, host)
 
 
 def _look(sites: Array, placed: Placement, atoms: Sequence[int]) -> dict[int, _Around]:
-    """Look around atoms, each as far as it takes to see a site."""
+    """Find the sites around atoms, each within a radius that includes at least one."""
     out: dict[int, _Around] = {}
     left, radius = list(atoms), _REACH
     while left:
@@ -358,12 +359,12 @@ def _look(sites: Array, placed: Placement, atoms: Sequence[int]) -> dict[int, _A
 
 
 def other_reading(sites: Array, host_numbers: Array, assigned: Assignment, placed: Placement, atom: int) -> str:
-    """Say how an atom on a site is read and how else it could be, empty where there is no other simple way.
+    """Describe the interpretation of an atom on a site and the alternative, empty if there is no simple one.
 
     Args:
         sites: Positions of the sites, shape ``(n_sites, 3)``, in Å.
         host_numbers: Their atomic numbers, shape ``(n_sites,)``.
-        assigned: Which atom sits where.
+        assigned: The assignment of atoms to sites.
         placed: The atoms.
         atom: Index of the atom.
     """
@@ -388,7 +389,7 @@ def other_reading(sites: Array, host_numbers: Array, assigned: Assignment, place
 
 
 def remarks(extra: Sequence[ExtraAtom], placed: Placement) -> Iterator[str]:
-    """Yield what is odd about atoms on no site: molecules, and atoms that nothing holds."""
+    """Yield warnings about atoms on no site: molecules, and unbound atoms."""
     index = np.array([atom.atom_index for atom in extra if atom.origin is None], dtype=int)
     for group in molecules(index, placed):
         named = ", ".join(str(k) for k in group)
@@ -406,7 +407,7 @@ def remarks(extra: Sequence[ExtraAtom], placed: Placement) -> Iterator[str]:
 
 
 def molecules(index: Array, placed: Placement) -> list[list[int]]:
-    """Return which of some atoms, of nonmetals, are bonded to one another, group by group.
+    """Return groups of nonmetal atoms, among those given, that are bonded to one another.
 
     Args:
         index: Indices of the atoms, shape ``(n,)``.

@@ -34,13 +34,13 @@ class Host:
     """A pristine crystal, by its primitive cell.
 
     Attributes:
-        name: How results refer to it.
+        name: Its name in results.
         numbers: Atomic numbers, shape ``(n_basis,)``.
         positions: Cartesian positions, shape ``(n_basis, 3)``, in Å; unwrapped across a layer.
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å. The last row of a two-dimensional host is its
             unit normal times :data:`~ase_definet.structures.cell.VACUUM_LENGTH`, or more where it is a thick slab.
         layered: Whether the host is two-dimensional, its last axis the vacuum.
-        source: Where the geometry is from.
+        source: Source of the geometry.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Host:
 
     @property
     def periodic(self) -> tuple[bool, bool, bool]:
-        """Along which axes of :attr:`cell` the host repeats."""
+        """Which vectors of :attr:`cell` are periodic."""
         return (True, True, not self.layered)
 
 
@@ -82,11 +82,11 @@ def reduced(atoms: Atoms, name: str, source: str) -> Host:
 
     Args:
         atoms: The crystal or layer: a primitive cell, a conventional one or a supercell.
-        name: How to call it.
-        source: Where it is from.
+        name: Its name.
+        source: Its source.
 
     Raises:
-        HostError: It is no usable crystal.
+        HostError: It is not a valid crystal.
     """
     try:
         frame, positions, axis = check_structure(atoms)
@@ -107,10 +107,10 @@ def reduced(atoms: Atoms, name: str, source: str) -> Host:
 
 
 def _primitive(numbers: Array, positions: Array, cell: Array, name: str) -> tuple[Array, Array, Array]:
-    """Return numbers, positions and cell of the primitive cell, means over its copies.
+    """Return numbers, positions and cell of the primitive cell, averaged over its copies.
 
-    The tolerance is the smallest at which the copies agree: a supercell that somebody relaxed is a little noisy. A
-    cell whose copies differ by more than noise is a superstructure, and stays whole.
+    The tolerance is the smallest at which the copies agree, because relaxed supercells are slightly noisy. A cell
+    whose copies differ by more than noise is a superstructure and is not reduced.
     """
     best = _fold(numbers, positions, cell, SYMMETRY_PRECISION)
     if best is None:
@@ -124,7 +124,7 @@ def _primitive(numbers: Array, positions: Array, cell: Array, name: str) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class _Folded:
-    """A primitive cell, and by how much its copies in the crystal differ, root mean square, in Å."""
+    """A primitive cell, and the root mean square difference of its copies in the crystal, in Å."""
 
     numbers: Array
     positions: Array
@@ -138,7 +138,7 @@ def _fold(numbers: Array, positions: Array, cell: Array, tolerance: float) -> _F
     if found is None:
         return None
     vectors, fractions, kinds = found
-    # its vectors carry the noise of the atoms they were found with: they are rational in those of the cell
+    # its vectors contain noise of the atoms: they must be rational in those of the cell
     matrix = np.round(cell @ np.linalg.inv(vectors))
     copies = round(abs(float(np.linalg.det(matrix))))
     if copies == 0 or len(kinds) * copies != len(numbers):

@@ -1,4 +1,4 @@
-"""The built-in hosts, and the host that a user names, gives as a file or as a structure."""
+"""The built-in hosts, and hosts given by name, file or structure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _GPAW = "PBE, GPAW (research/experiments/pbe_hosts.py)"
 
 @dataclass(frozen=True)
 class _Entry:
-    """A host of the library: in-plane vectors; of each atom its number, two fractions and its height; in Å."""
+    """A host of the library: in-plane vectors; number, two fractions and height of each atom; in Å."""
 
     axes: Array
     basis: Sequence[tuple[int, float, float, float]]
@@ -123,7 +123,7 @@ def _library_host(name: str) -> Host:
 
 
 def is_library_host(host: Host) -> bool:
-    """Whether a host is one of the library's own, not a crystal that a user gave under its name."""
+    """Whether a host is from the library, rather than a user's crystal of the same name."""
     return host.name in _LIBRARY and host.source == _LIBRARY[host.name].source
 
 
@@ -131,12 +131,12 @@ def get_host(host: object, name: str | None = None) -> Host:
     """Return a host from a library name, a file, an Atoms, a pymatgen Structure or a Host.
 
     Args:
-        host: What the user gave. Names are those of :func:`library`, aliases included, in any case; files
-            are whatever ASE reads. A conventional cell or a supercell is reduced to its primitive cell.
-        name: How to call it; default is the library's name, the file's stem or the formula.
+        host: The host. Names are those of :func:`library`, including aliases, in any case; files may have any
+            format that ASE reads. A conventional cell or a supercell is reduced to its primitive cell.
+        name: Its name; default is the library's name, the file's stem or the formula.
 
     Raises:
-        HostError: The name is unknown, or the file does not hold a usable crystal.
+        HostError: The name is unknown, or the file does not contain a valid crystal.
 
     >>> get_host("h-BN").formula
     'BN'
@@ -150,7 +150,7 @@ def get_host(host: object, name: str | None = None) -> Host:
         path = Path(host)
         if not path.is_file():
             near = difflib.get_close_matches(str(host).lower(), known, n=1, cutoff=0.7)
-            another = _elements_of(str(host))  # MoSe2 is no misspelt MoS2
+            another = _elements_of(str(host))  # MoSe2 is not a misspelt MoS2
             if near and another and another != _elements_of(known[near[0]]):
                 near = []
             hint = f"did you mean {known[near[0]]!r}? " if near else ""
@@ -173,7 +173,7 @@ def get_host(host: object, name: str | None = None) -> Host:
 
 
 def _elements_of(name: str) -> set[str]:
-    """Return the elements of a name that is a chemical formula, none of any other name."""
+    """Return the elements of a name that is a chemical formula, else nothing."""
     symbols = re.findall(r"([A-Z][a-z]?)[0-9.]*", name)
     whole = re.fullmatch(r"([A-Z][a-z]?[0-9.]*)+", name) is not None
     return set(symbols) if whole and set(symbols) <= set(chemical_symbols) else set()

@@ -1,8 +1,8 @@
 """Names of point defects, as doped and pymatgen-analysis-defects write them: ``v_Mo``, ``W_Mo``, ``Li_i``.
 
 An adatom is ``Li_ads``: the ``Li_{ads}`` of the ``Adsorbate`` in pymatgen-analysis-defects without its braces; doped
-has no name of its own for it. Both name the atoms of split interstitials and split vacancies as any interstitial: a
-split vacancy of N is two ``v_N`` and one ``N_i``.
+has no name for it. Both treat the atoms of split interstitials and split vacancies as ordinary interstitials: a split
+vacancy of N is two ``v_N`` and one ``N_i``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def defect_name(found: int, host: int) -> str:
 
     Args:
         found: Atomic number found on the site, 0 for a vacancy.
-        host: Atomic number that the host has there.
+        host: Atomic number of the host on that site.
 
     >>> defect_name(0, 42), defect_name(23, 42), defect_name(74, 42)
     ('v_Mo', 'V_Mo', 'W_Mo')

@@ -1,9 +1,9 @@
-"""Registration of a host to a structure: which mapping and rigid shift puts atoms on sites, and which atom on which.
+"""Registration of a host to a structure: the mapping and rigid shift, and the assignment of atoms to sites.
 
 A shift matters only up to a primitive lattice vector of the (strained) host, so every atom votes for
-"its position minus a site of its element" in one primitive cell. Every peak of the votes is a candidate, however
-close its neighbour is; each is moved to its median and judged by its cost. Then atoms are assigned to sites at least
-total cost.
+"its position minus a site of its element" in one primitive cell. Every peak of the votes is a candidate, even
+close to another one; each is moved to the median of its votes and ranked by its cost. Atoms are then assigned to
+sites at minimum total cost.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ase_definet.structures.neighbors import images_around_cell, pairs_between
 Array: TypeAlias = NDArray[Any]
 
 GATE = 1.4
-"""An atom further than this from every free site is on none, in Å."""
+"""Largest distance of an atom from its site, in Å."""
 
 SPECIES_PENALTY = 0.3
-"""Added to the squared distance, in Å^2, where atom and host element differ."""
+"""Added to the squared distance if the elements of atom and site differ, in Å^2."""
 
 GOOD_COST = 0.35
 """A registration this good ends the search for more strained mappings, in Å."""
@@ -83,12 +83,12 @@ class Registration:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Atoms that stand for all of a structure: as many of every element, so that rare ones are heard.
+    """A sample of atoms, with equal numbers of each element so that rare elements are represented.
 
     Attributes:
         positions: Shape ``(n, 3)``, in Å.
         numbers: Atomic numbers, shape ``(n,)``.
-        weights: How many atoms each stands for, shape ``(n,)``.
+        weights: Number of atoms that each represents, shape ``(n,)``.
     """
 
     positions: Array
@@ -97,7 +97,7 @@ class Sample:
 
     @classmethod
     def of(cls, placed: Placement, size: int = _SAMPLE) -> Sample:
-        """Draw a sample, the same one every time; all atoms of a small structure."""
+        """Draw a reproducible sample, with all atoms of a small structure."""
         numbers = placed.numbers
         if len(numbers) <= size:
             return cls(placed.positions, numbers, np.ones(len(numbers)))
@@ -113,7 +113,7 @@ class Sample:
 
 
 def _fair_shares(counts: Array, size: int) -> Array:
-    """Divide a number evenly, what the rare ones do not need going to the others."""
+    """Divide a number evenly, redistributing what rare elements do not need."""
     share = np.zeros(len(counts), dtype=int)
     left = size
     for k, element in enumerate(np.argsort(counts, kind="stable")):
@@ -123,7 +123,7 @@ def _fair_shares(counts: Array, size: int) -> Array:
 
 
 class _Lattice:
-    """Host as one mapping lays it: its basis, and how near points of space are to its sites."""
+    """A host in one mapping: its basis, and distances of points to its sites."""
 
     def __init__(self, host: Host, mapping: Mapping) -> None:
         self.basis, self.cell = host.positions @ mapping.deformation, host.cell @ mapping.deformation
@@ -133,12 +133,12 @@ class _Lattice:
         self._trees: dict[int, cKDTree | None] = {}
 
     def inside(self, points: Array) -> Array:
-        """Take points into the primitive cell at the origin."""
+        """Wrap points into the primitive cell at the origin."""
         fractions = points @ self.inverse
         return np.asarray((fractions - np.floor(fractions) * self.periodic) @ self.cell)
 
     def images(self, points: Array, margin: float) -> tuple[Array, Array]:
-        """Return the images of points in the primitive cell or within a margin of it, in Å, and whose they are."""
+        """Return the images of points in the primitive cell or within a margin of it, in Å, and their indices."""
         return images_around_cell(points, self.cell, self.pbc, margin)
 
     def squared(self, points: Array, element: int) -> Array:
@@ -163,7 +163,7 @@ def register(host: Host, stages: Iterable[list[Mapping]], placed: Placement) -> 
 
     Args:
         host: The host.
-        stages: Mappings, likeliest first, in stages of rising strain; the first stage with a good one is the last.
+        stages: Mappings, likeliest first, in stages of increasing strain; the search ends with the first good stage.
         placed: The structure.
 
     Raises:
@@ -181,12 +181,12 @@ def register(host: Host, stages: Iterable[list[Mapping]], placed: Placement) -> 
             tried += [Registration(mapping, shifts[n], float(costs[n])) for n in best]
         if _good(tried):
             break
-    # costs that differ by rounding tie: then the earlier mapping wins
+    # costs equal within rounding: the earlier mapping is preferred
     return sorted(tried, key=lambda r: round(r.cost, 6))
 
 
 def _good(tried: list[Registration]) -> bool:
-    """Return whether the best registration so far leaves no need to look further."""
+    """Return whether the best registration so far is good enough to end the search."""
     if not tried:
         return False
     costs: dict[int, float] = {}
@@ -227,7 +227,7 @@ def find_shifts(host: Host, mapping: Mapping, sample: Sample) -> Array:
 
 
 def _votes(host: Host, lattice: _Lattice, sample: Sample) -> Array:
-    """Return what atoms of the sample vote for, in one primitive cell, shape ``(n, 3)``, in Å."""
+    """Return the votes of the sampled atoms, in one primitive cell, shape ``(n, 3)``, in Å."""
     same = sample.numbers[:, None] == host.numbers[None]
     if not same.any():
         same = np.ones_like(same)
@@ -256,8 +256,8 @@ def _refined(shift: Array, lattice: _Lattice, votes: cKDTree) -> Array:
 def registration_costs(host: Host, mapping: Mapping, shifts: Array, sample: Sample) -> Array:
     """Return the root mean square over atoms of the gated distance to the best site, of each shift, in Å.
 
-    Every atom takes its cheapest site of the infinite host, squared distance plus the species penalty, at most
-    that of the gate; two atoms may take one site, which the assignment forbids later.
+    Each atom contributes the cost of its cheapest site in the infinite host, the squared distance plus the species
+    penalty, up to that of the gate. Two atoms may share a site here, unlike in the assignment.
 
     Args:
         host: The host.
@@ -282,12 +282,12 @@ def registration_costs(host: Host, mapping: Mapping, shifts: Array, sample: Samp
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Which atom sits where.
+    """An assignment of atoms to sites.
 
     Attributes:
         site: Site of every atom, -1 for none, shape ``(n_atoms,)``.
-        offset: From it to the atom, zero for none, shape ``(n_atoms, 3)``, in Å.
-        margin: How far every atom is from a different outcome, shape ``(n_atoms,)``, in Å: the distance to its
+        offset: Vector from the site to the atom, zero for none, shape ``(n_atoms, 3)``, in Å.
+        margin: How far every atom is from a different assignment, shape ``(n_atoms,)``, in Å: the distance to its
             second-nearest site, or :data:`GATE` if that is less, minus the distance to its own site.
     """
 
@@ -297,7 +297,7 @@ class Assignment:
 
 
 def assign(sites: Array, host_numbers: Array, placed: Placement) -> Assignment:
-    """Assign atoms to sites at least total cost, an atom that fits none to none.
+    """Assign atoms to sites at minimum total cost; atoms too far from all sites remain unassigned.
 
     Args:
         sites: Positions, shape ``(n_sites, 3)``, in Å.
@@ -309,7 +309,7 @@ def assign(sites: Array, host_numbers: Array, placed: Placement) -> Assignment:
     squared = (vector**2).sum(axis=1)
     cost = squared + SPECIES_PENALTY * (placed.numbers[atom] != host_numbers[site])
     chosen = np.full(n, -1)
-    # an atom and a site that have only each other need no search: in a large cell, nearly all
+    # isolated pairs of an atom and a site need no search: nearly all in a large cell
     sure = (np.bincount(atom, minlength=n)[atom] == 1) & (np.bincount(site, minlength=m)[site] == 1)
     chosen[atom[sure]] = site[sure]
     chosen = _cheapest(chosen, atom[~sure], site[~sure], cost[~sure], m)
@@ -322,7 +322,7 @@ def assign(sites: Array, host_numbers: Array, placed: Placement) -> Assignment:
 
 
 def _cheapest(chosen: Array, atom: Array, site: Array, cost: Array, n_sites: int) -> Array:
-    """Assign the atoms of some pairs at least total cost, an atom for which that is too much to no site."""
+    """Assign the atoms of some pairs at minimum total cost; atoms whose cost is too high remain unassigned."""
     atoms, row = np.unique(atom, return_inverse=True)
     n = len(atoms)
     if n == 0:
@@ -338,7 +338,7 @@ def _cheapest(chosen: Array, atom: Array, site: Array, cost: Array, n_sites: int
 
 
 def nearby_pairs(sites: Array, placed: Placement, radius: float) -> tuple[Array, Array, Array]:
-    """Return atom, site and the vector from site to atom for all pairs within a radius, nearest image."""
+    """Return atom, site and vector from site to atom (nearest image) for all pairs within a radius."""
     atom, site, vector = pairs_between(placed.positions, sites, placed.cell, placed.pbc, radius)
     order = np.lexsort(((vector**2).sum(axis=1), site, atom))
     atom, site, vector = atom[order], site[order], -vector[order]

@@ -1,4 +1,4 @@
-"""What a host site has become; apart, because the networks know it too, and no structures."""
+"""Kinds of host sites; a separate module, because networks use them without structures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class SiteKind(enum.IntEnum):
-    """What a host site has become; the values are those that networks are trained with (the paper's markers).
+    """Kind of a host site; networks are trained with these values (the markers of the paper).
 
     References:
         Yang et al., npj Comput. Mater. 11, 229 (2025).

@@ -1,4 +1,4 @@
-"""Site matching: which atom sits on which site of the host, what that makes of each site, and which sit on none."""
+"""Site matching: the assignment of atoms to host sites, the kind of each site, and the atoms on no site."""
 
 from __future__ import annotations
 
@@ -51,37 +51,37 @@ Array: TypeAlias = NDArray[Any]
 _Framed: TypeAlias = tuple[Array, Array, int | None]
 
 MIN_MARGIN = 0.5
-"""An atom is ambiguous where its second-nearest site, or the gate, is not this much further than its own, in Å."""
+"""An atom is ambiguous unless its second-nearest site, or the gate, is this much further than its own, in Å."""
 
 MIN_ADVANTAGE = 0.01
-"""A match is ambiguous where another registration of the whole host costs no more than this much more, in Å."""
+"""A match is ambiguous if the cost of another registration is higher by no more than this, in Å."""
 
 SAME_SHIFT = 1e-5
-"""A rigid shift is not refined by less, in Å."""
+"""Smallest refinement of a rigid shift, in Å."""
 
 MOST_DEFECTS = 0.15
-"""A host of the library with a larger share of defect sites is not taken for that of a structure which names none."""
+"""Largest share of defect sites for which ``auto`` accepts a host of the library."""
 
 MIN_PRISTINE = 0.5
-"""A match with a smaller share of pristine sites is refused: the host is the wrong one."""
+"""A match with a smaller share of pristine sites is rejected: the host is wrong."""
 
 SAME_PLACE = 0.5
 """Two vacancies of two registrations this near to one another are the same vacancy, in Å."""
 
 CLOSE = 0.05
-"""Registrations whose cost for a sample of atoms is this close to the best are judged by all atoms, in Å."""
+"""Registrations whose cost for a sample of atoms is this close to the best are evaluated for all atoms, in Å."""
 
 MOST_READINGS = 64
-"""Registrations that are judged by all atoms, at most."""
+"""Largest number of registrations that are evaluated for all atoms."""
 
 MIN_LIKE = 0.45
-"""A host of the library is not tried where a smaller share of the atoms is of its elements."""
+"""A host of the library is only tried if at least this share of the atoms is of its elements."""
 
 SUBLATTICE = 0.1
-"""An element with a smaller share of the host's sites is a dopant and no sublattice."""
+"""An element on a smaller share of the host's sites is a dopant, not a sublattice."""
 
 MAX_LOOSE = 0.1
-"""A larger share of atoms on no site is no defect: the host is wrong."""
+"""If a larger share of the atoms is on no site, the host is wrong."""
 
 STRAIN_NOTICE = 0.03
 """Strain of the host beyond which a warning is given."""
@@ -95,7 +95,7 @@ class Defect:
         name: Without charge, as doped writes it: ``v_S``, ``W_Mo``; ``V_Mo`` is vanadium.
         kind: Substitution or vacancy.
         site: Index of the host site.
-        host_element: Element the host has there.
+        host_element: Element of the host on that site.
         element: Element found there, None for a vacancy.
         atom_index: Index of that atom in the caller's order, None for a vacancy.
         position: Ideal position of the site in the caller's frame, in Å.
@@ -163,12 +163,12 @@ class SiteMap:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether some atom, or the whole structure, could as well sit on other sites."""
+        """Whether an atom, or the whole structure, fits other sites equally well."""
         return self.margin < MIN_MARGIN or self.runner_up < self.cost + MIN_ADVANTAGE
 
     @property
     def max_strain(self) -> float:
-        """Principal strain of largest size, signed."""
+        """Principal strain of largest magnitude, with its sign."""
         return float(self.strain[int(np.argmax(np.abs(self.strain)))])
 
     @property
@@ -177,7 +177,7 @@ class SiteMap:
         host = self.host
         cell = np.linalg.solve(self.supercell.astype(float), self.cell @ self.rotation)
         before, after = host.cell.copy(), cell.copy()
-        if host.layered:  # the vacuum is no strain
+        if host.layered:  # vacuum does not count as strain
             for vectors in (before, after):
                 normal = np.cross(vectors[0], vectors[1])
                 vectors[2] = normal / np.linalg.norm(normal)
@@ -185,7 +185,7 @@ class SiteMap:
 
     @property
     def supercell_name(self) -> str:
-        """The supercell in words: ``8x8x1``."""
+        """Name of the supercell: ``8x8x1``."""
         return describe(self.supercell)
 
     @property
@@ -218,16 +218,16 @@ class SiteMap:
 
     @property
     def defect_counts(self) -> dict[str, int]:
-        """How often each defect occurs, atoms on no site included, most frequent first: ``{"v_S": 2, "Li_i": 1}``."""
+        """Number of each defect, including atoms on no site, most frequent first: ``{"v_S": 2, "Li_i": 1}``."""
         return dict(Counter(defect.name for defect in self.all_defects).most_common())
 
     @property
     def all_defects(self) -> list[Defect | ExtraAtom]:
-        """The defect sites, in host order, then the atoms on no site: all that has a name and a position."""
+        """All defects with a name and a position: the sites in host order, then the atoms on no site."""
         return [*self.defects, *self.extra]
 
     def whereabouts(self, extra: ExtraAtom) -> str:
-        """Say what an atom on no site is and where: ``adatom, 1.73 Å above the layer, 1.73 Å from site 48 (v_N)``.
+        """Describe an atom on no site: ``adatom, 1.73 Å above the layer, 1.73 Å from site 48 (v_N)``.
 
         Args:
             extra: One of :attr:`extra`.
@@ -250,10 +250,10 @@ class SiteMap:
         return f"{extra.kind}{where}"
 
     def require_sites_only(self) -> None:
-        """Refuse atoms on no site, where only the sites of the host are known, as to the networks.
+        """Reject atoms on no site, which the networks do not support.
 
         Raises:
-            MatchError: There are some; the message names the first and what it is.
+            MatchError: There are such atoms; the message names the first and what it is.
         """
         if not self.extra:
             return
@@ -279,8 +279,8 @@ def match_sites(
 ) -> SiteMap:
     """Match a defect structure to its host.
 
-    The host is laid into the caller's cell in every way that fits, shifted rigidly to where most atoms agree, and
-    atoms are assigned to sites at least total squared distance. Atoms on no site are described as adatoms,
+    The host is mapped onto the caller's cell in every way that fits and shifted rigidly to agree with most atoms, and
+    atoms are assigned to sites at minimum total squared distance. Atoms on no site are described as adatoms,
     interstitials or parts of split vacancies; more of them than a defect explains mean a wrong host.
 
     Args:
@@ -353,7 +353,7 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
     try:
         _refuse(host, best, placed)
     except MatchError:
-        if best.cost >= GOOD_COST / 2:  # else it is a few atoms that are wrong
+        if best.cost >= GOOD_COST / 2:  # otherwise only a few atoms do not fit
             _blame_strain(host, best, placed, max_strain)
         raise
     if best.cost >= GOOD_COST:
@@ -411,7 +411,7 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
 
 
 def _other_dimension(atoms: Atoms, host: Host, axis: int | None) -> str:
-    """Say why a layer and a crystal do not go together, with the gaps found and the gap needed."""
+    """Explain a mismatch of layer and crystal, with the gaps found and the gap required."""
     expected = "two-dimensional" if host.layered else "three-dimensional"
     if axis is not None:
         return (
@@ -428,14 +428,14 @@ def _other_dimension(atoms: Atoms, host: Host, axis: int | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """What one registration makes of all atoms.
+    """The assignment of all atoms in one registration.
 
     Attributes:
         mapping: How the host lies in the cell.
         shift: Its rigid shift, shape ``(3,)``, in Å.
         sites: Positions of its sites, shape ``(n_sites, 3)``, in Å.
         host_numbers: Their atomic numbers, shape ``(n_sites,)``.
-        assigned: Which atom sits where.
+        assigned: The assignment of atoms to sites.
         cost: Root mean square over all atoms, species penalty included, in Å.
         substituted: Host element under every atom that is a substitution, 0 under others, shape ``(n_atoms,)``.
         empty: Sites without an atom.
@@ -484,7 +484,7 @@ class _Reading:
 
 
 def _best_reading(host: Host, ranked: list[Registration], placed: Placement) -> tuple[_Reading, float]:
-    """Return the best reading by the cost of all atoms, and the cost of the best that finds other defects, in Å.
+    """Return the assignment of least cost, and the least cost of one with other defects, in Å.
 
     Args:
         host: The host.
@@ -508,7 +508,7 @@ def _best_reading(host: Host, ranked: list[Registration], placed: Placement) -> 
 
 
 def _blame_strain(host: Host, found: _Reading, placed: Placement, max_strain: float) -> None:
-    """Raise where a host that fits badly would fit well if it were strained by more than is allowed."""
+    """Raise an error if a host that fits badly would fit well beyond the strain limit."""
     for limit in (limit for limit in MISFITS if limit > max_strain):
         mappings = diffracted_mappings(host, placed.cell, (placed.positions, placed.numbers), limit)
         wider = register(host, [[m for m in mappings if abs(m.max_strain) > max_strain]], placed)
@@ -522,7 +522,7 @@ def _blame_strain(host: Host, found: _Reading, placed: Placement, max_strain: fl
 
 
 def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
-    """Raise where too many atoms have no site, most sites are defects, or a sublattice is another element's."""
+    """Raise an error if too many atoms have no site, most sites are defects, or a sublattice is replaced."""
     sites, host_numbers = reading.sites, reading.host_numbers
     n_atoms, loose = len(placed.numbers), np.flatnonzero(reading.assigned.site < 0)
     same = len(sites) - len(reading.empty) - np.count_nonzero(reading.substituted)
@@ -565,7 +565,7 @@ def _refuse(host: Host, reading: _Reading, placed: Placement) -> None:
 
 
 def _warnings(site_map: SiteMap, doubt: str) -> tuple[str, ...]:
-    """Return the reasons to distrust a match, given what is to be said of its least certain atom."""
+    """Return the reasons to distrust a match, given the description of its least certain atom."""
     out = []
     if abs(site_map.max_strain) > STRAIN_NOTICE:
         out.append(strain_notice(site_map))
@@ -580,12 +580,12 @@ def _warnings(site_map: SiteMap, doubt: str) -> tuple[str, ...]:
 
 
 def strain_notice(site_map: SiteMap) -> str:
-    """Return the warning of a host that is strained by more than :data:`STRAIN_NOTICE`."""
+    """Return the warning for a strain of the host beyond :data:`STRAIN_NOTICE`."""
     return f"the host is strained by {site_map.max_strain:+.1%} onto the cell"
 
 
 def _override(site_map: SiteMap, asked: Sequence[int] | None, substitutions: Sequence[int] | None) -> SiteMap:
-    """Replace the inferred kinds by the caller's, checked against the occupation."""
+    """Replace the inferred kinds by those of the caller, checked against the occupation."""
     kinds = site_map.kinds
     empty = site_map.numbers == 0
     if substitutions is not None:

@@ -1,9 +1,9 @@
-"""Lattice mappings: which supercells of a host fit a defect cell, and how they lie in it.
+"""Lattice mappings: the supercells of a host that fit a defect cell, and their orientation.
 
 The host's periodic vectors are combined to vectors as long as those of the defect cell and at the same angles;
-rotations and swapped axes come out of the same search. Rows are cell vectors: the supercell is
+rotations and swapped axes are found in the same search. Rows are cell vectors: the supercell is
 ``matrix @ host.cell``, and ``host row vector @ deformation`` lies in the caller's frame.
-Of mappings that a rotation of the host turns into one another, one is kept.
+Of mappings related by a rotation of the host, one is kept.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ MAX_STRAIN = 0.06
 """Largest principal strain of a host onto a cell, unless the caller allows more."""
 
 FEW_SITES = 0.9
-"""With a smaller share of sites than the structure has atoms, more are on no site than a defect explains."""
+"""Smallest ratio of sites to atoms; below it, more atoms are on no site than a defect explains."""
 
 FEWEST_SITES = 0.65
-"""Such a supercell is considered, to say so, down to this share, where the host is hardly strained."""
+"""Smallest such ratio that is considered, for the error message, if the host is hardly strained."""
 
 HARDLY_STRAINED = 0.02
-"""Strain up to which that is so."""
+"""Largest strain for which this applies."""
 
 _STAGES = (5e-4, 0.005, 0.02, 0.035, 0.06)  # the first is the host as it is, with rounding
 _SLACK = 1e-6  # rounding of a cell written with a few decimals, relative
 MISFITS = (0.12, 0.25)
-"""Strains tried to name the misfit of a host that does not fit."""
+"""Strains tried to report the misfit of a host that does not fit."""
 
 _LARGE_BASIS = 12  # atoms of a host that may be a supercell
 _ENUMERATED = 100  # primitive cells up to which all supercells are tried; beyond, the atoms choose
@@ -51,11 +51,11 @@ _CHUNK = 1_000_000  # candidate vector pairs held at once
 
 @dataclass(frozen=True, eq=False)
 class Mapping:
-    """One way to lay the host into the defect cell.
+    """One mapping of the host onto the defect cell.
 
     Attributes:
         matrix: Integer supercell matrix, shape ``(3, 3)``.
-        deformation: Takes host row vectors to the caller's frame, shape ``(3, 3)``.
+        deformation: Maps host row vectors to the caller's frame, shape ``(3, 3)``.
         strain: Principal strains (stretches minus one), shape ``(3,)``; zero across a layer.
     """
 
@@ -65,7 +65,7 @@ class Mapping:
 
     @property
     def max_strain(self) -> float:
-        """The principal strain of largest size, with its sign."""
+        """The principal strain of largest magnitude, with its sign."""
         return float(self.strain[int(np.argmax(np.abs(self.strain)))])
 
     @property
@@ -77,10 +77,10 @@ class Mapping:
 def find_mappings(
     host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN, atoms: Atoms_ | None = None
 ) -> list[Mapping]:
-    """Find the ways to lay a host into a cell, likeliest first, one of each symmetry-equivalent set.
+    """Find the symmetry-distinct mappings of a host onto a cell, likeliest first.
 
-    Likely is a strain that is small and the same along all axes, and as many sites as atoms. At most a few hundred
-    are kept. Of a large cell, where that many say nothing, the atoms choose: see
+    Mappings with a small and isotropic strain and with as many sites as atoms are likeliest. At most a few hundred
+    are kept. For large cells, where this is not selective, they are selected by the atoms: see
     :mod:`ase_definet.matching.diffraction`.
 
     Args:
@@ -89,7 +89,7 @@ def find_mappings(
         n_atoms: Atoms in it: a supercell has at least :data:`FEW_SITES` of that (see :data:`FEWEST_SITES`) and at
             most twice as many sites.
         max_strain: Largest principal strain to consider.
-        atoms: Positions in the frame, in Å, and atomic numbers, where they are known.
+        atoms: Positions in the frame, in Å, and atomic numbers, if known.
 
     Raises:
         HostError: No supercell fits; the message names the nearest misfit.
@@ -114,7 +114,7 @@ def find_mappings(
 
 
 def remark_on(host: Host) -> str:
-    """Return what may be wrong with a host whose primitive cell is large, for the end of a message; else nothing.
+    """Return a hint for messages about hosts with a large primitive cell, else an empty text.
 
     Args:
         host: The host.
@@ -130,7 +130,7 @@ def remark_on(host: Host) -> str:
 def mapping_stages(
     host: Host, frame: Array, n_atoms: int, max_strain: float = MAX_STRAIN, atoms: Atoms_ | None = None
 ) -> Iterator[list[Mapping]]:
-    """Yield what :func:`find_mappings` adds at rising strains, so that a search may stop at the first good match.
+    """Yield the mappings of :func:`find_mappings` in stages of increasing strain, so that a search may stop early.
 
     Args:
         host: The host.
@@ -154,7 +154,7 @@ def mapping_stages(
 
 
 def cells_of(matrix: Array) -> Array:
-    """Return the primitive cells of a supercell, the order of all its sites, integers of shape ``(n_cells, 3)``."""
+    """Return the primitive cells of a supercell in the order of its sites, integers of shape ``(n_cells, 3)``."""
     return np.asarray(np.round(lattice_points_in_supercell(matrix) @ matrix), dtype=int)
 
 
@@ -166,7 +166,7 @@ def waves_of(matrix: Array) -> Array:
 def supercell_sites(host: Host, mapping: Mapping) -> tuple[Array, Array]:
     """Return host numbers ``(n_sites,)`` and positions ``(n_sites, 3)`` of the supercell in the caller's frame, in Å.
 
-    Sites come cell by cell, within a cell in the order of the host's basis.
+    Sites are ordered cell by cell, and within a cell in the order of the host's basis.
     """
     cells = cells_of(mapping.matrix) @ host.cell
     positions = (cells[:, None] + host.positions[None]).reshape(-1, 3) @ mapping.deformation
@@ -174,7 +174,7 @@ def supercell_sites(host: Host, mapping: Mapping) -> tuple[Array, Array]:
 
 
 def describe(matrix: Array) -> str:
-    """Name a supercell matrix: ``8x8x1`` where it repeats a primitive cell evenly, however turned, else the matrix.
+    """Name a supercell matrix: ``8x8x1`` if it repeats a primitive cell evenly, in any orientation, else the matrix.
 
     >>> describe(np.diag([8, 8, 1]))
     '8x8x1'
@@ -198,14 +198,14 @@ def describe(matrix: Array) -> str:
 def search_mappings(
     host: Host, frame: Array, n_atoms: int, limit: float, atoms: Atoms_ | None = None
 ) -> list[Mapping]:
-    """Return what :func:`find_mappings` finds, nothing where nothing fits.
+    """Return the result of :func:`find_mappings`, empty if nothing fits.
 
     Args:
         host: The host.
         frame: Cell of the defect structure as rows, shape ``(3, 3)``, in Å; the vacuum last for a layer.
         n_atoms: Atoms in it.
         limit: Largest principal strain.
-        atoms: Positions in the frame, in Å, and atomic numbers, where they are known.
+        atoms: Positions in the frame, in Å, and atomic numbers, if known.
     """
     limit += _SLACK
     if atoms is not None and n_atoms > _ENUMERATED * len(host.numbers):
@@ -217,7 +217,7 @@ def search_mappings(
 
 
 def diffracted_mappings(host: Host, frame: Array, atoms: Atoms_, limit: float) -> list[Mapping]:
-    """Return the mappings whose reflections the structure shows, likeliest first.
+    """Return the mappings consistent with the reflections of the structure, likeliest first.
 
     Args:
         host: The host.
@@ -233,7 +233,7 @@ def diffracted_mappings(host: Host, frame: Array, atoms: Atoms_, limit: float) -
 
 @lru_cache(maxsize=256)
 def _searched(host: Host, raw: bytes, n_atoms: int, limit: float) -> tuple[Mapping, ...]:
-    """Combine host vectors to triples (pairs, for a layer) of the right lengths and angles; keep the likeliest."""
+    """Combine host vectors to triples (pairs for a layer) with the right lengths and angles; keep the likeliest."""
     frame = np.frombuffer(raw).reshape(3, 3)
     n = 2 if host.layered else 3
     basis, target = host.cell[:n], frame[:n]
@@ -253,7 +253,7 @@ def _searched(host: Host, raw: bytes, n_atoms: int, limit: float) -> tuple[Mappi
 
 
 def _distinct(host: Host, frame: Array, matrices: Array, scores: Array) -> list[Mapping]:
-    """Return the likeliest mappings, one of those that a rotation of the host turns into one another."""
+    """Return the likeliest mappings, one of each set related by rotations of the host."""
     turns = _rotations(host)
     seen: set[tuple[int, ...]] = set()
     found: list[Mapping] = []
@@ -281,7 +281,7 @@ def _rotations(host: Host) -> Array:
 
 
 def _one_of_each_orbit(vectors: Array, turns: Array) -> Array:
-    """Return, of integer row vectors that a rotation of the host turns into one another, one each."""
+    """Return one of each set of integer row vectors related by rotations of the host."""
     if len(vectors) == 0:
         return vectors
     n = vectors.shape[1]
@@ -292,7 +292,7 @@ def _one_of_each_orbit(vectors: Array, turns: Array) -> Array:
 
 
 def _vectors_of_length(basis: Array, length: float, limit: float) -> Array:
-    """Return integer combinations of rows that a strain within the limit takes to the length asked for."""
+    """Return integer combinations of rows whose length is within the strain limit of the target."""
     shortest, reach = length / (1 + limit), length / (1 - limit)
     bound = np.ceil(reach * np.linalg.norm(np.linalg.pinv(basis), axis=0)).astype(int)
     axes = (np.arange(-b, b + 1) for b in bound)
@@ -302,7 +302,7 @@ def _vectors_of_length(basis: Array, length: float, limit: float) -> Array:
 
 
 def _grow(partial: Array, candidates: list[Array], basis: Array, target: Array, limit: float) -> Iterator[Array]:
-    """Add to matrices, shape ``(n, k, x)``, the rows that make the target's angles; in blocks to bound the memory."""
+    """Extend matrices, shape ``(n, k, x)``, by rows with the target's angles, in blocks to limit the memory."""
     if not candidates:
         yield partial
         return
@@ -320,10 +320,11 @@ def _grow(partial: Array, candidates: list[Array], basis: Array, target: Array, 
 
 
 def _likelihood(matrices: Array, basis: Array, target: Array, n_cells: float, limit: float) -> tuple[Array, Array]:
-    """Return which matrices, shape ``(n, k, k)``, stay in the limits, and the unlikelihood of those.
+    """Return which matrices, shape ``(n, k, k)``, are within the limits, and their penalties.
 
-    It is the difference of the largest and smallest principal stretch, four times, because a lattice constant that
-    differs keeps the shape of a cell; plus the relative difference of sites and atoms, plus half the largest strain.
+    The penalty is four times the difference of largest and smallest principal stretch, because a different
+    lattice constant preserves the shape of a cell, plus the relative difference of sites and atoms, plus half the
+    largest strain.
     """
     cells = np.abs(np.linalg.det(matrices))
     index = np.flatnonzero((np.round(cells) >= FEWEST_SITES * n_cells) & (cells <= 2 * n_cells + _SLACK))
@@ -338,7 +339,7 @@ def _likelihood(matrices: Array, basis: Array, target: Array, n_cells: float, li
 
 
 def _completed(host: Host, frame: Array, rows: Array) -> Array:
-    """Return the 3x3 supercell matrix; a layer is turned over where its in-plane vectors ask for it."""
+    """Return the 3x3 supercell matrix; a layer is flipped if its in-plane vectors require it."""
     matrix = np.eye(3, dtype=int)
     matrix[: len(rows), : len(rows)] = rows
     if host.layered and np.linalg.det(rows) * np.linalg.det(host.cell) * np.linalg.det(frame) < 0:
@@ -347,7 +348,7 @@ def _completed(host: Host, frame: Array, rows: Array) -> Array:
 
 
 def _mapping(host: Host, frame: Array, matrix: Array) -> Mapping | None:
-    """Work out deformation and strain; None where the host would have to be mirrored."""
+    """Compute deformation and strain; None if the host would have to be mirrored."""
     target = frame.copy()
     if host.layered:
         target[2] *= np.linalg.norm(host.cell[2]) / np.linalg.norm(frame[2])

@@ -1,4 +1,4 @@
-"""Symmetry of crystals, as spglib finds it: the only module that calls spglib."""
+"""Symmetry of crystals: the only module that calls spglib."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SYMMETRY_PRECISION = 0.01
 def space_group_operations(
     cell: Array, positions: Array, numbers: Array, *, layered: bool = False, precision: float = SYMMETRY_PRECISION
 ) -> tuple[Array, Array]:
-    """Find the symmetry operations of a crystal; where spglib finds none, the identity alone.
+    """Find the symmetry operations of a crystal; only the identity if spglib finds none.
 
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
         positions: Shape ``(n_atoms, 3)``, in Å.
         numbers: Atomic numbers, shape ``(n_atoms,)``.
-        layered: Whether the last axis is a vacuum: operations that mix it with the others are left out.
+        layered: Whether the last axis is a vacuum: operations that mix it with the others are omitted.
         precision: Distance within which positions are equivalent, in Å.
 
     Returns:
@@ -46,7 +46,7 @@ def space_group_operations(
 def primitive_cell(
     cell: Array, positions: Array, numbers: Array, precision: float = SYMMETRY_PRECISION
 ) -> tuple[Array, Array, Array] | None:
-    """Find the primitive cell of a crystal, in the orientation and place that it is given in.
+    """Find the primitive cell of a crystal, in its given orientation and position.
 
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
@@ -55,7 +55,7 @@ def primitive_cell(
         precision: Distance within which positions are equivalent, in Å.
 
     Returns:
-        Cell vectors in Å, fractional positions and atomic numbers; None where spglib finds nothing.
+        Cell vectors in Å, fractional positions and atomic numbers; None if spglib finds nothing.
     """
     import spglib  # noqa: PLC0415 - slow to import
 
@@ -77,7 +77,7 @@ def _spglib_cell(cell: Array, positions: Array, numbers: Array) -> tuple[Array, 
 
 
 def _quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call spglib, which announces a change of its error handling at every call, without a warning."""
+    """Call spglib without the warning about a change of its error handling that it issues at every call."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return function(*args, **options)

@@ -1,4 +1,4 @@
-"""The table of networks: what a checkpoint, a training config or a card calls them."""
+"""The table of networks, by their names in checkpoints, training configs and model cards."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Architecture:
     Attributes:
         config: Its sizes.
         model: The network.
-        title: What a model card calls it.
-        trainable: Whether a training run can be of it; others are made of networks that were trained.
+        title: Its name on model cards.
+        trainable: Whether it can be trained directly; others are combined from trained networks.
     """
 
     config: type[NetworkConfig]
@@ -40,7 +40,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
     }
 )
-"""Networks by the names that are written into checkpoints and training configs."""
+"""Networks by their names in checkpoints and training configs."""
 
 
 def architecture_of(config: NetworkConfig) -> str:
@@ -56,7 +56,7 @@ def architecture_of(config: NetworkConfig) -> str:
 
 
 def build_network(config: NetworkConfig) -> DisplacementModel:
-    """Return a new network of these sizes, its weights drawn at random."""
+    """Return a new network of these sizes with random weights."""
     model: Any = ARCHITECTURES[architecture_of(config)].model
     network: DisplacementModel = model(config)
     return network

@@ -1,4 +1,4 @@
-"""Frozen sizes of a network; saved beside its weights."""
+"""Frozen sizes of a network, saved with its weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Protocol, Self
 from ase_definet.model.settings import check_ranges, check_settings, within
 
 _WIDEST = 100_000
-"""Most channels, rows or neighbours: a damaged number must not fill the memory."""
+"""Largest number of channels, rows or neighbours, so that a corrupt value cannot exhaust the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class GeometryNeeds:
-    """What a network wants to know of the arrangement of the sites.
+    """What a network requires of the arrangement of the sites.
 
     Attributes:
         cutoff: Longest edge, in Å.
@@ -28,7 +28,7 @@ class GeometryNeeds:
 
 
 class NetworkConfig(Protocol):
-    """What every config of a network says of it."""
+    """Interface of the configs of all networks."""
 
     @property
     def cutoff(self) -> float:
@@ -37,7 +37,7 @@ class NetworkConfig(Protocol):
 
     @property
     def geometry(self) -> GeometryNeeds:
-        """What the network wants to know of the arrangement of the sites."""
+        """What the network requires of the arrangement of the sites."""
         ...
 
     @property
@@ -52,33 +52,33 @@ class NetworkConfig(Protocol):
 
     @property
     def error_head_features(self) -> int:
-        """Width of the estimate of each atom's error; 0 for none."""
+        """Width of the error estimate; 0 for none."""
         ...
 
     @property
     def dropout(self) -> float:
-        """Share of the channels that training leaves out."""
+        """Dropout rate of the channels in training."""
         ...
 
     @property
     def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
-        """The config of each single network in it, by the module that it is of; ``""`` is the network itself."""
+        """Configs of the single networks by the names of their modules; ``""`` is the network itself."""
         ...
 
     def check(self) -> None:
-        """Check that there can be a network of these sizes.
+        """Check that the sizes are valid.
 
         Raises:
-            ValueError: There cannot.
+            ValueError: They are not.
         """
         ...
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Read a config from plain values, checked.
+        """Read and check a config from plain values.
 
         Raises:
-            ValueError: A setting is unknown, or its value is not possible.
+            ValueError: A setting is unknown or has an invalid value.
         """
         ...
 
@@ -95,24 +95,23 @@ class SiteNetworkConfig:
         radial_min: Centre of the first Gaussian, in Å.
         embedding: Size of the element, host-element and site-kind embeddings.
         avg_num_neighbors: Typical number of neighbours; scales the messages.
-        short_range_cutoff: Longest pair of the messages at guessed distances, in Å, at most ``cutoff``; 0 for none of
-            those.
-        short_range_features: Their channels.
-        short_range_n_radial: Their Gaussians over the distance.
-        dropout: Share of the inputs of updates, and of the channels heard, that training leaves out.
+        short_range_cutoff: Cutoff of the messages at predicted distances, in Å, at most ``cutoff``; 0 for none.
+        short_range_features: Channels of these messages.
+        short_range_n_radial: Gaussians over their distance.
+        dropout: Dropout rate of the inputs of updates and of the received channels.
         vector_products: Whether vectors act on each other and on the scalars of their site.
-        vector_norm: Whether long vectors are scaled to about one before they act on their site; keeps deep networks
-            from blowing up at high rates.
-        pooling: Whether sites hear the mean over the structure.
-        short_range_displaced: Whether close neighbours meet where they have been guessed to be, or on ideal sites.
-        host_elements: Whether a site knows what the host has there.
-        site_gates: Whether what is on a site gates the messages it sends and hears.
-        zero_mean: Whether the mean displacement over real atoms is taken off.
-        error_head_features: Width of the estimate of each atom's error, fitted after training; 0 for none.
-        noisy_starts: Whether atoms may start elsewhere than on the host's sites, as training with
-            ``noisy_start_fraction`` wants it.
-        states: Whether sites know the state of their structure: charge, spin multiplicity, functional, excitation.
-        element_descriptors: Whether sites know the periods and valence electrons of their elements.
+        vector_norm: Whether long vectors are scaled to about one before they act on their site; prevents deep
+            networks from diverging at high learning rates.
+        pooling: Whether sites receive the mean over the structure.
+        short_range_displaced: Whether short-range messages use predicted positions (true) or ideal sites.
+        host_elements: Whether a site receives the element of the host.
+        site_gates: Whether the occupation of a site gates the messages it sends and receives.
+        zero_mean: Whether the mean displacement over atoms is subtracted.
+        error_head_features: Width of the error estimate, fitted after training; 0 for none.
+        noisy_starts: Whether atoms may start elsewhere than on the host's sites, as required for training with
+            ``noisy_start_fraction``.
+        states: Whether sites receive the state of their structure: charge, spin multiplicity, functional, excitation.
+        element_descriptors: Whether sites receive the periods and valence electrons of their elements.
     """
 
     cutoff: float = within(7.0, 1.0, 50.0)
@@ -139,10 +138,10 @@ class SiteNetworkConfig:
     element_descriptors: bool = False
 
     def check(self) -> None:
-        """Check that there can be a network of these sizes.
+        """Check that the sizes are valid.
 
         Raises:
-            ValueError: There cannot.
+            ValueError: They are not.
         """
         check_ranges(self)
         if not 0 <= self.short_range_cutoff <= self.cutoff:
@@ -152,12 +151,12 @@ class SiteNetworkConfig:
 
     @property
     def geometry(self) -> GeometryNeeds:
-        """A lattice where there is one: the messages stay on the host's sites."""
+        """A lattice if there is one: messages are sent between the host's sites."""
         return GeometryNeeds(self.cutoff, lattice=True)
 
     @property
     def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
-        """Itself: it is a single network."""
+        """The config itself, of a single network."""
         return {"": self}
 
     @classmethod
@@ -176,7 +175,7 @@ class DefiNetConfig:
     Attributes:
         cutoff: Longest edge, in Å.
         features: Channels of scalars and of vectors.
-        layers: Message passes, each followed by a move of the sites.
+        layers: Message passes, each followed by a displacement of the sites.
         n_radial: Gaussians over the edge length.
         max_neighbors: Most neighbours of a site, in whole shells.
         radial_range: Length at which the envelope of the Gaussians ends, in Å.
@@ -192,7 +191,7 @@ class DefiNetConfig:
     n_elements: int = within(118, 1, _WIDEST)
 
     def check(self) -> None:
-        """Check that there can be a network of these sizes; see :meth:`SiteNetworkConfig.check`."""
+        """Check that the sizes are valid; see :meth:`SiteNetworkConfig.check`."""
         check_ranges(self)
 
     @property
@@ -202,27 +201,27 @@ class DefiNetConfig:
 
     @property
     def noisy_starts(self) -> bool:
-        """No: atoms begin on the host's sites."""
+        """No: atoms start on the host's sites."""
         return False
 
     @property
     def states(self) -> bool:
-        """No: it knows atoms and sites only."""
+        """No: its input is atoms and sites only."""
         return False
 
     @property
     def error_head_features(self) -> int:
-        """None: it has no estimate of its error."""
+        """Zero: it has no error estimate."""
         return 0
 
     @property
     def dropout(self) -> float:
-        """None."""
+        """Zero: it has no dropout."""
         return 0.0
 
     @property
     def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
-        """Itself: it is a single network."""
+        """The config itself, of a single network."""
         return {"": self}
 
     @classmethod
@@ -236,12 +235,12 @@ class DefiNetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """The structures on a host that a network was trained on, where another network serves the rest.
+    """The structures on a host that a network serves, if another network serves the rest.
 
     Attributes:
-        elements: Atomic numbers of what may be on the sites; empty for anything.
-        states: Codes of each property of a state (:mod:`ase_definet.structures.state`) that may be, besides unknown
-            ones; empty for anything.
+        elements: Atomic numbers allowed on the sites; empty for any.
+        states: Allowed codes of each property of a state (:mod:`ase_definet.structures.state`), besides unknown;
+            empty for any.
         layered: Whether the host must be a layer (true) or a crystal (false); None for either.
     """
 
@@ -254,7 +253,7 @@ class Coverage:
 
         Args:
             numbers: Atomic numbers of its atoms.
-            state: Codes of its state; None where nothing is known of it.
+            state: Codes of its state; None if unknown.
             layered: Whether its host is a layer.
         """
         if self.layered is not None and layered != self.layered:
@@ -270,9 +269,9 @@ class RoutedConfig:
     """One of the networks of an :class:`HostRoutedConfig`.
 
     Attributes:
-        hosts: Elements of each host it is for, as ascending atomic numbers.
+        hosts: Elements of each of its hosts, as ascending atomic numbers.
         model: Its sizes.
-        coverage: Which structures on these hosts it serves, where another network serves the rest; None for all.
+        coverage: Which structures on these hosts it serves, if another network serves the rest; None for all.
     """
 
     hosts: tuple[tuple[int, ...], ...]
@@ -285,19 +284,19 @@ class HostRoutedConfig:
     """Sizes of an :class:`~ase_definet.model.host_routing.HostRoutedModel`.
 
     Attributes:
-        general: Of the network for all other hosts.
-        routed: Of the others. A host may have several: the first that covers a structure serves it, and the last one
-            has no ``coverage``.
+        general: Sizes of the network for all other hosts.
+        routed: Those of the other networks. A host may have several: the first that covers a structure serves
+            it, and the last one has no ``coverage``.
     """
 
     general: SiteNetworkConfig
     routed: tuple[RoutedConfig, ...]
 
     def __post_init__(self) -> None:
-        """Refuse networks that could not take each other's place.
+        """Check that the networks are interchangeable.
 
         Raises:
-            ValueError: They differ in what a caller sees of them, or share a host.
+            ValueError: Their cutoffs or outputs differ, or they share a host.
         """
         models = [self.general, *(entry.model for entry in self.routed)]
         if len({(model.cutoff, bool(model.error_head_features)) for model in models}) > 1:
@@ -310,7 +309,7 @@ class HostRoutedConfig:
             raise ValueError("a host of a network that serves some structures only needs another one for the rest")
 
     def check(self) -> None:
-        """Check that there can be networks of these sizes; see :meth:`SiteNetworkConfig.check`."""
+        """Check that the sizes are valid; see :meth:`SiteNetworkConfig.check`."""
         for part in self.parts.values():
             part.check()
 
@@ -321,7 +320,7 @@ class HostRoutedConfig:
 
     @property
     def geometry(self) -> GeometryNeeds:
-        """What all of its networks want."""
+        """What all of its networks require."""
         return self.general.geometry
 
     @property
@@ -336,12 +335,12 @@ class HostRoutedConfig:
 
     @property
     def error_head_features(self) -> int:
-        """Width of the estimate of each atom's error; 0 for none."""
+        """Width of the error estimate; 0 for none."""
         return self.general.error_head_features
 
     @property
     def dropout(self) -> float:
-        """Share of the channels that training leaves out."""
+        """Dropout rate of the channels in training."""
         return self.general.dropout
 
     @property
@@ -369,10 +368,10 @@ class HostRoutedConfig:
 
 
 def _coverage(values: Mapping[str, Any] | None) -> Coverage | None:
-    """Read a coverage from plain values, as JSON holds them.
+    """Read a coverage from plain JSON values.
 
     Raises:
-        LookupError, TypeError, ValueError: They are none.
+        LookupError, TypeError, ValueError: They are invalid.
     """
     if values is None:
         return None

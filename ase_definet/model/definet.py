@@ -1,7 +1,7 @@
-"""The published DefiNet, name for name, so that the authors' weights load into it.
+"""The published DefiNet, with the parameter names of the authors, so that their weights can be loaded.
 
-Reference: Yang et al., npj Comput. Mater. 11, 229 (2025), Methods. Parameter names are those of the authors'
-checkpoints. Vectors are stored as ``(n_sites, 3, F)``.
+Reference: Yang et al., npj Comput. Mater. 11, 229 (2025), Methods. Vectors are stored as
+``(n_sites, 3, F)``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ENVELOPE_EXPONENT = 5
 """Exponent p of the polynomial envelope of the radial basis."""
 
 LENGTH_FLOOR = 1e-8
-"""Added under the root of a squared vector length."""
+"""Added to squared vector lengths before taking the root."""
 
 _NEGLIGIBLE = 7
-"""A Gaussian this many widths away is left out: it is below 1e-10."""
+"""Gaussians further away than this many widths are neglected: they are below 1e-10."""
 
 
 class DefiNet(DisplacementModel):
@@ -56,7 +56,7 @@ class DefiNet(DisplacementModel):
         self.coord_update_layers = nn.ModuleList(_CoordinateUpdate(width, config.n_radial) for _ in layers)
 
     def run(self, batch: Any, working_set: WorkingSet | None = None) -> tuple[Tensor, Tensor | None]:
-        """Run the network on a graph; see :meth:`DisplacementModel.run`. It has no estimate of its error."""
+        """Run the network on a graph, without an error estimate; see :meth:`DisplacementModel.run`."""
         if not isinstance(batch, DefectGraph):
             raise TypeError(f"DefiNet runs on explicit edges: expected a DefectGraph, found {type(batch).__name__}")
         displacement: Tensor = self(batch, working_set)
@@ -66,14 +66,14 @@ class DefiNet(DisplacementModel):
         """Predict the displacement of every site.
 
         Args:
-            graph: One or several structures, with edges within this network's cutoff.
-            working_set: How much to do at a time; by default what suits the graph's device.
+            graph: One or several structures, with edges within the cutoff of this network.
+            working_set: How much to process at a time; by default chosen for the device of the graph.
 
         Returns:
             Displacements, shape ``(n_sites, 3)``, in Å; zero on empty sites.
 
         Raises:
-            StructureError: An element is beyond the element table.
+            StructureError: An atomic number exceeds the element table.
         """
         dtype = self.lin_comb.weight.dtype
         edges = _Edges(graph, dtype, self.config, working_set or WorkingSet.of(graph.pos.device))
@@ -109,12 +109,12 @@ class DefiNet(DisplacementModel):
         )
 
     def _elements(self, graph: DefectGraph) -> Tensor:
-        """Return what is on each site, or what is missing there."""
+        """Return the element on each site; for a vacancy, the missing one."""
         elements = torch.where(graph.kinds == VACANCY, graph.host_numbers, graph.numbers)
         heaviest = int(elements.max())
         if heaviest >= self.config.n_elements:
             raise StructureError(
-                f"this network knows atomic numbers below {self.config.n_elements}, found {heaviest}; use weights"
+                f"this network supports atomic numbers below {self.config.n_elements}, found {heaviest}; use weights"
                 " trained with that element"
             )
         return elements
@@ -122,27 +122,27 @@ class DefiNet(DisplacementModel):
 
 @dataclass(frozen=True)
 class _Reach:
-    """Neighbours of every site, padded to the same number, the padding pointing at a row of zeros."""
+    """Neighbours of every site, padded to the same number; the padding refers to a row of zeros."""
 
     source: Tensor
     """Shape ``(n_sites, k)``; ``n_sites`` for padding."""
     direction: Tensor
-    """Unit vectors from the neighbours' images to the site, shape ``(n_sites, 3, k)``; zero for padding."""
+    """Unit vectors from the images of the neighbours to the site, shape ``(n_sites, 3, k)``; zero for padding."""
     radial: Tensor
-    """Shape ``(n_sites, k, n_radial)``, without the functions that nothing reaches."""
+    """Shape ``(n_sites, k, n_radial)``, without the functions beyond the longest edge."""
     working_set: WorkingSet
-    """How much to do at a time."""
+    """How much to process at a time."""
 
     def by_blocks(self, width: int, work: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
-        """Do work on a block of sites at a time and join what it returns.
+        """Call a function on blocks of sites and concatenate the results.
 
-        A block has ``width`` numbers a pair within the working set. Where gradients are wanted, blocks are larger and
-        keep nothing: they are worked out once more on the way back.
+        Blocks are sized so that ``width`` numbers per pair fit into the working set. When gradients are required,
+        blocks are larger and store no activations: they are recomputed in the backward pass.
 
         Args:
-            width: Largest number of values a pair of sites needs at a time.
+            width: Largest number of values per pair of sites at a time.
             work: Takes sources, directions, radial functions and ``rows`` of the block.
-            rows: What else there is of every site.
+            rows: Further values of every site.
         """
         k = self.source.shape[1]
         learning = torch.is_grad_enabled()
@@ -157,7 +157,7 @@ class _Reach:
 
 
 class _Edges:
-    """Who neighbours whom, fixed, and how far apart they are after the sites have moved."""
+    """A fixed neighbour list, and its distances after the sites have moved."""
 
     def __init__(
         self, graph: DefectGraph, dtype: torch.dtype, config: DefiNetConfig, working_set: WorkingSet
@@ -172,7 +172,7 @@ class _Edges:
         self.padded = torch.where(present, table.source, len(graph.kinds)), table.vector, present
 
     def after(self, displacement: Tensor) -> _Reach:
-        """Return the neighbours once every site has moved by its displacement."""
+        """Return the neighbours after every site has moved by its displacement."""
         source, vector, present = self.padded
         moved = torch.cat([displacement, displacement.new_zeros(1, 3)])
         span = vector + moved[source] - displacement[:, None]
@@ -184,7 +184,7 @@ class _Edges:
         return _Reach(source, direction, self._radial(distance, used), self.working_set)
 
     def _radial(self, distance: Tensor, used: int | None = None) -> Tensor:
-        """Return Gaussians of the distance times an envelope that ends at ``radial_range``, the first ones only."""
+        """Return the first ``used`` Gaussians of the distance, times an envelope that ends at ``radial_range``."""
         u = (distance / self.range).clamp(max=1)
         p = ENVELOPE_EXPONENT
         envelope = 1 - (p + 1) * (p + 2) / 2 * u**p + p * (p + 2) * u ** (p + 1) - p * (p + 1) / 2 * u ** (p + 2)
@@ -193,7 +193,7 @@ class _Edges:
 
 
 class _Structures:
-    """Means over the sites of each structure, and back."""
+    """Averages over the sites of each structure, and broadcasting back to the sites."""
 
     def __init__(self, graph: DefectGraph) -> None:
         self.structure = graph.structure
@@ -205,12 +205,12 @@ class _Structures:
         return total / self.count.to(values.dtype).view(-1, *(1,) * (values.ndim - 1))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Hand each structure's value to its sites."""
+        """Broadcast the value of each structure to its sites."""
         return values[self.structure]
 
 
 class _Embedding(nn.Module):
-    """A learned row per whole number."""
+    """A learned vector per integer."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -222,12 +222,12 @@ class _Embedding(nn.Module):
 
 
 class _ScaledSiLU(nn.Module):
-    """SiLU brought back to about unit variance."""
+    """SiLU scaled to about unit variance."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return nn.functional.silu(x) / 0.6
-        return nn.functional.silu(x, inplace=True).mul_(1 / 0.6)  # its input is a product of ours, in cache
+        return nn.functional.silu(x, inplace=True).mul_(1 / 0.6)  # the input is an intermediate result, in cache
 
 
 def _mlp(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
@@ -235,7 +235,7 @@ def _mlp(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
 
 
 class _GlobalScalars(nn.Module):
-    """What sites and the global node tell each other (steps 1 and 5), scalars."""
+    """Scalar messages between the sites and the global node (steps 1 and 5)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class _GlobalScalars(nn.Module):
 
 
 class _GlobalVectors(nn.Module):
-    """What sites and the global node tell each other (steps 1 and 5), vectors."""
+    """Vector messages between the sites and the global node (steps 1 and 5)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class _GlobalVectors(nn.Module):
 
 
 class _VectorActivation(nn.Module):
-    """Keep channels that agree with the consensus of all, pull the others half-way towards it."""
+    """Keep channels that point along a learned consensus direction; average the others with it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ class _MessagePassing(nn.Module):
                 table.chunk(3, dim=1), weight.chunk(3, dim=1), bias.chunk(3), strict=True
             )
         )
-        moving = bool(vectors.any())  # in the first layer no vector points anywhere yet, and p has nothing to scale
+        moving = bool(vectors.any())  # in the first layer all vectors are zero, and p has nothing to scale
         sources = torch.cat([vectors.reshape(n, -1), vectors.new_zeros(1, 3 * width)])
 
         def hear(source: Tensor, direction: Tensor, radial: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,7 +308,7 @@ class _MessagePassing(nn.Module):
 
 
 class _SelfUpdate(nn.Module):
-    """Update of each site by itself (step 3)."""
+    """Self-update of each site (step 3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ class _SelfUpdate(nn.Module):
 
 
 class _CoordinateUpdate(nn.Module):
-    """Defect-aware move of the sites (step 4)."""
+    """Defect-aware coordinate update (step 4)."""
 
     def __init__(self, width: int, radial: int) -> None:
         super().__init__()
@@ -352,12 +352,12 @@ class _CoordinateUpdate(nn.Module):
 
 
 def _times(own: Tensor, factor: Tensor) -> Tensor:
-    """Multiply, in place where no gradient is wanted: the working set then stays in cache."""
+    """Multiply, in place if no gradient is required, which keeps the working set in cache."""
     return own * factor if torch.is_grad_enabled() else own.mul_(factor)
 
 
 def _sent(third: tuple[Tensor, Tensor, Tensor], radial: Tensor, rows: Tensor) -> Tensor:
-    """Filter rows of a table of :func:`_gated`: one third of the messages of some pairs, shape ``(n_pairs, F)``."""
+    """Return one third of the messages of pairs, rows of :func:`_gated` times filters, shape ``(n_pairs, F)``."""
     table, columns, constant = third
     return _times(torch.addmm(constant, radial, columns), table.index_select(0, rows))
 
@@ -368,7 +368,7 @@ def _first_columns(projection: nn.Linear, radial: Tensor) -> tuple[Tensor, Tenso
 
 
 def _gated(sent: Tensor, gates: Tensor, kinds: Tensor) -> Tensor:
-    """Tabulate what each site sends to a site of each kind, gated by both, and a row of zeros for padding.
+    """Tabulate the message of each site to each kind of site, gated by both kinds, with a row of zeros for padding.
 
     Args:
         sent: Shape ``(n_sites, m)``.
@@ -376,7 +376,7 @@ def _gated(sent: Tensor, gates: Tensor, kinds: Tensor) -> Tensor:
         kinds: Shape ``(n_sites,)``.
 
     Returns:
-        Shape ``(3 * (n_sites + 1), m)``, by kind of the hearing site.
+        Shape ``(3 * (n_sites + 1), m)``, by kind of the receiving site.
     """
     own = gates[kinds]
     tables = sent[None] * (own[None] + gates[:, None])

@@ -1,12 +1,12 @@
-"""Linear message operators: who hears whom.
+"""Linear message operators on explicit edges.
 
-A geometry answers the questions of a network: which classes of edge exist, what a field on the sites becomes after
-one depth-wise, distance-filtered message pass, who is near, and what the mean over a structure is.
-:class:`EdgeGeometry` works for any graph. :class:`~ase_definet.model.lattice_convolution.LatticeGeometry` needs a
-perfect supercell of a host and does the same sum as a product in reciprocal space, several times quicker.
+A geometry gives a network the classes of its edges, one depth-wise, distance-filtered message pass over a field on
+the sites, the neighbours of each site, and sums over the structures. :class:`EdgeGeometry` works for any graph.
+:class:`~ase_definet.model.lattice_convolution.LatticeGeometry` requires a perfect supercell of a host and computes
+the same sum as a product in reciprocal space, several times faster.
 
 A field is a scalar and a vector per site and channel, stored as four components ``(n_sites, batch, 4, F)``.
-The message of edge ``j -> i`` with unit vector ``e`` (from i to j's image) is the 4 x 4 kernel ::
+The message of edge ``j -> i`` with unit vector ``e`` (from i to the image of j) is the 4 x 4 kernel ::
 
     [ p_ss      p_vs e^T              ]
     [ p_sv e    p_vv I + p_vt e e^T   ]
@@ -29,7 +29,7 @@ N_PATHS = 5
 
 
 class Filters(Protocol):
-    """What gives every class of edge of a geometry its filter values, shape ``(n_classes, 5, F)``."""
+    """A function that returns the filter values of every edge class of a geometry, shape ``(n_classes, 5, F)``."""
 
     def __call__(self, geometry: Geometry, /) -> Tensor:
         """Return the filter values."""
@@ -37,14 +37,14 @@ class Filters(Protocol):
 
 
 class Geometry(Protocol):
-    """What a site network asks of the arrangement of the sites."""
+    """What a site network requires of the arrangement of the sites."""
 
     class_distance: Tensor
     """Edge length of each class, shape ``(n_classes,)``, in Å."""
     class_numbers: Tensor
     """Host elements (target, source) of each class, shape ``(n_classes, 2)``."""
     working_set: WorkingSet
-    """How much to do at a time."""
+    """How much to process at a time."""
 
     def propagate(self, filters: Filters, field: Tensor) -> Tensor:
         """Sum the messages into every site."""
@@ -59,7 +59,7 @@ class Geometry(Protocol):
         ...
 
     def spread(self, values: Tensor) -> Tensor:
-        """Hand each structure's value to its sites."""
+        """Broadcast the value of each structure to its sites."""
         ...
 
 
@@ -68,13 +68,13 @@ class EdgeGeometry:
 
     Args:
         edge_index: Source and target of each edge, shape ``(2, n_edges)``.
-        edge_vector: From the target to the source's image, shape ``(n_edges, 3)``, in Å.
+        edge_vector: From the target to the image of the source, shape ``(n_edges, 3)``, in Å.
         host_numbers: Host element of each site, shape ``(n_sites,)``.
         structure: Index of the structure each site belongs to, shape ``(n_sites,)``.
         n_structures: Number of structures.
         tolerance: Edges whose lengths differ by less than this, between the same host elements, share their
-            filters, in Å. Zero gives every edge its own.
-        working_set: How much to do at a time; by default what suits the device of the tensors.
+            filters, in Å. With zero, every edge has its own.
+        working_set: How much to process at a time; by default chosen for the device of the tensors.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class EdgeGeometry:
         """Sum the messages into every site, in chunks of bounded memory.
 
         Args:
-            filters: Gives the filter values, shape ``(n_classes, 5, F)``.
+            filters: Returns the filter values, shape ``(n_classes, 5, F)``.
             field: Scalar and vector components, shape ``(n_sites, batch, 4, F)``.
 
         Returns:
@@ -144,15 +144,15 @@ class EdgeGeometry:
         return out.index_add_(0, self.structure, values)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Hand each structure's value to its sites: ``(n_structures, ...)`` to ``(n_sites, ...)``."""
+        """Broadcast the value of each structure to its sites: ``(n_structures, ...)`` to ``(n_sites, ...)``."""
         return values[self.structure]
 
 
 def classify(pair: Tensor, distance: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Group edges of equal host pair and length; return class of each edge, mean length, pair.
+    """Group edges of equal host pair and length; return the class of each edge, and length and pair of each class.
 
-    Lengths that follow each other within the tolerance are one class as long as that is no wider than the tolerance:
-    a large structure off its sites has edges of all lengths, which would otherwise all become one.
+    Consecutive lengths within the tolerance form one class, but a class is never wider than the tolerance: a large
+    structure off its sites has edges of all lengths, which would otherwise merge into one class.
     """
     by_distance = torch.argsort(distance)
     order = by_distance[torch.argsort(pair[by_distance], stable=True)]
@@ -169,6 +169,6 @@ def classify(pair: Tensor, distance: Tensor, tolerance: float) -> tuple[Tensor, 
     edge_class[order] = number
     n_classes = int(number[-1]) + 1 if len(number) else 0
     count = torch.bincount(number, minlength=n_classes)
-    # in double precision: the sum of many equal lengths would leave no digits for their mean
+    # in double precision: the sum of many equal lengths would lose the digits of their mean
     total = count.new_zeros(n_classes, dtype=torch.float64).index_add_(0, number, sorted_distance.double())
     return edge_class, (total / count).to(distance.dtype), sorted_pair[new]

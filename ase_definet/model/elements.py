@@ -1,4 +1,4 @@
-"""What the periodic table says of an element: its period and its valence electrons, by counting."""
+"""Period and valence electrons of the elements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 N_ELEMENTS = 119
-"""Rows of an element table: 0 is an empty site, the rest are atomic numbers."""
+"""Rows of an element table: 0 is an empty site, the others are atomic numbers."""
 
 N_DESCRIPTORS = 6
 """Numbers of :func:`element_descriptors` for each element."""

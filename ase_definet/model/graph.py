@@ -1,6 +1,6 @@
 """The graph of a defective supercell: host sites as nodes, periodic images within a cutoff as edges.
 
-Nodes are in host order and an empty site is an ordinary node. Edges follow PyG: ``edge_index[0]`` sends,
+Nodes are in host order and a vacancy is an ordinary node. Edges follow PyG: ``edge_index[0]`` sends,
 ``edge_index[1]`` receives. Cell vectors are rows, and the edge ``j -> i`` of shift ``S`` spans
 ``r_j + S @ cell - r_i``.
 """
@@ -31,7 +31,7 @@ PRISTINE, SUBSTITUTION, VACANCY = (int(k) for k in (SiteKind.PRISTINE, SiteKind.
 """The values of ``DefectGraph.kinds``."""
 
 SHORTEST_EDGE = 0.1
-"""Sites closer than this are taken for a mistake, in Å."""
+"""Sites closer than this are rejected, in Å."""
 
 _NAMES = ("numbers", "host_numbers", "kinds", "pos", "cell", "edge_index", "cell_shift")
 _INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift", "state")
@@ -39,12 +39,12 @@ _INTEGERS = ("numbers", "host_numbers", "kinds", "edge_index", "cell_shift", "st
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says of a batch, one structure after the other.
+    """Predictions for a batch, one structure after the other.
 
     Attributes:
         displacement: Of every site, shape ``(n_sites, 3)``, in Å, in the frames of the structures.
-        expected_error: Expected length of the error of each, shape ``(n_sites,)``, in Å; None where the weights have
-            no such estimate.
+        expected_error: Expected length of the error of each, shape ``(n_sites,)``, in Å; None if the weights have
+            no error estimate.
     """
 
     displacement: Tensor
@@ -52,7 +52,7 @@ class Prediction:
 
 
 class OccupiedSites(NamedTuple):
-    """What networks on a geometry see: the arguments of :meth:`SiteNetwork.estimate`, in their order."""
+    """Input of networks on a geometry: the arguments of :meth:`SiteNetwork.estimate`, in their order."""
 
     geometry: Geometry
     numbers: Tensor
@@ -65,8 +65,8 @@ class OccupiedSites(NamedTuple):
 class DefectGraph:
     """One structure, or after :func:`batch_graphs` several, as a graph; build it with :func:`build_graph`.
 
-    It is also the batch of networks that want explicit edges (:mod:`ase_definet.model.protocol`). :meth:`to_data`
-    hands it to torch-geometric, which is imported only then: its import takes longer than relaxing a structure.
+    It is also the batch of networks that require explicit edges (:mod:`ase_definet.model.protocol`). :meth:`to_data`
+    converts it to torch-geometric, which is imported only then because that takes longer than relaxing a structure.
 
     Attributes:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
@@ -117,7 +117,7 @@ class DefectGraph:
         return {name: value for name, value in values.items() if value is not None}
 
     def to(self, device: torch.device | str) -> DefectGraph:
-        """Return the graph on a device."""
+        """Return the graph, moved to a device."""
         return DefectGraph(**{name: value.to(device) for name, value in self.tensors().items()})
 
     def to_data(self) -> Data:
@@ -129,14 +129,14 @@ class DefectGraph:
 
     @property
     def key(self) -> Hashable:
-        """What structures must share to pass a network together: having edges of their own is enough."""
+        """Structures must have equal keys to share a batch; any two with explicit edges do."""
         return "graph"
 
     def occupied(self, working_set: WorkingSet | None = None) -> OccupiedSites:
-        """Return what a network on a geometry sees, with a batch dimension of one.
+        """Return the input of a network on a geometry, with a batch dimension of one.
 
         Args:
-            working_set: How much to do at a time; by default what suits the device.
+            working_set: How much to process at a time; by default chosen for the device.
         """
         geometry = EdgeGeometry(
             self.edge_index,
@@ -150,7 +150,7 @@ class DefectGraph:
         return OccupiedSites(geometry, self.numbers[:, None], self.host_numbers, self.kinds[:, None], state)
 
     def prediction(self, moved: Tensor, error: Tensor | None) -> Prediction:
-        """Return what a network said of all sites, one structure after the other.
+        """Return the output of a network for all sites, one structure after the other.
 
         Args:
             moved: Displacements, shape ``(n_sites, 1, 3)``, in Å.
@@ -182,7 +182,7 @@ class DefectGraph:
         )
 
     def by_site(self, values: Tensor) -> Tensor:
-        """Return what a network said of structures with equally many sites, ``(n_sites, n_structures, ...)``.
+        """Return the output for structures with equal numbers of sites, shape ``(n_sites, n_structures, ...)``.
 
         Args:
             values: Shape ``(n_structures * n_sites, 1, ...)``.
@@ -190,7 +190,7 @@ class DefectGraph:
         return values.view(self.n_structures, -1, *values.shape[2:]).transpose(0, 1)
 
     def edge_vectors(self) -> Tensor:
-        """Return the span of each edge, from the target to the source's image, ``(n_edges, 3)``, in Å."""
+        """Return the vector of each edge, from the target to the image of the source, ``(n_edges, 3)``, in Å."""
         source, target = self.edge_index
         cell = self.cell[self.structure[target]]
         shift = torch.einsum("ei,eij->ej", self.cell_shift.to(cell.dtype), cell)
@@ -281,7 +281,7 @@ def build_graph(
     state: npt.ArrayLike | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> DefectGraph:
-    """Build the graph of one unrelaxed structure, its empty sites included.
+    """Build the graph of one unrelaxed structure, including its vacancies.
 
     Args:
         positions: Sites, shape ``(n_sites, 3)``, in Å.
@@ -340,7 +340,7 @@ def build_graph(
 
 
 def batch_graphs(graphs: Sequence[DefectGraph]) -> DefectGraph:
-    """Join several structures into one graph; ``structure`` tells their sites apart.
+    """Join several structures into one graph; ``structure`` gives the structure of each site.
 
     Args:
         graphs: The structures, at least one.

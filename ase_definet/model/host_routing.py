@@ -1,6 +1,6 @@
-"""Several site networks in one: hosts that have their own are theirs, the rest are the general one's.
+"""Several site networks in one model: one for each of some hosts, and a general one for all others.
 
-A network trained on one family of hosts gets further on it than one trained on all: see docs/results.md.
+A network trained on one family of hosts is more accurate for it than one trained on all: see docs/results.md.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ase_definet.model.working_set import WorkingSet
 
 
 class HostRoutedModel(DisplacementModel):
-    """A general :class:`~ase_definet.model.site_network.SiteNetwork` and others for hosts made of given elements.
+    """A general :class:`~ase_definet.model.site_network.SiteNetwork` and others for hosts with given elements.
 
     Args:
-        config: Sizes of all of them, and the elements of the hosts of each.
+        config: Sizes of all networks, and the elements of their hosts.
     """
 
     config: HostRoutedConfig
@@ -48,16 +48,16 @@ class HostRoutedModel(DisplacementModel):
 
     @property
     def networks(self) -> list[SiteNetwork]:
-        """The general network, and those for given hosts, in their order."""
+        """The general network, followed by those for given hosts."""
         return [self.general, *self.routed]
 
     def served_networks(self) -> list[Served]:
-        """Return its networks with the elements of the hosts of each, the general one first."""
+        """Return its networks with the elements of their hosts, the general one first."""
         entries = [((), None), *((entry.hosts, entry.coverage) for entry in self.config.routed)]
         return [Served(hosts, network, own) for (hosts, own), network in zip(entries, self.networks, strict=True)]
 
     def place_of(self, sites: Sites) -> int:
-        """Return the place among :attr:`networks` of the one that serves a structure."""
+        """Return the index in :attr:`networks` of the one that serves a structure."""
         present = sites.numbers[sites.numbers > 0].tolist()
         return self._place(
             np.unique(sites.host_numbers).tolist(),
@@ -69,7 +69,7 @@ class HostRoutedModel(DisplacementModel):
         return Routed(self.place_of(sites), prepare(sites, self.config.geometry, self.precision))
 
     def collate(self, prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch | RoutedBatch:
-        """Join structures that are for the same network."""
+        """Collate structures for the same network."""
         inner = [one.inner if isinstance(one, Routed) else one for one in prepared]
         places = [one.place for one in prepared if isinstance(one, Routed)]
         batch = collate(inner, lattices)
@@ -84,7 +84,7 @@ class HostRoutedModel(DisplacementModel):
         return self.networks[self._place(torch.unique(host_numbers).tolist())]
 
     def _place(self, elements: list[int], covered: Callable[[Coverage], bool] = lambda _coverage: True) -> int:
-        """Return the place among the networks of the first that serves a structure on a host of these elements."""
+        """Return the index of the first network that serves a structure on a host with these elements."""
         wanted = tuple(sorted(elements))
         for k, entry in enumerate(self.config.routed, start=1):
             if wanted in entry.hosts and (entry.coverage is None or covered(entry.coverage)):
@@ -106,10 +106,10 @@ class HostRoutedModel(DisplacementModel):
     def estimate(
         self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the displacements and how far off they may be; see :meth:`SiteNetwork.estimate`.
+        """Return the displacements and their expected errors; see :meth:`SiteNetwork.estimate`.
 
-        Structures on different hosts may share a batch. Which of several networks for the same host serves a
-        structure is decided in :meth:`prepare`; here it is the first.
+        Structures on different hosts may share a batch. If a host has several networks, :meth:`prepare` selects one
+        for each structure; here the first is used.
         """
         elements = torch.unique(host_numbers)
         has = (host_numbers[:, None] == elements).to(geometry.class_distance.dtype)[:, None]

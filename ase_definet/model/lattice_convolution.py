@@ -1,4 +1,4 @@
-"""Messages on a perfect supercell as products in reciprocal space: training's and inference's quick path."""
+"""Messages on a perfect supercell as products in reciprocal space: the fast path of training and inference."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ase_definet.model.short_range import PaddedNeighbors
 from ase_definet.model.working_set import WorkingSet
 
 MOST_DENSE = 300
-"""Primitive cells up to which the transform is a plain matrix product; beyond, it is a fast Fourier transform."""
+"""Up to this many primitive cells the transform is a matrix product, beyond it a fast Fourier transform."""
 _AXES = (0, 2, 1)
-"""Axes of the fast transform; it keeps half of the last, which for a layer should not be the one of length one."""
+"""Axes of the fast transform; the last one is halved, so it should not be the out-of-plane axis of a layer."""
 _FINE = 1 << 20
-"""Fractions of a supercell are told apart by this; denominators, at most its number of cells, are far smaller."""
+"""Resolution of fractions of a supercell; their denominators, at most its number of cells, are far smaller."""
 
 
 class LatticeGeometry:
-    """The messages of :class:`~ase_definet.model.edge_convolution.EdgeGeometry` on a perfect supercell.
+    """Messages as in :class:`~ase_definet.model.edge_convolution.EdgeGeometry`, on a perfect supercell.
 
     Sites are ordered cell by cell, and within a cell as in the primitive cell; the batch dimension holds different
-    occupations of the same host. It is built on the CPU: :meth:`to` moves it.
+    occupations of the same host. The geometry is built on the CPU; use :meth:`to` to move it.
 
     Args:
         source: Source sublattice of each edge of one cell, shape ``(n_edges,)``.
@@ -39,8 +39,8 @@ class LatticeGeometry:
         cells: Its primitive cells, integers, shape ``(n_cells, 3)``.
         waves: The wave vectors that fit into it, in reciprocal primitive vectors, shape ``(n_cells, 3)``.
         tolerance: Edges whose lengths differ by less, between the same host elements, share their filters, in Å.
-        keep_kernels: Whether the kernels of a network that gives the same filters again are kept, where no gradient
-            is wanted. It costs their memory.
+        keep_kernels: Whether kernels are cached for networks with unchanged filters when no gradient is required, at
+            the cost of memory.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LatticeGeometry:
 
     @staticmethod
     def suits(supercell: Tensor) -> bool:
-        """Whether this is the quick way for a supercell: it is small, or a grid of primitive cells."""
+        """Whether this is the faster path for a supercell: if it is small, or a grid of primitive cells."""
         small = abs(float(torch.linalg.det(supercell.double()))) <= MOST_DENSE
         return small or _shape_of(supercell) is not None
 
@@ -100,8 +100,8 @@ class LatticeGeometry:
         """Move the operators to a device, in place.
 
         Args:
-            device: Where to.
-            working_set: How much to do there at a time; by default what suits the device.
+            device: The device.
+            working_set: How much to process at a time; by default chosen for the device.
         """
         self.device = torch.device(device)
         self.working_set = working_set or WorkingSet.of(self.device)
@@ -113,11 +113,11 @@ class LatticeGeometry:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is kept by weak references, which cannot be pickled and is soon made again."""
+        """Omit the cache, whose weak references cannot be pickled; it is rebuilt when needed."""
         return {name: value for name, value in vars(self).items() if name != "_kept"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin without kernels."""
+        """Restore with an empty cache of kernels."""
         vars(self).update(state, _kept=weakref.WeakKeyDictionary())
 
     def propagate(self, filters: Filters, field: Tensor) -> Tensor:
@@ -131,8 +131,8 @@ class LatticeGeometry:
 
     def _propagate_fast(self, filters: Filters, field: Tensor) -> Tensor:
         if self._shape is None:
-            raise RuntimeError("only the grid of a diagonal supercell has a fast transform")
-        # CUDA has no Fourier transform of the short numbers of mixed precision
+            raise RuntimeError("a fast transform requires the grid of a diagonal supercell")
+        # CUDA has no Fourier transform for the half-precision types of mixed precision
         wide = field.to(torch.promote_types(field.dtype, torch.float32))
         grid = wide.reshape(self.n_cells, -1)[self._to_grid].view(*self._shape, -1)
         spectrum = torch.fft.rfftn(grid, dim=_AXES)
@@ -154,7 +154,7 @@ class LatticeGeometry:
         return (slice(start, start + step) for start in range(0, len(self._waves), step))
 
     def _multiply(self, k_re: Tensor, k_im: Tensor, re: Tensor, im: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the kernels of some waves to the spectrum there, real and imaginary part ``(n_waves, ...)``."""
+        """Apply the kernels of some waves to their spectrum, real and imaginary part ``(n_waves, ...)``."""
         _, batch, _, width = field.shape
         n, waves = self.n_sub, len(re)
         both = torch.stack([re, im]).view(2, waves, n, batch, 4, width).permute(0, 5, 1, 4, 2, 3)
@@ -166,7 +166,7 @@ class LatticeGeometry:
     def _multiply_by_pairs(
         self, k_re: Tensor, k_im: Tensor, re: Tensor, im: Tensor, field: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Do the same with the kernels as they are made: for few structures, sorting those would take longer."""
+        """Do the same with kernels in their original layout: for few structures, reordering them does not pay off."""
         n, waves = self.n_sub, len(re)
         re, im = (x.reshape(waves, n, *field.shape[1:]) for x in (re, im))
         real = re.new_zeros(n, waves, *field.shape[1:])
@@ -182,9 +182,9 @@ class LatticeGeometry:
     def _kernels(self, filters: Filters) -> tuple[Tensor, Tensor]:
         """Return the real and imaginary kernels of all waves, shape ``(F * n_waves, 4 n_sub, 4 n_sub)``.
 
-        Kernels that are kept are told by the filter values they were made of, which cost little. Neither the identity
-        of a module nor the version counters of its weights would do: identities are used again, and a write through
-        ``weight.data`` counts as no version.
+        Cached kernels are identified by their filter values, which are cheap to compute. Neither the identity of a
+        module nor the version counters of its weights would be safe: identities are reused, and writing through
+        ``weight.data`` does not increase the counter.
         """
         values = filters(self)
         keep = self._keep_kernels and not torch.is_grad_enabled()
@@ -252,20 +252,20 @@ class LatticeGeometry:
         return values.sum(0, keepdim=True)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Hand the value to every site, by broadcasting."""
+        """Broadcast the value to every site."""
         return values
 
 
 @dataclass(frozen=True, eq=False)
 class _Kernels:
-    """Kernels, and the filter values that they were made of."""
+    """Kernels, and the filter values they were computed from."""
 
     values: Tensor
     real: Tensor
     imaginary: Tensor
 
     def are_of(self, values: Tensor) -> bool:
-        """Whether these are the kernels of filter values: equal to the bit, of one type, in one place."""
+        """Whether the kernels belong to these filter values: bitwise equal, of the same type, on the same device."""
         same = (values.dtype, values.device, values.shape) == (
             self.values.dtype,
             self.values.device,
@@ -275,7 +275,7 @@ class _Kernels:
 
 
 def _shape_of(supercell: Tensor) -> tuple[int, int, int] | None:
-    """Return the repeats of a supercell that is a grid of primitive cells, None for any other."""
+    """Return the repeats of a supercell that is a grid of primitive cells, else None."""
     repeats = supercell.diagonal().tolist()
     if min(repeats) < 1 or not torch.equal(supercell, torch.diag(supercell.diagonal())):
         return None
@@ -293,7 +293,7 @@ def _pad(owner: Tensor, n: int) -> Tensor:
 
 
 def _key(fractions: Tensor) -> Tensor:
-    """Name points modulo the lattice by one integer each."""
+    """Encode points modulo the lattice as one integer each."""
     fine = torch.round((fractions % 1) * _FINE).long() % _FINE
     return (fine * torch.tensor([_FINE * _FINE, _FINE, 1])).sum(-1)
 

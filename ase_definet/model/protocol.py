@@ -1,11 +1,11 @@
-"""What every network does: prepare the sites of a structure, collate several, predict their displacements.
+"""Interface of all networks: prepare the sites of a structure, collate several, predict their displacements.
 
-Each stage hands a frozen value to the next::
+Each stage passes a frozen value to the next::
 
     Sites --prepare--> OnLattice or DefectGraph --collate--> LatticeBatch or DefectGraph --predict--> Prediction
 
-Whether structures pass a network on the lattice of their host or with explicit edges is decided in :func:`prepare`
-and nowhere else, by what the network wants and by what the sites allow.
+Only :func:`prepare` decides whether a structure is processed on the lattice of its host or with explicit edges,
+depending on the network and on the sites.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Lattice:
 
     @property
     def key(self) -> tuple[Hashable, ...]:
-        """What tells it from others: lattices that are equal to 1e-5 Å have equal keys."""
+        """Identifier of the lattice; lattices equal to within 1e-5 Å have equal keys."""
         plane = self.cell if self.pbc[2] else self.cell[:2]
         rounded = (np.round(part, 5) + 0.0 for part in (plane, self.positions))
         arrays = (*rounded, self.numbers, self.supercell)
@@ -56,12 +56,12 @@ class Lattice:
 
 
 LatticeSource: TypeAlias = Callable[[Lattice], LatticeGeometry]
-"""Gives the geometry of a lattice, with the network's cutoff and precision, on the network's device."""
+"""Returns the geometry of a lattice, with the cutoff, precision and device of the network."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sites:
-    """All that a network may know of the sites of one structure.
+    """The complete input of a network: the sites of one structure.
 
     Attributes:
         positions: Where the atoms start, shape ``(n_sites, 3)``, in Å; the site itself where it is empty.
@@ -70,8 +70,8 @@ class Sites:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
         host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
         kinds: Kind of each site (0 pristine, 1 substitution, 2 vacancy), shape ``(n_sites,)``.
-        state: Codes of the structure's state (:mod:`ase_definet.structures.state`); None where nothing is known.
-        lattice: The perfect supercell that the sites are; None where atoms start elsewhere.
+        state: Codes of the structure's state (:mod:`ase_definet.structures.state`); None if unknown.
+        lattice: The perfect supercell formed by the sites; None if atoms start elsewhere.
         rotation: Rotation of the frame of the lattice into that of the structure, shape ``(3, 3)``, for column
             vectors; the identity by default.
     """
@@ -119,7 +119,7 @@ class OnLattice:
 
     @property
     def key(self) -> Hashable:
-        """What structures must share to pass a network together."""
+        """Structures must have equal keys to share a batch."""
         return self.lattice.key
 
 
@@ -128,8 +128,8 @@ class Routed:
     """One structure, prepared for one of several networks.
 
     Attributes:
-        place: Which network.
-        inner: What that network prepared.
+        place: Index of the network.
+        inner: The structure as prepared for that network.
     """
 
     place: int
@@ -137,7 +137,7 @@ class Routed:
 
     @property
     def key(self) -> Hashable:
-        """What structures must share to pass a network together."""
+        """Structures must have equal keys to share a batch."""
         return self.place, self.inner.key
 
 
@@ -153,7 +153,7 @@ class LatticeBatch:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_sites, batch)``.
         host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
         kinds: Kind of each site, shape ``(n_sites, batch)``.
-        state: Codes of each structure's state, shape ``(1, batch, 4)``; None where nothing is known of any.
+        state: Codes of each structure's state, shape ``(1, batch, 4)``; None if all are unknown.
         rotation: Of the lattice's frame into that of each structure, shape ``(batch, 3, 3)``, in double precision.
     """
 
@@ -165,11 +165,11 @@ class LatticeBatch:
     rotation: Tensor
 
     def occupied(self, working_set: WorkingSet | None = None) -> OccupiedSites:  # noqa: ARG002 - the geometry has its own
-        """Return what a network on a geometry sees."""
+        """Return the input of a network on a geometry."""
         return OccupiedSites(self.geometry, self.numbers, self.host_numbers, self.kinds, self.state)
 
     def prediction(self, moved: Tensor, error: Tensor | None) -> Prediction:
-        """Put what a network said into the frames of the structures, one structure after the other.
+        """Rotate the output of a network into the frames of the structures, concatenated.
 
         Args:
             moved: Displacements, shape ``(n_sites, batch, 3)``, in Å.
@@ -190,11 +190,11 @@ class LatticeBatch:
         )
 
     def by_site(self, values: Tensor) -> Tensor:
-        """Return what a network said of the sites, shape ``(n_sites, batch, ...)``, as it is."""
+        """Return the output of a network per site, shape ``(n_sites, batch, ...)``, unchanged."""
         return values
 
     def to(self, device: torch.device | str) -> LatticeBatch:
-        """Return the batch on a device; its geometry is there already."""
+        """Return the batch on a device, where its geometry already is."""
         return LatticeBatch(
             geometry=self.geometry,
             numbers=self.numbers.to(device),
@@ -210,7 +210,7 @@ class RoutedBatch:
     """Structures for the same one of several networks.
 
     Attributes:
-        place: Which network.
+        place: Index of the network.
         inner: Their batch.
     """
 
@@ -218,7 +218,7 @@ class RoutedBatch:
     inner: LatticeBatch | DefectGraph
 
     def prediction(self, moved: Tensor, error: Tensor | None) -> Prediction:
-        """Put what a network said into the frames of the structures; see :meth:`LatticeBatch.prediction`."""
+        """Rotate the output of a network into the frames of the structures; see :meth:`LatticeBatch.prediction`."""
         return self.inner.prediction(moved, error)
 
     def to(self, device: torch.device | str) -> RoutedBatch:
@@ -230,15 +230,15 @@ Batch: TypeAlias = LatticeBatch | DefectGraph
 
 
 def prepare(sites: Sites, needs: GeometryNeeds, dtype: torch.dtype = torch.float32) -> OnLattice | DefectGraph:
-    """Prepare one structure for a network: on its lattice where network and sites allow it, else with edges.
+    """Prepare one structure for a network: on its lattice if network and sites allow it, else with edges.
 
     Args:
         sites: The structure.
-        needs: What the network wants to know.
+        needs: What the network requires of the geometry.
         dtype: Precision of the network.
 
     Raises:
-        StructureError: The sites are not sound.
+        StructureError: The sites are invalid.
     """
     lattice = sites.lattice
     if needs.lattice and lattice is not None and LatticeGeometry.suits(torch.as_tensor(lattice.supercell)):
@@ -247,14 +247,14 @@ def prepare(sites: Sites, needs: GeometryNeeds, dtype: torch.dtype = torch.float
 
 
 def collate(prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch:
-    """Join structures that have equal keys, on the CPU.
+    """Collate structures with equal keys, on the CPU.
 
     Args:
-        prepared: What :func:`prepare` made of them, at least one.
-        lattices: Gives the geometry of their lattice.
+        prepared: At least one result of :func:`prepare`.
+        lattices: Returns the geometry of their lattice.
 
     Raises:
-        StructureError: There is nothing to join.
+        StructureError: There are no structures.
     """
     on_lattice = [one for one in prepared if isinstance(one, OnLattice)]
     if not on_lattice:
@@ -273,10 +273,10 @@ def collate(prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch:
 
 
 class Served(NamedTuple):
-    """A single network and what it is for.
+    """A single network and the structures it serves.
 
     Attributes:
-        hosts: Elements of its hosts, as ascending atomic numbers; none where it serves all others.
+        hosts: Elements of its hosts, as ascending atomic numbers; empty for the network of all other hosts.
         network: The network.
         coverage: Which structures on these hosts it serves; None for all.
     """
@@ -289,13 +289,13 @@ class Served(NamedTuple):
 class DisplacementModel(nn.Module, ABC):
     """A network that maps occupied host sites to displacements.
 
-    A new one implements :meth:`run`, says in its config what it wants to know, and has a line in
+    A new network implements :meth:`run`, declares the geometry it requires in its config, and is listed in
     :data:`ase_definet.model.architectures.ARCHITECTURES`.
 
     Attributes:
-        config: Its sizes, and what it wants to know.
-        can_fit_error_head: Whether an estimate of its error can be fitted after training.
-        combinable: Whether it can be one of several networks, each for hosts of its own.
+        config: Its sizes, and the geometry it requires.
+        can_fit_error_head: Whether an error estimate can be fitted after training.
+        combinable: Whether it can be one of several networks, each for its own hosts.
     """
 
     config: NetworkConfig
@@ -308,17 +308,17 @@ class DisplacementModel(nn.Module, ABC):
 
         Args:
             batch: What :meth:`collate` returned.
-            working_set: How much to do at a time; by default what suits the device.
+            working_set: How much to process at a time; by default chosen for the device.
 
         Returns:
             Displacements, shape ``(n_sites, batch, 3)``, and the expected lengths of their errors, shape
-            ``(n_sites, batch)``, in Å; None where the weights have no such estimate. The batch dimension of a graph,
-            whose sites are those of all structures, is one.
+            ``(n_sites, batch)``, in Å; None if the weights have no error estimate. For a graph, whose sites are those
+            of all structures, the batch dimension is one.
         """
 
     @property
     def precision(self) -> torch.dtype:
-        """Type of the numbers of a geometry: that of the weights, at least single."""
+        """Floating-point type of geometries: that of the weights, but at least single precision."""
         return torch.promote_types(next(self.parameters()).dtype, torch.float32)
 
     def prepare(self, sites: Sites) -> Prepared:
@@ -326,7 +326,7 @@ class DisplacementModel(nn.Module, ABC):
         return prepare(sites, self.config.geometry, self.precision)
 
     def collate(self, prepared: Sequence[Prepared], lattices: LatticeSource) -> Batch | RoutedBatch:
-        """Join prepared structures that have equal keys; see :func:`collate`."""
+        """Collate prepared structures with equal keys; see :func:`collate`."""
         return collate(prepared, lattices)
 
     def predict(self, batch: Batch | RoutedBatch, working_set: WorkingSet | None = None) -> Prediction:
@@ -334,34 +334,34 @@ class DisplacementModel(nn.Module, ABC):
 
         Args:
             batch: What :meth:`collate` returned, on the device of the network.
-            working_set: How much to do at a time; by default what suits the device.
+            working_set: How much to process at a time; by default chosen for the device.
         """
         return batch.prediction(*self.run(batch, working_set))
 
     def guesses(self, batch: Batch, start: Tensor | None = None) -> list[Tensor]:
-        """Return the displacements guessed between layers, if there are any, and last the prediction.
+        """Return the displacements predicted between layers, if any, and the final prediction last.
 
         Args:
             batch: What :meth:`collate` returned.
-            start: Displacements at which the atoms start, in Å; on the host's sites by default.
+            start: Displacements at which the atoms start, in Å; zero (the host's sites) by default.
 
         Returns:
-            Each in the layout of the batch, as from :meth:`run`.
+            Displacements in the layout of the batch, as returned by :meth:`run`.
         """
         if start is not None:
             raise TypeError(f"the atoms of a {type(self).__name__} start on the host's sites")
         return [self.run(batch)[0]]
 
     def restrict_states(self, states: Tensor, *, and_before: bool = False) -> None:
-        """Take every charge, multiplicity, functional and excitation that training does not see for unknown.
+        """Treat every charge, multiplicity, functional and excitation absent from the training data as unknown.
 
         Args:
             states: Codes of all states of the training data, shape ``(n, 4)``.
-            and_before: Whether those that earlier training has seen stay known.
+            and_before: Whether those in the data of earlier training remain known.
         """
 
     def network_for(self, host_numbers: Tensor) -> DisplacementModel:  # noqa: ARG002 - of several networks, one
-        """Return the network that serves one host: itself, unless it is made of several.
+        """Return the network that serves one host: itself, unless the model consists of several.
 
         Args:
             host_numbers: Atomic numbers of the host's sites, any shape.
@@ -369,9 +369,9 @@ class DisplacementModel(nn.Module, ABC):
         return self
 
     def served_networks(self) -> list[Served]:
-        """Return the single networks in it with the elements of the hosts of each, the one for all others first."""
+        """Return its networks with the elements of their hosts, starting with the one for all other hosts."""
         return [Served((), self, None)]
 
     def with_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the displacements, and the features of each site that their error is estimated from."""
+        """Return the displacements, and the features of each site from which their errors are estimated."""
         raise TypeError(f"a {type(self).__name__} has no estimate of its error; found {type(batch).__name__}")

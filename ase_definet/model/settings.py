@@ -1,6 +1,6 @@
-"""Settings that can be checked: each one says which values it may have where it is defined.
+"""Checked settings: the range of each setting is declared with its field.
 
-The sizes of a network come from a training config, from a checkpoint or from Python; the checks are the same for all.
+The same checks apply to network sizes from training configs, from checkpoints and from Python.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ def within(default: Any, least: float, most: float) -> Any:
 
 
 def unknown_settings(kind: type, values: Mapping[str, Any]) -> list[str]:
-    """Return the names among values that a dataclass has no field for."""
+    """Return the names of values for which a dataclass has no field."""
     return sorted(set(values) - {f.name for f in fields(kind)})
 
 
 def check_types(kind: type, values: Mapping[str, Any]) -> None:
-    """Check that values are of the types that a dataclass wants; fields of other than plain types are left alone.
+    """Check the types of values against a dataclass; fields of other than plain types are not checked.
 
     Args:
         kind: The dataclass.
-        values: Plain values by the names of its fields, as JSON or TOML holds them.
+        values: Plain values by the names of its fields, as in JSON or TOML.
 
     Raises:
-        ValueError: One is of another type, or is text with a zero byte in it.
+        ValueError: A value has another type, or is text with a zero byte.
     """
     hints = get_type_hints(kind)
     for name, value in values.items():
@@ -44,32 +44,32 @@ def check_types(kind: type, values: Mapping[str, Any]) -> None:
 
 
 def check_settings(kind: type, values: Mapping[str, Any]) -> None:
-    """Check that a dataclass knows all of the values, and that they are of the types that it wants.
+    """Check that all values are fields of a dataclass and have the right types.
 
-    What is missing is no error: a setting that was added later has its default, the behaviour of old.
+    Missing values are allowed: settings that were added later default to the earlier behaviour.
 
     Args:
         kind: The dataclass.
         values: Plain values by the names of its fields.
 
     Raises:
-        ValueError: One is unknown, or of another type.
+        ValueError: A value is unknown or has another type.
     """
     if unknown := unknown_settings(kind, values):
-        raise ValueError(f"unknown settings {', '.join(unknown)}; a newer ase-definet may know them")
+        raise ValueError(f"unknown settings {', '.join(unknown)}; a newer ase-definet may support them")
     check_types(kind, values)
 
 
 def check_ranges(settings: Any) -> None:
-    """Check that the fields of a dataclass that have bounds (:func:`within`) lie between them.
+    """Check that the fields of a dataclass with bounds (:func:`within`) lie within them.
 
     Raises:
-        ValueError: One does not.
+        ValueError: A field is out of bounds.
     """
     for f in fields(settings):
         if _RANGE not in f.metadata:
             continue
         least, most = f.metadata[_RANGE]
         value = getattr(settings, f.name)
-        if not least <= value <= most:  # a NaN is not, either
+        if not least <= value <= most:  # false for NaN too
             raise ValueError(f"{f.name} must be between {least:.10g} and {most:.10g}, found {value}")

@@ -1,4 +1,4 @@
-"""Messages between close sites at the distances they have after the move predicted so far."""
+"""Messages between close sites at their distances after the displacement predicted so far."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn import functional
 from ase_definet.model.config import SiteNetworkConfig
 
 TYPICAL = 10.0
-"""Neighbours whose messages add up to about one."""
+"""Typical number of neighbours, for which the sum of messages is normalised."""
 _FURTHER = 0.5
-"""Distances may grow this far beyond the cutoff before the last Gaussian, in Å."""
+"""The last Gaussian lies this far beyond the cutoff, because displacements may lengthen distances, in Å."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,8 @@ class PaddedNeighbors:
 
     Attributes:
         source: Site of each neighbour, shape ``(n_sites, k)``.
-        vector: From the site to the neighbour's image on ideal sites, shape ``(n_sites, k, 3)``, in Å.
-        weight: Falls smoothly to zero at the cutoff; zero for padding, shape ``(n_sites, k)``.
+        vector: From the site to the image of the neighbour, on ideal sites, shape ``(n_sites, k, 3)``, in Å.
+        weight: Decays smoothly to zero at the cutoff; zero for padding, shape ``(n_sites, k)``.
     """
 
     source: Tensor
@@ -32,7 +32,7 @@ class PaddedNeighbors:
     weight: Tensor
 
     def to(self, device: torch.device) -> PaddedNeighbors:
-        """Return the table on a device."""
+        """Return the table, moved to a device."""
         return PaddedNeighbors(self.source.to(device), self.vector.to(device), self.weight.to(device))
 
     @classmethod
@@ -42,7 +42,7 @@ class PaddedNeighbors:
         Args:
             source: Sending site of each edge, shape ``(n_edges,)``.
             target: Receiving site, shape ``(n_edges,)``.
-            vector: From the target to the source's image, shape ``(n_edges, 3)``, in Å.
+            vector: From the target to the image of the source, shape ``(n_edges, 3)``, in Å.
             n_sites: Number of sites.
             cutoff: Longer edges are left out, in Å.
         """
@@ -64,14 +64,14 @@ class PaddedNeighbors:
 
 
 class ShortRangeMessages(nn.Module):
-    """One pass of scalars over close pairs, with the angles and distances of the geometry guessed so far.
+    """One message pass between close pairs, with the angles and distances of the geometry predicted so far.
 
-    A guess of the displacement is read from the vectors; the neighbours' scalars, filtered by the distances it
-    gives, are summed into the moments 1, e and e e^T - 1/3 of each site's surroundings, and these update scalars
-    and vectors. Bonds that form or break are visible to the next layers in this way.
+    A displacement is read out from the vectors. The scalars of the neighbours, filtered by the resulting distances,
+    are summed into the moments 1, e and e e^T - 1/3 of the surroundings of each site, which update scalars and
+    vectors. This makes bonds that form or break visible to the next layers.
 
     Args:
-        config: Sizes; ``short_range_cutoff`` is that of the table.
+        config: Sizes; ``short_range_cutoff`` is the cutoff of the neighbour table.
     """
 
     centres: Tensor
@@ -100,7 +100,7 @@ class ShortRangeMessages(nn.Module):
                 nn.init.normal_(layer.weight, std=0.5 / math.sqrt(layer.in_features))
 
     def guess(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """Return the displacement guessed so far, shape ``(n_sites, batch, 3)``, in Å."""
+        """Return the displacement predicted so far, shape ``(n_sites, batch, 3)``, in Å."""
         gate: Tensor = self.guess_gate(self.norm(scalars))
         out: Tensor = self.guess_out(gate[:, :, None] * vectors).squeeze(-1)
         return out
@@ -111,11 +111,11 @@ class ShortRangeMessages(nn.Module):
         """Return the updated scalars and vectors.
 
         Args:
-            table: Who is near.
-            guess: Displacements guessed so far, shape ``(n_sites, batch, 3)``, in Å.
+            table: The neighbours.
+            guess: Displacements predicted so far, shape ``(n_sites, batch, 3)``, in Å.
             scalars: Shape ``(n_sites, batch, F)``.
             vectors: Shape ``(n_sites, batch, 3, F)``.
-            chunk_bytes: Messages of one chunk of sites where no gradient is wanted.
+            chunk_bytes: Size of the messages of one chunk of sites when no gradient is required.
         """
         channels = self.channels
         hidden = self.norm(scalars)

@@ -1,10 +1,10 @@
-"""The network this problem deserves: equivariant, on ideal host geometry, read out once.
+"""The site network: equivariant, on ideal host geometry, with a single read-out of the displacements.
 
-Differences from the published network (:mod:`ase_definet.model.definet`): the long-range messages stay on the
-host's sites, so their filters depend only on the few distinct edge lengths of a host; a site knows both what is on
-it and what the host has there; messages are depth-wise convolutions of a scalar and a vector field, mixing happens
-on the sites; the mean displacement over real atoms is zero by construction. Between layers, close neighbours meet at
-the distances they have after the move guessed so far (:mod:`ase_definet.model.short_range`).
+Differences from the published network (:mod:`ase_definet.model.definet`): long-range messages are sent between the
+host's ideal sites, so their filters depend only on the few distinct edge lengths of a host; the input of a site
+includes both its occupation and the host's element; messages are depth-wise convolutions of a scalar and a vector
+field, and channels are mixed on the sites; the mean displacement over atoms is zero by construction. Between layers,
+close neighbours exchange messages at the distances predicted so far (:mod:`ase_definet.model.short_range`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ase_definet.model.working_set import WorkingSet
 from ase_definet.structures.state import MAX_CHARGE, N_CODES
 
 _MOST_ELECTRONS = 16
-"""Electrons more or fewer than the host's that are told apart."""
+"""Largest number of excess or missing electrons, relative to the host, with an embedding of its own."""
 _STATE_SCALE = 0.1
 """Standard deviation of the embeddings of a state before training."""
 
@@ -71,7 +71,7 @@ class SiteNetwork(DisplacementModel):
         )
 
     def restrict_states(self, states: Tensor, *, and_before: bool = False) -> None:
-        """Take states that training does not see for unknown; see :meth:`DisplacementModel.restrict_states`."""
+        """Treat states absent from the training data as unknown; see :meth:`DisplacementModel.restrict_states`."""
         if self.state is not None:
             self.state.restrict_to(states, and_before=and_before)
 
@@ -80,18 +80,18 @@ class SiteNetwork(DisplacementModel):
         return self.estimate(*batch.occupied(working_set))
 
     def guesses(self, batch: Batch, start: Tensor | None = None) -> list[Tensor]:
-        """Return the displacements guessed between layers and last the prediction.
+        """Return the displacements predicted between layers, and the final prediction last.
 
         Args:
             batch: What :meth:`collate` returned.
             start: Displacements at which the atoms start, zero on empty sites, shape ``(n_sites, batch, 3)``, in Å;
-                the network must have been built with ``noisy_starts``. On the host's sites by default.
+                the network must have been built with ``noisy_starts``. Zero (the host's sites) by default.
         """
         geometry, numbers, host_numbers, kinds, state = batch.occupied()
         return self.stages(geometry, numbers, host_numbers, kinds, start, state)
 
     def with_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the displacements and what their error is estimated from, shape ``(n_sites, batch, 2 F + 1)``."""
+        """Return the displacements and the features of the error estimate, shape ``(n_sites, batch, 2 F + 1)``."""
         return self._with_features(batch.occupied())
 
     def forward(
@@ -107,7 +107,7 @@ class SiteNetwork(DisplacementModel):
         Args:
             geometry: Arrangement of the sites.
             numbers: Atomic number on each site, 0 where empty, shape ``(n_sites, batch)``.
-            host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
+            host_numbers: Atomic number of the host on each site, shape ``(n_sites,)``.
             kinds: Kind of each site (0 pristine, 1 substitution, 2 vacancy), shape ``(n_sites, batch)``.
             state: Codes of each structure's state (:mod:`ase_definet.structures.state`), shape
                 ``(n_structures, batch, 4)``; unknown by default. Networks built without ``states`` ignore it.
@@ -126,15 +126,15 @@ class SiteNetwork(DisplacementModel):
         start: Tensor | None = None,
         state: Tensor | None = None,
     ) -> list[Tensor]:
-        """Return the displacements guessed between layers and last the prediction; see :meth:`forward`.
+        """Return the displacements predicted between layers, and the final prediction last; see :meth:`forward`.
 
         Args:
             geometry: Arrangement of the sites.
             numbers: Atomic number on each site.
-            host_numbers: Atomic number of the host there.
+            host_numbers: Atomic number of the host on each site.
             kinds: Kind of each site.
-            start: Displacements at which the atoms are to begin, zero on empty sites, shape ``(n_sites, batch, 3)``,
-                in Å; the network must have been built with ``noisy_starts``. On the host's sites by default.
+            start: Displacements at which the atoms start, zero on empty sites, shape ``(n_sites, batch, 3)``,
+                in Å; the network must have been built with ``noisy_starts``. Zero (the host's sites) by default.
             state: Codes of each structure's state.
         """
         return self._run(geometry, numbers, host_numbers, kinds, start, state)[0]
@@ -142,11 +142,11 @@ class SiteNetwork(DisplacementModel):
     def estimate(
         self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the displacements and how far off they may be; see :meth:`forward`.
+        """Return the displacements and their expected errors; see :meth:`forward`.
 
         Returns:
-            Displacements, and the expected length of each one's error, shape ``(n_sites, batch)``, in Å; None where
-            these weights have no such estimate.
+            Displacements, and the expected length of their errors, shape ``(n_sites, batch)``, in Å; None if the
+            weights have no error estimate.
         """
         moved, features = self._with_features(OccupiedSites(geometry, numbers, host_numbers, kinds, state))
         return moved, None if self.error is None else self.expected_error(features)
@@ -160,9 +160,9 @@ class SiteNetwork(DisplacementModel):
         return stages[-1], torch.cat([hidden, pooled, length.log()], dim=-1)
 
     def expected_error(self, features: Tensor) -> Tensor:
-        """Return the expected error of features, in Å."""
+        """Return the expected error for given features, in Å."""
         if self.error is None:
-            raise RuntimeError("these weights have no estimate of their error")
+            raise RuntimeError("these weights have no error estimate")
         logarithm: Tensor = self.error(features).squeeze(-1)
         return logarithm.clamp(-12, 2).exp()
 
@@ -175,14 +175,14 @@ class SiteNetwork(DisplacementModel):
         start: Tensor | None = None,
         state: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the stages and the scalars of the last layer, normalised."""
+        """Return the stages and the normalised scalars of the last layer."""
         site = self._sites(geometry, numbers, host_numbers, kinds, state)
         scalars = site
         vectors = site.new_zeros(*site.shape[:2], 3, site.shape[2])
         if start is not None:
             if self.noisy_start is None:
                 raise RuntimeError(
-                    "this network was built without `noisy_starts`: its atoms begin on the host's sites"
+                    "this network was built without `noisy_starts`: its atoms start on the host's sites"
                 )
             vectors = start[..., None] * self.noisy_start
         real = (numbers > 0).to(site.dtype)[..., None]
@@ -209,7 +209,7 @@ class SiteNetwork(DisplacementModel):
     def _sites(
         self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor, kinds: Tensor, state: Tensor | None
     ) -> Tensor:
-        """Return the features of what is on every site, before any message, shape ``(n_sites, batch, F)``."""
+        """Return the initial features of every site, shape ``(n_sites, batch, F)``."""
         host = self.host_element(host_numbers)[:, None].expand(-1, numbers.shape[1], -1)
         if not self.config.host_elements:
             host = torch.zeros_like(host)
@@ -224,13 +224,13 @@ class SiteNetwork(DisplacementModel):
 
 
 def _excess(geometry: Geometry, numbers: Tensor, host_numbers: Tensor) -> Tensor:
-    """Return how many valence electrons a neutral structure has more than its host, ``(n_structures, batch)``."""
+    """Return the excess valence electrons of neutral structures over their hosts, ``(n_structures, batch)``."""
     table = valence_table().to(numbers.device)
     return geometry.total(table[numbers] - table[host_numbers][:, None])
 
 
 class _Descriptors(nn.Module):
-    """What the periodic table says of an element and of the host's, for elements that training has seldom seen."""
+    """Periodic-table descriptors of the elements on a site and of the host, for elements rare in training."""
 
     table: Tensor
 
@@ -240,20 +240,21 @@ class _Descriptors(nn.Module):
         self.linear = nn.Linear(2 * N_DESCRIPTORS, features, bias=False)
 
     def forward(self, numbers: Tensor, host_numbers: Tensor) -> Tensor:
-        """Return what is added to each site, shape ``(..., F)``."""
+        """Return the contribution to the features of each site, shape ``(..., F)``."""
         change = self.table[numbers] - self.table[host_numbers]
         out: Tensor = self.linear(torch.cat([self.table[numbers], change], dim=-1))
         return out
 
 
 class _StateEmbedding(nn.Module):
-    """What the state of a structure adds to each of its sites: a vector a property, and one for its electrons.
+    """Embedding of the state of a structure, added to each site: one vector per property, and one for its electrons.
 
-    What a charge does depends on the defect: the electrons that the cell has more than its host decide which levels
-    are filled (C_B at +1 has as many as the host). They are the valence electrons
-    of the atoms less those of the host and the charge, a number of their own where the charge is known.
+    The effect of a charge depends on the defect: which levels are filled depends on the number of excess electrons
+    relative to the host (C_B at +1 has as many as the host). It is the number of valence electrons of the atoms minus
+    those of the host and the charge, and is embedded if the charge is known.
 
-    What a run has not seen is unknown to its network (:meth:`restrict_to`), because an untrained vector says nothing.
+    States absent from the training data are treated as unknown (:meth:`restrict_to`), because their vectors are
+    untrained.
 
     References:
         The global charge embedding of Wang, Mosquera-Lois et al., arXiv 2603.05238.
@@ -270,7 +271,7 @@ class _StateEmbedding(nn.Module):
             nn.init.normal_(weight, std=_STATE_SCALE)
 
     def restrict_to(self, states: Tensor, *, and_before: bool) -> None:
-        """Take codes that training does not see for unknown; see :meth:`SiteNetwork.restrict_states`."""
+        """Treat codes absent from the training data as unknown; see :meth:`SiteNetwork.restrict_states`."""
         if not and_before:
             self.seen.zero_()
         self.seen[:, 0] = 1
@@ -278,7 +279,7 @@ class _StateEmbedding(nn.Module):
             self.seen[k, torch.unique(codes)] = 1
 
     def forward(self, state: Tensor, excess: Tensor) -> Tensor:
-        """Return the sum for codes of shape ``(..., 4)`` and excess electrons of shape ``(...)``, ``(..., F)``."""
+        """Return the embedding ``(..., F)`` of codes ``(..., 4)`` and excess electrons ``(...)``."""
         known = torch.stack([self.seen[k][state[..., k]] for k in range(len(N_CODES))], dim=-1) > 0
         state = torch.where(known, state, 0)
         parts = [table(state[..., k]) for k, table in enumerate(self.tables)]
@@ -289,7 +290,7 @@ class _StateEmbedding(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One depth-wise message pass and one point-wise update."""
+    """A depth-wise message pass and a point-wise update."""
 
     def __init__(self, config: SiteNetworkConfig) -> None:
         super().__init__()
@@ -324,7 +325,7 @@ class _Layer(nn.Module):
         sent_vectors = self.vector_in(vectors) * gate[:, :, None]
         field = torch.cat([sent[:, :, None], sent_vectors], dim=2)
         heard = geometry.propagate(self.filters, field)
-        if self.training and self.dropout:  # whole channels of a site, or a vector would lose its direction
+        if self.training and self.dropout:  # whole channels of a site, so that vectors keep their direction
             heard = heard * functional.dropout(torch.ones_like(heard[:, :, :1]), self.dropout)
         heard_scalars, heard_vectors = heard[:, :, 0], heard[:, :, 1:]
         if self.site_gates:
@@ -337,11 +338,11 @@ class _Layer(nn.Module):
         vectors = vectors + self.vector_out(heard_vectors)
 
         known_vectors = vectors
-        if self.vector_norm:  # long ones would act on themselves with the square of their length, layer after layer
+        if self.vector_norm:  # otherwise long vectors grow with the square of their length in every layer
             known_vectors = vectors * (1 + vectors.square().sum(2, keepdim=True).mean(-1, keepdim=True)).rsqrt()
         left, right = self.vector_mix(known_vectors).split(width, dim=-1)
         length = (right.square().sum(2) + 1e-6).sqrt()
-        # of degree one in the vectors: a plain product, fed back layer by layer, can blow up in training
+        # of degree one in the vectors: a plain product can diverge over the layers in training
         product = (left * right).sum(2) / (1 + left.square().sum(2)).sqrt()
         if not self.vector_products:
             product = torch.zeros_like(product)
@@ -352,7 +353,7 @@ class _Layer(nn.Module):
 
 
 class _Filters(nn.Module):
-    """Filter values of every class of edge, from its length and the host elements at its ends."""
+    """Filter values of every edge class, from its length and the host elements at its ends."""
 
     centres: Tensor
 

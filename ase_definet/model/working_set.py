@@ -1,4 +1,4 @@
-"""How much goes through a network at a time: the only values that differ from device to device."""
+"""How much a network processes at a time: the only settings that depend on the device."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from dataclasses import dataclass
 import torch
 
 _SITE_BYTES = 256 * 2**10
-"""Memory of one site in one pass, rounded up: the published network, at 512 channels, takes most."""
+"""Memory of one site in one pass, rounded up, for the published network with 512 channels, the largest."""
 _PARTS = 32
-"""A chunk gets one in so many parts of the free memory: some ten tensors of its size live at the same time."""
+"""The free memory divided by this is a chunk: about ten tensors of its size exist at the same time."""
 _LEAST, _MOST = 16 * 2**20, 512 * 2**20
-"""Bounds of a chunk on an accelerator: less leaves it waiting for its next launch, more gains nothing."""
+"""Bounds of a chunk on an accelerator: smaller chunks are limited by launch overhead, larger ones gain nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkingSet:
-    """What goes through a network at a time. It changes time and memory, and no answer beyond rounding.
+    """How much a network processes at a time; affects time and memory, but not the results beyond rounding.
 
     Attributes:
         sites: Sites in one pass, at most, unless a single structure has more.
-        chunk_bytes: Messages of a chunk of edges, kernels of a chunk of waves, or messages of a block of sites.
-        short_range_bytes: Messages between close sites of a chunk of sites, where no gradient is wanted.
-        training_bytes: Messages of a block of sites where gradients are wanted, whose sums cost a pass over all
-            sites a block.
+        chunk_bytes: Size of the messages of a chunk of edges, kernels of a chunk of waves, or messages of a block of
+            sites.
+        short_range_bytes: Size of the short-range messages of a chunk of sites, when no gradient is required.
+        training_bytes: Size of the messages of a block of sites when gradients are required; each block costs a pass
+            over all sites.
 
     Examples:
         >>> WorkingSet.of(torch.device("cpu")).sites
@@ -39,11 +40,11 @@ class WorkingSet:
 
     @classmethod
     def of(cls, device: torch.device, free: int | None = None) -> WorkingSet:
-        """Return what suits a device: a core's cache on a CPU, the free memory on anything else.
+        """Return the settings for a device, from the cache of a core on a CPU, else from the free memory.
 
         Args:
-            device: Where the network is.
-            free: Free memory of the device, in bytes; by default CUDA is asked.
+            device: Device of the network.
+            free: Free memory of the device, in bytes; by default as reported by CUDA.
         """
         if device.type == "cpu":
             return _CPU

@@ -1,4 +1,4 @@
-"""The domain of a model: in which respects a structure lies outside of its training data."""
+"""The domain of a model: the respects in which a structure lies outside its training data."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 
 SEEN_STRAIN = 0.005
-"""The training data have no strain at all; up to this much is taken for none."""
+"""The training data are unstrained; a strain up to this is treated as none."""
 
 DILUTE = 0.01
 """Below this share of defect sites, defects are isolated."""
 
 SEEN_OFFSET = 0.05
-"""Sites of a host this close to those of the library's are called the same, in Å, root mean square."""
+"""Sites of a host this close to those of a library host are considered the same, root mean square, in Å."""
 
 
 NEAR_STRAIN = 0.02
 NEAR_OFFSET = 0.15
 NEAR_DENSITY = 1.25
-"""Strain, root mean square offset of the sites (Å), and factor over the largest density up to which the network's
-answer is taken, though nothing was measured there; no error is expected then."""
+"""Strain, root mean square offset of the sites (Å), and factor over the largest density up to which the
+prediction is used although its error was not measured there; the expected error is then unknown."""
 
 REACH = 7.0
-"""Sites this close to a defect that a network has not seen are as doubtful as the defect, in Å."""
+"""Sites this close to a defect absent from the training data are as unreliable as the defect, in Å."""
 
 Trust: TypeAlias = Literal["inside", "near", "outside"]
 TRUST: tuple[Trust, ...] = ("inside", "near", "outside")
 """How far a result can be trusted. ``inside``: like the training data. ``near``: outside of them in a respect in
-which the network was still better than the ideal sites where it was tried. ``outside``: nothing supports it."""
+which the network still beat the ideal sites where this was tested. ``outside``: no support for the prediction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Reservation:
 
     Attributes:
         word: ``host``, ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``spin``,
-            ``functional``, ``excited``, ``pristine``, or ``training`` where nothing is known of the training data.
+            ``functional``, ``excited``, ``pristine``, or ``training`` if the training data are unknown.
         reason: The same as a sentence.
-        trust: How far results can be trusted in spite of it.
-        error_factor: How much larger than elsewhere errors are expected to be; None where nothing supports a number.
-        sites: The sites that it is about; None for all.
+        trust: Trust level of results in spite of it.
+        error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
+        sites: The sites concerned; None for all.
     """
 
     word: str
@@ -82,12 +82,12 @@ class Judgement:
 
     @property
     def trust(self) -> Trust:
-        """That of the worst reservation."""
+        """The trust level of the worst reservation."""
         return max((one.trust for one in self.reservations), key=TRUST.index, default="inside")
 
     @property
     def error_factor(self) -> float | None:
-        """What expected errors are to be multiplied by; None where nothing supports a number."""
+        """Factor by which expected errors are multiplied; None if nothing supports a number."""
         factors = [one.error_factor for one in self.reservations]
         if None in factors:
             return None
@@ -95,14 +95,14 @@ class Judgement:
 
     @property
     def unsupported(self) -> tuple[str, ...]:
-        """In which respects nothing supports an expected error, in a word each."""
+        """The respects in which nothing supports an expected error, one word each."""
         return tuple(one.word for one in self.reservations if one.error_factor is None)
 
     def of_sites(self, site_map: SiteMap) -> Array:
-        """Return the trust of every site: place in :data:`TRUST`, shape ``(n_sites,)``.
+        """Return the trust level of every site as an index into :data:`TRUST`, shape ``(n_sites,)``.
 
-        A reservation about some sites is one about those within :data:`REACH`; everywhere else in the structure it
-        leaves ``near`` at best, because all atoms hear of it.
+        A reservation about some sites applies to all sites within :data:`REACH`; all others in the structure are
+        ``near`` at best, because the network passes messages between all atoms.
         """
         levels = np.zeros(len(site_map.kinds), dtype=int)
         for one in self.reservations:
@@ -118,35 +118,35 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What a model was trained on, and what was measured of it just outside of that.
+    """The training data of a model, and its measured accuracy just outside of them.
 
     Attributes:
-        card: Of the model.
-        model: What the model is called in messages.
+        card: Card of the model.
+        model: Name of the model in messages.
     """
 
     card: ModelCard
     model: str
 
     def training(self, place: int) -> TrainingRecord | None:
-        """Return the record of one of several networks; that of the model where a network has none of its own."""
+        """Return the record of one of several networks; that of the model if the network has none."""
         routed = self.card.routed
         own = routed[place - 1].training if 0 < place <= len(routed) else self.card.general
         return own or self.card.training
 
     def judge(self, atoms: Atoms, site_map: SiteMap, place: int = 0) -> Judgement:
-        """Say how far the result for a structure can be trusted.
+        """Determine how far the result for a structure can be trusted.
 
         Args:
             atoms: The structure.
             site_map: Its match to the host.
-            place: Which of several networks serves it.
+            place: Index of the network that serves it, of several.
         """
         found = self._reservations(atoms, site_map, self.training(place))
         return Judgement(tuple(self._judged(one, site_map) for one in found))
 
     def _judged(self, one: Reservation, site_map: SiteMap) -> Reservation:
-        """Return a reservation with the trust that was measured for it, if it was."""
+        """Return a reservation with its measured trust level, if there is one."""
         key, _, _ = one.word.partition(" ")
         found = self.card.near.get(key)
         word = key.partition(":")[0]
@@ -161,14 +161,14 @@ class Domain:
     def _reservations(
         self, atoms: Atoms, site_map: SiteMap, training: TrainingRecord | None
     ) -> Iterator[Reservation]:
-        """Yield every respect in which a structure lies outside; a word may carry what to look up after a colon."""
+        """Yield every respect in which a structure lies outside; a word may have a lookup key after a colon."""
         state = said_of(atoms)
         if training is None:
             if state.charge:
                 yield _of_charge(atoms, [0])
             yield Reservation(
                 "training",
-                f"model {self.model} has no record of its training data: nothing is known about its reach",
+                f"model {self.model} has no record of its training data: its range of validity is unknown",
                 "near",
             )
             return
@@ -210,7 +210,7 @@ class Domain:
 
 
 def _of_state(atoms: Atoms, state: Said, seen: HostRecord) -> Iterator[Reservation]:
-    """Yield what is new about the state of a structure."""
+    """Yield reservations about the state of a structure."""
     if state.charge and state.charge not in seen.charges:
         yield _of_charge(atoms, seen.charges)
     multiplicity = state.spin_multiplicity
@@ -239,7 +239,7 @@ def _sites_where(chosen: Array) -> tuple[int, ...]:
 
 
 def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Reservation]:
-    """Yield what is new about the defects in a host of the training data."""
+    """Yield reservations about the defects in a host of the training data."""
     new = [defect for defect in site_map.defect_counts if defect not in seen.defects]
     if new:
         sites = tuple(defect.site for defect in site_map.defects if defect.name in new)
@@ -256,7 +256,7 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
 
 
 def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
-    """Yield a warning where an atom moves further than the sites of the host are apart.
+    """Yield a warning if an atom moves further than the distance between sites of the host.
 
     Args:
         site_map: The match.
@@ -277,7 +277,7 @@ def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
 
 @lru_cache(maxsize=32)
 def known_host(host: Host) -> tuple[str | None, float, float]:
-    """Find a host given in any way in the library.
+    """Find the library host that a given host corresponds to.
 
     Returns:
         Its library name, None for a different crystal; its largest principal strain against the library's cell; and

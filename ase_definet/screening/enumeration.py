@@ -1,11 +1,11 @@
-"""All symmetry-distinct ways to put defects into a supercell, one after the other, or a random sample.
+"""Enumeration of all symmetry-distinct configurations of defects in a supercell, or a random sample.
 
-One defect of a kind is put on a representative site; the others are tried everywhere else. A configuration is given
-out if it is the smallest of all its images, under the symmetry of the supercell, that put a defect of that kind
-there: nothing has to be remembered, so any number can be streamed.
+One defect of one kind is fixed on a representative site, and the others are placed on all other sites. A
+configuration is yielded if it is the smallest among its images, under the symmetry of the supercell, with a defect of
+that kind on that site. No earlier configurations have to be stored, so any number can be streamed.
 
 Primitive cells are added and subtracted modulo the supercell through its Hermite normal form, so that time and memory
-follow the configurations looked at, not the pairs of sites.
+scale with the configurations examined, not with the pairs of sites.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Array: TypeAlias = NDArray[Any]
 
 _BLOCK = 20_000
 _LONGEST_NAME = 200
-"""Of a configuration, in characters: file systems allow 255 bytes, an ending included."""
+"""Longest name of a configuration, in characters: file systems allow 255 bytes including the extension."""
 _MANY = 32
-"""Defects from which on the shortest distance is looked for among neighbours, not among all pairs."""
+"""From this number of defects, the shortest distance is searched among neighbours instead of all pairs."""
 _REMEMBERED = 4_096
-"""Sites within a largest distance of one another up to which all of their distances are remembered."""
+"""Largest number of neighbouring sites whose distances are cached."""
 _ENDLESS = 69.0
-"""Random configurations do not repeat where there are more than e to the power of this."""
+"""Random configurations are not checked for repetition if there are more than e to the power of this."""
 _VANADIUM = 23
 _SITE_TOLERANCE = 0.05
 _NAME = re.compile(r"^\s*(?P<what>v|[A-Z][a-z]?|\d+)_(?P<host>[A-Z][a-z]?)\s*(?:[*x]\s*(?P<count>\d+))?\s*$")
@@ -55,7 +55,7 @@ class DefectKind:
     """One kind of point defect.
 
     Attributes:
-        host: Atomic number of the host there.
+        host: Atomic number of the host on the site.
         element: Atomic number found there, 0 for a vacancy.
     """
 
@@ -72,8 +72,8 @@ def parse_defects(text: str) -> dict[DefectKind, int]:
     """Read a list of defects.
 
     Args:
-        text: Such as ``"v_S*2 + W_Mo"``. ``v`` is a vacancy and ``V`` vanadium; any element may be given by its
-            number too (``23_Mo``).
+        text: Such as ``"v_S*2 + W_Mo"``. ``v`` is a vacancy and ``V`` vanadium; elements may also be given by their
+            numbers (``23_Mo``).
 
     Returns:
         Number of each kind.
@@ -113,9 +113,9 @@ class Configuration:
     Attributes:
         sites: The defect sites, shape ``(n,)``.
         kinds: What is on each of them.
-        multiplicity: Number of configurations of the supercell that symmetry makes of this one; 0 if not known.
-        space: Where the sites are.
-        labels: What each kind is called in :attr:`name`.
+        multiplicity: Number of symmetry-equivalent configurations; 0 if unknown.
+        space: The sites of the supercell.
+        labels: Name of each kind in :attr:`name`.
     """
 
     sites: tuple[int, ...]
@@ -131,10 +131,10 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Defects, then where they are, kind after kind: ``v_Sx2+W_Mo-0-4-17``, where the tungsten is on site 17.
+        """Defects, then their sites by kind: ``v_Sx2+W_Mo-0-4-17``, with tungsten on site 17.
 
-        No two configurations of one enumeration have the same name, not even where case is ignored: vanadium goes by
-        its number (``23_Mo``) where vacancies of the same element may occur too. Very long lists of sites are
+        Names are unique within an enumeration, even if case is ignored: vanadium is written with its atomic number
+        (``23_Mo``) if vacancies of the same element may occur too. Very long lists of sites are
         replaced by a digest of them.
         """
         places: dict[str, list[int]] = {}
@@ -177,7 +177,7 @@ class DefectSpace:
         supercell: Integer matrix, rows in the host's primitive vectors, shape ``(3, 3)``.
 
     Raises:
-        EnumerationError: The supercell has no volume, or stacks a layer upon itself.
+        EnumerationError: The supercell has no volume, or contains more than one image of a layer.
     """
 
     def __init__(self, host: Host, supercell: Array) -> None:
@@ -196,7 +196,7 @@ class DefectSpace:
         self._index[self._key(self.cells)] = np.arange(len(self.cells))
 
     def _key(self, cell: Array) -> Array:
-        """Number primitive cells, shape ``(..., 3)``, modulo the supercell: from 0, each once, in an own order."""
+        """Return unique indices of primitive cells, shape ``(..., 3)``, modulo the supercell, starting from 0."""
         form = self._form
         a, b, c = cell[..., 0], cell[..., 1], cell[..., 2]
         whole, a = np.divmod(a, form[0, 0])
@@ -211,7 +211,7 @@ class DefectSpace:
 
     @cached_property
     def operations(self) -> Array:
-        """Where each point operation takes each site, up to translations, shape ``(n_operations, n_sites)``."""
+        """Image of each site under each point operation, up to translations, shape ``(n_operations, n_sites)``."""
         host = self.host
         scaled = np.linalg.solve(host.cell.T, host.positions.T).T
         turns, shifts = space_group_operations(host.cell, host.positions, host.numbers, layered=host.layered)
@@ -230,11 +230,11 @@ class DefectSpace:
         return out.reshape(len(distinct), -1)
 
     def _action(self, turn: Array, shift: Array, scaled: Array) -> tuple[Array, Array] | None:
-        """Return where an operation takes the sites of a primitive cell; None if it does not keep the supercell.
+        """Return the images of the sites of a primitive cell; None if an operation does not preserve the supercell.
 
         Returns:
-            Their places in the basis, shape ``(n_basis,)``, and the cells they come to lie in, shape
-            ``(n_basis, 3)``, translated such that the first one stays in its cell.
+            Their indices in the basis, shape ``(n_basis,)``, and their cells, shape ``(n_basis, 3)``, translated such
+            that the first site stays in its cell.
         """
         if self._key(self.supercell @ turn.T).any():
             return None
@@ -258,13 +258,13 @@ class DefectSpace:
 
     @cached_property
     def _basis_orbits(self) -> Array:
-        """The first site of the basis that symmetry makes of each one, shape ``(n_basis,)``."""
+        """First symmetry-equivalent site of the basis for each one, shape ``(n_basis,)``."""
         basis = len(self.host.numbers)
         return np.asarray((self.operations[:, :basis] % basis).min(axis=0))
 
     @property
     def orbits(self) -> Array:
-        """The first site that symmetry makes of each site, shape ``(n_sites,)``."""
+        """First symmetry-equivalent site of each site, shape ``(n_sites,)``."""
         return np.tile(self._basis_orbits, len(self.cells))
 
     def distances(self, one: Array, other: Array) -> Array:
@@ -279,14 +279,14 @@ class DefectSpace:
         return out
 
     def enumerate(self, defects: dict[DefectKind, int], max_distance: float | None = None) -> Iterator[Configuration]:
-        """Give out all symmetry-distinct configurations, one after the other.
+        """Yield all symmetry-distinct configurations.
 
         Args:
-            defects: How many of each kind.
-            max_distance: Leave out those with two defects further apart, in Å.
+            defects: Number of defects of each kind.
+            max_distance: Largest distance between any two defects, in Å.
 
         Raises:
-            EnumerationError: The host has no such sites, or too few.
+            EnumerationError: The host has no such sites, or too few of them.
         """
         self._check(defects)
         if max_distance is not None and not max_distance > 0:
@@ -303,15 +303,15 @@ class DefectSpace:
                     yield Configuration(sites, kinds, multiplicity, self, labels)
 
     def sample(self, density: float, kinds: list[DefectKind], seed: int = 0) -> Iterator[Configuration]:
-        """Give out random configurations, none twice, until there are no others: the same ones for the same seed.
+        """Yield random configurations without repetition, as long as there are any, reproducibly for a seed.
 
         Args:
             density: Share of the sites that are defective.
-            kinds: What may be there, with equal probability where the host has the site.
-            seed: Of the random numbers.
+            kinds: Allowed kinds, with equal probability on each suitable site.
+            seed: Seed of the random numbers.
 
         Raises:
-            EnumerationError: The density is no share, or no site is allowed.
+            EnumerationError: The density is not between 0 and 1, or no site is suitable.
         """
         count = round(density * len(self.numbers)) if math.isfinite(density) else 0
         kinds = list(dict.fromkeys(kinds))
@@ -328,7 +328,7 @@ class DefectSpace:
         patience = 30 * math.exp(min(rarest, _ENDLESS))
         seen: set[bytes] = set()
         repeated = 0
-        while repeated <= patience:  # one that is left is missed with a probability of exp(-30)
+        while repeated <= patience:  # the probability to miss a remaining one is exp(-30)
             sites = np.sort(rng.choice(allowed, count, replace=False))
             chosen = [by_host[h][int(rng.integers(len(by_host[h])))] for h in self.numbers[sites].tolist()]
             if places < _ENDLESS:
@@ -353,7 +353,7 @@ class DefectSpace:
         atoms.info |= {
             "name": configuration.name,
             "defects": ", ".join(f"{name} x{n}" for name, n in configuration.counts.items()),
-            "host": " ".join(self.host.name.encode("utf-8", "replace").decode().split()),  # any file may be the host
+            "host": " ".join(self.host.name.encode("utf-8", "replace").decode().split()),  # the host may be any file
         }
         if configuration.multiplicity:
             atoms.info["multiplicity"] = configuration.multiplicity
@@ -379,7 +379,7 @@ class DefectSpace:
                 )
 
     def _candidates(self, site: int, rest: dict[DefectKind, int], max_distance: float | None) -> Iterator[Array]:
-        """Yield the sites of all other defects, kind by kind in order, none twice, in arrays of ``(n, n_rest)``."""
+        """Yield the sites of all other defects, by kind and without repetition, in arrays of ``(n, n_rest)``."""
         around = _Surroundings(self, site, max_distance)
         hosts = self.numbers[around.sites]
         pools = [around.sites[hosts == kind.host] for kind in sorted(rest) for _ in range(rest[kind])]
@@ -406,10 +406,10 @@ class DefectSpace:
     def _distinct(
         self, kinds: tuple[DefectKind, ...], site: int, others: Array
     ) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Give out the configurations of a block that are the smallest of their images, and their multiplicities.
+        """Yield the configurations of a block that are the smallest of their images, and their multiplicities.
 
         Args:
-            kinds: Of the site and of the others, shape ``(n,)``.
+            kinds: Kinds of the site and of the others, shape ``(n,)``.
             site: The first site of all of them.
             others: Their other sites, shape ``(n_configurations, n - 1)``.
         """
@@ -418,7 +418,7 @@ class DefectSpace:
         whole = np.concatenate([np.full((len(others), 1), site), others], axis=1)
         basis = len(self.host.numbers)
         ours = np.flatnonzero(labels == labels[0])
-        # a configuration with one of its first kind on an earlier orbit of sites was given out there
+        # a configuration with one of its first kind on an earlier orbit of sites was yielded there
         whole = whole[(self._basis_orbits[whole[:, ours] % basis] >= self._basis_orbits[site]).all(axis=1)]
         same = np.zeros(len(whole), dtype=int)
         for column in ours:
@@ -437,7 +437,7 @@ class DefectSpace:
             yield tuple(sites), self.order // fixed
 
     def _shifted(self, sites: Array, column: int, site: int) -> Array:
-        """Translate configurations so that one of their columns comes to lie on a site."""
+        """Translate configurations so that one of their columns lies on a given site."""
         basis = len(self.host.numbers)
         cells = self.cells[sites // basis]
         by = self.cells[site // basis] - cells[:, column]
@@ -445,12 +445,12 @@ class DefectSpace:
 
 
 class _Surroundings:
-    """The sites within a distance of one, and which of them are within it of each other.
+    """The sites within a distance of a given one, and which of these are within that distance of each other.
 
     Args:
-        space: Where they are.
-        site: The one.
-        limit: The distance, in Å; without it, these are all other sites.
+        space: The sites of the supercell.
+        site: The given site.
+        limit: The distance, in Å; by default all other sites are included.
     """
 
     def __init__(self, space: DefectSpace, site: int, limit: float | None) -> None:
@@ -462,7 +462,7 @@ class _Surroundings:
         self.sites = self.sites[self.sites != site]
 
     def near(self, site: int, sites: Array) -> Array:
-        """Return those of some sites, ascending, that are near one of them."""
+        """Return those of the given sites, in ascending order, that are near one of them."""
         if self.limit is None or not len(sites):
             return sites
         if len(self.sites) > _REMEMBERED:
@@ -472,7 +472,7 @@ class _Surroundings:
         return np.asarray(sites[self.known[site][np.searchsorted(self.sites, sites)]])
 
     def _within(self, site: int, sites: Array, limit: float) -> Array:
-        """Say which sites are near one; by distances as they are given out, so that symmetry changes nothing."""
+        """Return which sites are near a given one, based on the reported distances, so that symmetry is preserved."""
         return np.asarray(np.round(self.space.distances(np.full(len(sites), site), sites), 4) <= limit)
 
 
@@ -484,7 +484,7 @@ def _hermite_normal_form(matrix: Array) -> Array:
     """
     rows = np.array(matrix, dtype=int)
     for k in range(len(rows)):
-        while True:  # Euclid's algorithm on the rows that are left
+        while True:  # Euclid's algorithm on the remaining rows
             below = [i for i in range(k, len(rows)) if rows[i, k]]
             smallest = min(below, key=lambda i: abs(int(rows[i, k])))
             rows[[k, smallest]] = rows[[smallest, k]]
@@ -498,7 +498,7 @@ def _hermite_normal_form(matrix: Array) -> Array:
 
 
 def _labels(kinds: Iterable[DefectKind]) -> dict[DefectKind, str]:
-    """Return what defects are called in names that may have to differ where case is ignored."""
+    """Return the names of defects, distinct even if case is ignored."""
     kinds = set(kinds)
     return {
         kind: f"{_VANADIUM}_{chemical_symbols[kind.host]}"
@@ -509,7 +509,7 @@ def _labels(kinds: Iterable[DefectKind]) -> dict[DefectKind, str]:
 
 
 def _in_blocks(arrays: Iterable[Array]) -> Iterator[Array]:
-    """Join small arrays and split large ones, rows in order, into blocks of about the same number of rows."""
+    """Join small arrays and split large ones into blocks of about equal numbers of rows, preserving their order."""
     waiting: list[Array] = []
     count = 0
     for array in arrays:

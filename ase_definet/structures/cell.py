@@ -1,4 +1,4 @@
-"""Cells of layers and crystals: vacuum, open axes, the frame used for matching, and what no method could use."""
+"""Cells of layers and crystals: vacuum, open axes, the frame used for matching, and validity checks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ VACUUM_GAP = 7.0
 """An empty slab at least this thick along an axis makes a structure two-dimensional, in Å."""
 
 OVERLAP = 0.4
-"""Two atoms closer than this are one atom given twice, in Å."""
+"""Two atoms closer than this are duplicates, in Å."""
 
 LARGEST = 1e6
-"""No coordinate of an atom and no cell vector is longer, in Å: beyond it, double precision loses what is relaxed."""
+"""Upper limit of coordinates and cell vectors, in Å; beyond it, double precision cannot resolve displacements."""
 
 HEAVIEST = 118
 """Largest atomic number."""
@@ -34,7 +34,7 @@ VACUUM_LENGTH = 40.0
 
 
 def lacking_vectors(cell: Array) -> str:
-    """Say, for an error, which of three independent vectors a cell of shape ``(3, 3)`` lacks, and what to do."""
+    """Return for an error message which vectors a cell of shape ``(3, 3)`` lacks, and what to do."""
     absent = [axis for axis in range(3) if not np.any(cell[axis])]
     if not absent:
         return "those of the structure lie in one plane: check the cell"
@@ -47,13 +47,13 @@ def lacking_vectors(cell: Array) -> str:
 
 
 def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:
-    """Refuse what no method could use.
+    """Check that a structure is valid.
 
     Returns:
         The structure in its matching frame: see :func:`layer_frame`.
 
     Raises:
-        StructureError: No atoms, an atom that is no element, no cell, not finite, or two atoms in one place.
+        StructureError: There are no atoms, invalid elements, no cell, values that are not finite, or duplicate atoms.
     """
     if len(atoms) == 0:
         raise StructureError("the structure has no atoms")
@@ -81,13 +81,13 @@ def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:
 
 
 def check_elements(numbers: Array) -> None:
-    """Refuse atoms that are no element.
+    """Check that all atoms are elements.
 
     Args:
         numbers: Atomic numbers, shape ``(n_atoms,)``.
 
     Raises:
-        StructureError: One is not between 1 and 118.
+        StructureError: A number is not between 1 and 118.
     """
     wrong = np.flatnonzero((numbers < 1) | (numbers > HEAVIEST))
     if not len(wrong):
@@ -101,7 +101,7 @@ def check_elements(numbers: Array) -> None:
 
 
 def _check_cell(cell: Array) -> None:
-    """Refuse a cell that no crystal has; zero vectors are open axes.
+    """Check a cell; zero vectors are open axes.
 
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
@@ -140,13 +140,13 @@ def _check_cell(cell: Array) -> None:
 
 
 def completed_cell(cell: Array, positions: Array, pbc: Array | None = None) -> Array:
-    """Give the axis across a layer, where the cell leaves it open, a normal long enough to hold the layer.
+    """Replace an open axis across a layer by a normal that is long enough for the layer.
 
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å. A zero vector is open.
         positions: Shape ``(n_atoms, 3)``, in Å.
-        pbc: Periodic axes, shape ``(3,)``. Where exactly one is not and its vector leaves less than
-            :data:`VACUUM_GAP` beside the layer, it is open too.
+        pbc: Periodic axes, shape ``(3,)``. If exactly one is not and its vector leaves less than
+            :data:`VACUUM_GAP` of vacuum, it is open too.
 
     Returns:
         The cell without open axes, shape ``(3, 3)``, in Å.
@@ -168,14 +168,14 @@ def widest_gap(cell: Array, scaled: Array, axis: int) -> tuple[float, float]:
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
         scaled: Fractional positions, shape ``(n_atoms, 3)``.
-        axis: Which cell vector the layers are stacked along.
+        axis: Index of the cell vector along which layers are stacked.
     """
     width, centre = _emptiest(scaled[:, axis])
     return float(width / np.linalg.norm(np.linalg.inv(cell)[:, axis])), centre
 
 
 def _emptiest(fractions: Array) -> tuple[float, float]:
-    """Return width and centre of the largest gap between fractions, around the circle."""
+    """Return width and centre of the largest gap between fractions, modulo one."""
     levels = np.sort(fractions % 1.0)
     widths = np.empty_like(levels)
     np.subtract(levels[1:], levels[:-1], out=widths[:-1])
@@ -223,12 +223,12 @@ def vacuum_axis(cell: Array, positions: Array) -> int | None:
 
 
 def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tuple[Array, Array, int | None]:
-    """Put a structure in the frame used for matching: vacuum axis last, normal to the layer, layer unwrapped.
+    """Transform a structure to the frame used for matching: vacuum axis last and normal to the unwrapped layer.
 
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å; a zero vector counts as vacuum.
         positions: Shape ``(n_atoms, 3)``, in Å.
-        pbc: Periodic axes, shape ``(3,)``; the only one that is not counts as vacuum.
+        pbc: Periodic axes, shape ``(3,)``; a single non-periodic one counts as vacuum.
 
     Returns:
         ``(frame, positions, axis)``: rows of the frame (for a layer: the two periodic vectors and the unit normal
@@ -252,21 +252,21 @@ def layer_frame(cell: Array, positions: Array, pbc: Array | None = None) -> tupl
 
 
 def facing(cell: Array, positions: Array, pbc: Array | None = None) -> tuple[int, Array]:
-    """Return from where to look at a structure: a layer from above, whichever axis is across it.
+    """Return the viewing direction of a structure: a layer is viewed from above, whichever axis is across it.
 
     Args:
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å; a zero vector counts as vacuum.
         positions: Shape ``(n_atoms, 3)``, in Å.
-        pbc: Periodic axes, shape ``(3,)``; the only one that is not counts as vacuum.
+        pbc: Periodic axes, shape ``(3,)``; a single non-periodic one counts as vacuum.
 
     Returns:
-        ``(depth, sides)``: the Cartesian axis to look along, z for what is no layer, and the two cell vectors that
-        lie across it, shape ``(2, 3)``, in Å; zero where the cell has none.
+        ``(depth, sides)``: the Cartesian axis to look along, z if there is no layer, and the two cell vectors
+        across it, shape ``(2, 3)``, in Å; zero if the cell has none.
     """
     cell = np.asarray(cell, dtype=float)
     given = cell.any(axis=1)
     axis: int | None = None
-    if given.sum() >= 2 and np.linalg.matrix_rank(cell) == given.sum():  # noqa: PLR2004 - no wire, no molecule
+    if given.sum() >= 2 and np.linalg.matrix_rank(cell) == given.sum():  # noqa: PLR2004 - neither a wire nor a molecule
         with suppress(StructureError):
             axis = vacuum_axis(completed_cell(cell, positions, pbc), positions)
     sides = np.delete(cell, 2 if axis is None else axis, axis=0)

@@ -1,4 +1,4 @@
-"""The net charge of a structure, and who says so."""
+"""The net charge of a structure, and its source."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 Source: TypeAlias = Literal["none", "stated", "initial charges"]
 
 CHARGE_SOURCE = "charge_source"
-"""Key of ``atoms.info`` that keeps the source of a charge on its way through other packages' structures."""
+"""Key of ``atoms.info`` that preserves the source of a charge through conversions to other packages."""
 
 STATED_TOLERANCE = 1e-3
-"""A charge that is stated lies this close to a whole number, in e."""
+"""Tolerance for a given charge to be a whole number, in e."""
 SUMMED_TOLERANCE = 0.02
-"""A sum of the atoms' charges this close to a whole number is that number, in e; it adds many roundings."""
+"""Tolerance for the sum of atomic charges to be a whole number, in e; it accumulates rounding errors."""
 
 STATED: Source = "stated"
-"""Source of a charge that somebody gave."""
+"""Source of a charge that was set explicitly."""
 
 UNKNOWN = "unknown"
-"""In ``atoms.info``, what to say of a charge, functional or excitation that nobody knows: silence has a meaning."""
+"""Value in ``atoms.info`` of an unknown charge, functional or excitation; a missing value means the default."""
 
 _SUMMED: Source = "initial charges"
 
@@ -38,8 +38,8 @@ class NetCharge:
     Attributes:
         value: In units of e; +1 is one electron fewer.
         source: ``stated`` by ``info["charge"]``, taken from the sum of the atoms' ``initial charges``, or ``none``.
-        note: What the user must know about it, empty where there is nothing to say: a charge that was not stated, or
-            charges of atoms that were not taken for one.
+        note: Notice for the user, or empty: that a charge was inferred, or that atomic charges were not taken as
+            a charge.
     """
 
     value: int
@@ -48,11 +48,11 @@ class NetCharge:
 
 
 def charge_of(atoms: Atoms) -> NetCharge:
-    """Return the net charge a structure says it has, and where it says so.
+    """Return the net charge of a structure and its source.
 
-    ``info["charge"]`` decides. Without it a sum of the initial charges that lies near a whole number other than zero
-    is taken, with a note: partial charges of a neutral cell come near zero, but formal ones of a neutral vacancy do
-    not. Oxidation states never make a charge, nor does a charge that is said to be :data:`UNKNOWN`.
+    ``info["charge"]`` takes precedence. Without it, a sum of the initial charges close to a non-zero whole number is
+    used, with a note: partial charges of a neutral cell add up to about zero, but formal charges of a neutral vacancy
+    do not. Oxidation states and a charge of :data:`UNKNOWN` are not taken as a charge.
 
     Raises:
         StructureError: ``info["charge"]`` is not a whole number.
@@ -77,28 +77,28 @@ def charge_of(atoms: Atoms) -> NetCharge:
 
 
 def set_charge(atoms: Atoms, charge: int) -> None:
-    """State the net charge of a structure, in e, in place; whatever said something else gives way."""
+    """Set the net charge of a structure, in e, in place, overriding all other sources."""
     atoms.info["charge"] = charge
     atoms.info.pop(CHARGE_SOURCE, None)
 
 
 def is_unknown(value: Any) -> bool:
-    """Return whether a value of ``atoms.info`` says that it is unknown."""
+    """Return whether a value of ``atoms.info`` means unknown."""
     return isinstance(value, str) and value.strip().lower() == UNKNOWN
 
 
 def whole_charge(value: Any, name: str) -> int:
-    """Return a stated charge as a whole number, in e.
+    """Return a given charge as an integer, in e.
 
     Args:
         value: A number, or text that is one, such as ``"+1"``.
-        name: What to call it in an error.
+        name: Its name in errors.
 
     Raises:
-        StructureError: It is no number, or no whole one.
+        StructureError: It is not a whole number.
     """
     try:
-        # a flag is no number, and an array of one is
+        # booleans are rejected, arrays with one element are accepted
         number = float("") if isinstance(value, bool | np.bool_) else float(np.asarray(value).item())
     except (TypeError, ValueError) as error:
         raise StructureError(f"{name} must be a number in e, such as 1 or -2; found {value!r}") from error
@@ -111,7 +111,7 @@ def whole_charge(value: Any, name: str) -> int:
 
 
 def _summed(atoms: Atoms) -> tuple[int, str]:
-    """Return the charge that the charges of the atoms make, and what to say about it."""
+    """Return the charge inferred from the charges of the atoms, with its note."""
     total = float(atoms.get_initial_charges().sum())
     if not np.isfinite(total):
         return 0, "the atoms' initial charges are not all numbers: no net charge was taken from them"
@@ -136,7 +136,7 @@ def _summed(atoms: Atoms) -> tuple[int, str]:
 
 
 def _oxidation_states(atoms: Atoms) -> float:
-    """Return the sum of the oxidation states that pymatgen left, in e."""
+    """Return the sum of the oxidation states set by pymatgen, in e."""
     states = atoms.arrays.get("oxi_states")
     if states is None:
         return 0.0

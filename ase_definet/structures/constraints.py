@@ -1,7 +1,7 @@
-"""Directions in which atoms are held: of ASE's constraints, and of VASP's selective dynamics.
+"""Fixed directions of atoms: ASE's constraints and VASP's selective dynamics.
 
-Selective dynamics says for each atom along which cell vectors it may move. It can therefore hold an atom to a plane
-or a line only if cell vectors span that: the plane normal to z, in a slab whose a and b lie in it, whatever c.
+Selective dynamics specifies for each atom along which cell vectors it may move. It can therefore restrict an atom to
+a plane or a line only if cell vectors span it, as a and b span the plane normal to z in a slab.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 
 ALIGNED = 1e-3
-"""A cell vector this close to a plane or a line lies in it, in rad: files round their vectors and directions."""
+"""Tolerance for a cell vector to lie in a plane or on a line, in rad, because files contain rounded vectors."""
 
 
 def held_directions(atoms: Atoms) -> tuple[Array, list[str]]:
-    """Return along which cell vectors which atoms are held, and which constraints selective dynamics cannot say.
+    """Return the cell vectors along which atoms are fixed, and the constraints that these cannot express.
 
-    Several constraints of one atom act together: what they leave free must be spanned by cell vectors. Where it is
-    not, those of them that can be said alone are kept.
+    Several constraints of one atom act together: the directions that they leave free must be spanned by cell vectors.
+    If they are not, the constraints that can be expressed individually are kept.
 
     Args:
         atoms: Any structure with three independent cell vectors.
@@ -42,9 +42,9 @@ def held_directions(atoms: Atoms) -> tuple[Array, list[str]]:
 
 
 def held_axes(atoms: Atoms) -> tuple[Array, list[str]]:
-    """Return along which Cartesian axes which atoms are held, and which constraints no choice of axes says.
+    """Return the Cartesian axes along which atoms are fixed, and the constraints that axes cannot express.
 
-    Most codes' input files say that, where VASP's speaks of cell vectors; else as :func:`held_directions`.
+    This is the form of most codes except VASP, which uses cell vectors; otherwise as :func:`held_directions`.
 
     Returns:
         ``(held, lost)``: shape ``(n_atoms, 3)``, True where an atom must not move along x, y or z; and a sentence for
@@ -57,7 +57,7 @@ def held_axes(atoms: Atoms) -> tuple[Array, list[str]]:
 
 
 def _held_along(atoms: Atoms, cell: Array, vectors: str, holder: str) -> tuple[Array, list[str]]:
-    """Return along which of three vectors which atoms are held, and what that cannot say."""
+    """Return the vectors, of three, along which atoms are fixed, and the constraints that they cannot express."""
     held = np.zeros((len(atoms), 3), dtype=bool)
     known, lost = _normals(atoms, holder)
     dropped = np.zeros(len(known), dtype=int)
@@ -81,14 +81,14 @@ def _held_along(atoms: Atoms, cell: Array, vectors: str, holder: str) -> tuple[A
 
 
 def free_forces(atoms: Atoms, forces: Array) -> Array:
-    """Return the part of the forces that acts along directions in which the atoms may move.
+    """Return the components of the forces along directions in which the atoms may move.
 
     Args:
-        atoms: What the forces act on, with its constraints.
+        atoms: The structure with its constraints.
         forces: Shape ``(n_atoms, 3)``, in eV/Å; not changed.
 
     Returns:
-        Shape ``(n_atoms, 3)``, in eV/Å. Constraints that hold no single directions act as they do in ASE.
+        Shape ``(n_atoms, 3)``, in eV/Å. Constraints that do not fix directions of single atoms act as in ASE.
 
     Raises:
         StructureError: A constraint names an atom that is not there.
@@ -105,18 +105,18 @@ def free_forces(atoms: Atoms, forces: Array) -> Array:
 
 
 def sound(atoms: Atoms) -> list[Any]:
-    """Return constraints that hold what those of the atoms are meant to hold, for an optimizer of ASE.
+    """Return constraints that correctly fix the intended directions in ASE's optimizers.
 
-    ASE's FixScaled turns forces into ones along directions that are not free where the cell is oblique, and several
-    constraints of one atom act one after the other there, so that the last undoes the others unless they are normal
-    to each other. Here each atom has one that holds its directions: FixAtoms, FixedLine or FixedPlane.
+    In oblique cells, ASE's FixScaled produces forces along fixed directions. ASE also applies the constraints of an
+    atom one after the other, so that the last may undo the others unless they are orthogonal. Here each atom has a
+    single constraint for its directions: FixAtoms, FixedLine or FixedPlane.
 
     Args:
         atoms: Any structure; not changed.
 
     Returns:
-        For :meth:`ase.Atoms.set_constraint`, in the order of the atoms' own; those that hold no single directions are
-        the atoms' own.
+        For :meth:`ase.Atoms.set_constraint`, in the order of the original constraints; those that do not fix
+        directions of single atoms are unchanged.
 
     Raises:
         StructureError: A constraint names an atom that is not there.
@@ -136,13 +136,13 @@ def sound(atoms: Atoms) -> list[Any]:
         elif len(basis) == 1:
             out.append(FixedPlane(members, basis[0]))
     single = [_rows(constraint, _full(atoms)) is not None for constraint in atoms.constraints]
-    last = len(single) - single[::-1].index(True) if True in single else 0  # the order says which wins
+    last = len(single) - single[::-1].index(True) if True in single else 0  # the order determines precedence
     others = [None if one else constraint for one, constraint in zip(single, atoms.constraints, strict=True)]
     return [c for c in (*others[:last], *out, *others[last:]) if c is not None]
 
 
 def hold(atoms: Atoms, held: Array) -> None:
-    """Constrain atoms along cell vectors, in place of all constraints they have.
+    """Constrain atoms along cell vectors, replacing all present constraints.
 
     Args:
         atoms: Changed in place.
@@ -158,7 +158,7 @@ def hold(atoms: Atoms, held: Array) -> None:
 
 
 def hold_axes(atoms: Atoms, held: Array) -> None:
-    """Constrain atoms along Cartesian axes, in place of all constraints they have.
+    """Constrain atoms along Cartesian axes, replacing all present constraints.
 
     Args:
         atoms: Changed in place.
@@ -174,7 +174,7 @@ def hold_axes(atoms: Atoms, held: Array) -> None:
 
 
 def _normals(atoms: Atoms, holder: str = "POSCAR") -> tuple[list[tuple[str, Array, Array]], list[str]]:
-    """Return type, atoms and forbidden directions of each constraint that holds directions, and name the others."""
+    """Return type, atoms and fixed directions of each constraint that fixes directions, and name the others."""
     cell = _full(atoms)
     known, others = [], []
     for constraint in atoms.constraints:
@@ -200,12 +200,12 @@ def _full(atoms: Atoms) -> Array:
 
 
 def _rows(constraint: Any, cell: Array) -> Array | None:
-    """Return the directions in which a constraint forbids movement, shape ``(n, 3)``; None where it holds none."""
+    """Return the directions that a constraint fixes, shape ``(n, 3)``; None if there are none."""
     from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled  # noqa: PLC0415 - slow
 
     if isinstance(constraint, FixAtoms):
         return np.eye(3)
-    if isinstance(constraint, FixScaled):  # free along the other cell vectors: normal to them is forbidden
+    if isinstance(constraint, FixScaled):  # free along the other cell vectors: fixed normal to them
         return np.array(np.linalg.inv(cell).T[np.broadcast_to(constraint.mask, 3)])
     if isinstance(constraint, FixCartesian):
         return np.array(np.eye(3)[np.broadcast_to(constraint.mask, 3)])
@@ -217,7 +217,7 @@ def _rows(constraint: Any, cell: Array) -> Array | None:
 
 
 def _by_atom(known: list[tuple[str, Array, Array]], n_atoms: int) -> list[tuple[Array, list[int]]]:
-    """Group the atoms that the same constraints act on."""
+    """Group atoms with the same constraints."""
     acts = np.zeros((n_atoms, len(known)), dtype=bool)
     for k, (_, members, _) in enumerate(known):
         acts[members, k] = True
@@ -233,14 +233,14 @@ def _by_atom(known: list[tuple[str, Array, Array]], n_atoms: int) -> list[tuple[
 
 
 def _orthonormal(rows: Array) -> Array:
-    """Return an orthonormal basis of what rows span, shape ``(rank, 3)``."""
+    """Return an orthonormal basis of the span of rows, shape ``(rank, 3)``."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     _, sizes, basis = np.linalg.svd(rows / np.where(length > 0, length, 1.0))
     return np.array(basis[: int(np.count_nonzero(sizes > ALIGNED))])
 
 
 def _spanned(rows: Array, cell: Array) -> Array | None:
-    """Return which cell vectors to hold where rows are forbidden directions, None where no choice of them says so."""
+    """Return the cell vectors to fix for given fixed directions, None if no choice of them is equivalent."""
     basis = _orthonormal(rows)
     length = np.linalg.norm(cell, axis=1)
     free = np.linalg.norm(cell @ basis.T, axis=1) < ALIGNED * length

@@ -1,4 +1,4 @@
-"""Structures of other packages as Atoms and back, with the moments and fixed atoms that a DFT run needs."""
+"""Conversion of structures of other packages to Atoms and back, with magnetic moments and constraints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WHOLE = 1e-3
 """An occupancy this close to 1 is 1: refinements and rounded files write 0.9999."""
 
 SITE_LABEL = "site_label"
-"""Array of Atoms with the name that a file gives each site."""
+"""Array of Atoms with the label of each site in a file."""
 
 OCCUPANCY = "occupancy"
 """Array of Atoms, or key of ``info`` as ASE's CIF reader leaves it, with the occupancy of each site."""
@@ -49,16 +49,16 @@ _VECTOR = 3
 
 
 def refuse_partial(atoms: Atoms) -> None:
-    """Refuse a structure with partly occupied sites, wherever ASE's readers, or its user, keep the occupancies.
+    """Reject a structure with partially occupied sites, in any form that ASE's readers or users store.
 
     Raises:
-        StructureError: A site is neither whole nor absent; the message names it.
+        StructureError: A site is partially occupied; the message names it.
     """
     _refuse(_partial_sites(atoms))
 
 
 def _partial_sites(atoms: Atoms) -> Iterator[tuple[str, Mapping[str, float]]]:
-    """Yield label and occupancies of every site of an Atoms that is not whole."""
+    """Yield label and occupancies of every partially occupied site of an Atoms."""
     labels = atoms.arrays.get(SITE_LABEL)
     kinds = atoms.arrays.get("spacegroup_kinds")
     given = atoms.info.get(OCCUPANCY)
@@ -110,13 +110,13 @@ def _shares(shares: Mapping[str, float]) -> str:
 
 
 def moments_of(atoms: Atoms) -> Array | None:
-    """Return the moment of every atom that a structure carries.
+    """Return the magnetic moments stored with a structure.
 
-    Initial moments come first. Where there are none, those of a column of a file count, which ASE's reader of
-    extended XYZ takes for the results of a calculation.
+    Initial moments take precedence. Without them, moments from a column of a file are used, which ASE's reader of
+    extended XYZ treats as results of a calculation.
 
     Returns:
-        Shape ``(n_atoms,)``, or ``(n_atoms, 3)`` where they are not collinear, in μB; None where there are none.
+        Shape ``(n_atoms,)``, or ``(n_atoms, 3)`` if they are non-collinear, in μB; None if there are none.
     """
     if atoms.has("initial_magmoms"):
         return np.asarray(atoms.arrays["initial_magmoms"])
@@ -136,7 +136,7 @@ def moments_of(atoms: Atoms) -> Array | None:
 
 
 def with_moments(atoms: Atoms) -> Atoms:
-    """Return an Atoms whose moments, if it carries any, are its initial ones: itself if they are already."""
+    """Return an Atoms with its moments, if any, as initial moments; the same object if they already are."""
     if atoms.has("initial_magmoms"):
         return atoms
     moments = moments_of(atoms)
@@ -145,7 +145,7 @@ def with_moments(atoms: Atoms) -> Atoms:
     out: Atoms = atoms.copy()
     out.set_initial_magnetic_moments(moments)
     if atoms.calc is not None and (known := getattr(atoms.calc, "atoms", None)) is not None and known == atoms:
-        out.calc = copy(atoms.calc)  # a result is one of these atoms only with these moments
+        out.calc = copy(atoms.calc)  # results are only valid for atoms with these moments
         out.calc.atoms = out.copy()
     else:
         out.calc = atoms.calc
@@ -159,11 +159,11 @@ def from_structure(structure: Any) -> Atoms:
     """Return the Atoms of a pymatgen Structure.
 
     Moments (the site property ``magmom``, else the spin of a Species) become initial moments, selective dynamics
-    becomes FixAtoms and FixScaled, and oxidation states the array ``oxi_states``: they are no charges. The charge of
-    the structure goes to ``info["charge"]``, unless it is the mere sum of the oxidation states.
+    becomes FixAtoms and FixScaled, and oxidation states the array ``oxi_states``, not charges. The charge of
+    the structure goes to ``info["charge"]``, unless it is merely the sum of the oxidation states.
 
     Raises:
-        StructureError: A site is partly occupied, or holds what is no element.
+        StructureError: A site is partially occupied, or its species is not an element.
     """
     from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
 
@@ -180,21 +180,21 @@ def from_structure(structure: Any) -> Atoms:
     if moments is not None:
         atoms.set_initial_magnetic_moments(moments)
     flags = structure.site_properties.get("selective_dynamics")
-    if flags:  # along cell vectors, where pymatgen's adaptor takes them for x, y and z
+    if flags:  # along cell vectors; pymatgen's adaptor takes them for x, y and z
         hold(atoms, ~np.array([[True] * 3 if flag is None else list(flag) for flag in flags], dtype=bool))
     charge = stated_charge(structure)
     if charge is not None:
         atoms.info["charge"] = charge
-    if atoms.info.get(CHARGE_SOURCE) == STATED:  # an Atoms needs no telling
+    if atoms.info.get(CHARGE_SOURCE) == STATED:  # an Atoms stores it explicitly
         del atoms.info[CHARGE_SOURCE]
     return with_moments(atoms)
 
 
 def stated_charge(structure: Any) -> Any:
-    """Return the charge that somebody gave a pymatgen Structure, None where nobody did.
+    """Return the charge set explicitly on a pymatgen Structure, None if there is none.
 
-    ``Structure.charge`` adds up oxidation states where no charge was set, and pymatgen's files keep that sum as if it
-    had been set. So a charge that equals such a sum, zero aside, states nothing, unless :func:`state_charge` did.
+    ``Structure.charge`` adds up oxidation states if no charge was set, and pymatgen's files store that sum as if it
+    had been set. A non-zero charge that equals this sum is therefore ignored, unless set by :func:`state_charge`.
     """
     charge = vars(structure).get("_charge")
     if charge is None or structure.properties.get(CHARGE_SOURCE) is not None:
@@ -206,12 +206,12 @@ def stated_charge(structure: Any) -> Any:
     try:
         guessed = abs(total) > SUMMED_TOLERANCE and abs(float(charge) - total) < STATED_TOLERANCE
     except (TypeError, ValueError):
-        return charge  # charge_of says what is wrong with it
+        return charge  # charge_of reports the error
     return None if guessed else charge
 
 
 def keep_source(structure: Any, source: Source = STATED) -> None:
-    """Note in a pymatgen Structure where its charge is from, if :func:`stated_charge` would not see that."""
+    """Record in a pymatgen Structure that its charge was set, if :func:`stated_charge` could not tell."""
     if source != STATED or stated_charge(structure) is None:
         structure.properties[CHARGE_SOURCE] = source
 
@@ -230,14 +230,14 @@ def _species(site: Any) -> Any:
 
 
 def _plain(structure: Any) -> Any:
-    """Return a Structure with whole elements and those site properties that pymatgen's adaptor turns into arrays."""
+    """Return a Structure with full occupancies and the site properties that pymatgen's adaptor converts to arrays."""
     from pymatgen.core import Structure  # noqa: PLC0415
 
     ours = {"magmom", "selective_dynamics", _OXIDATION, _SPIN}
     kept = {name: list(values) for name, values in structure.site_properties.items() if name not in ours}
     if any(value is None for value in kept.get("charge", [])):
         kept["charge"] = [0.0 if value is None else value for value in kept["charge"]]
-    for name in ("final_magmom", "final_charge"):  # None where a site lacks it
+    for name in ("final_magmom", "final_charge"):  # None if a site lacks it
         if name in kept and any(value is None for value in kept[name]):
             del kept[name]
     plain = Structure(
@@ -253,7 +253,7 @@ def _plain(structure: Any) -> Any:
 
 
 def _mend_columns(atoms: Atoms) -> None:
-    """Make numbers of site properties that some sites lack; drop those that no file could hold, and say so."""
+    """Fill in site properties that some sites lack; drop those that no file can store, with a warning."""
     for name, values in list(atoms.arrays.items()):
         if values.dtype != object:
             continue
@@ -291,7 +291,7 @@ def _moments(structure: Any, species: list[Any]) -> Array | None:
         raise StructureError(
             f"expected moments as numbers or vectors of three, in μB, found the site property magmom = {given[:3]}"
         ) from error
-    # a Magmom made of a number is a vector along z to pymatgen
+    # pymatgen turns a scalar Magmom into a vector along z
     along_z = not vectors[:, :2].any() and not any(isinstance(v, list | tuple | np.ndarray) for v in found)
     return vectors[:, 2] if along_z else vectors
 
@@ -299,8 +299,8 @@ def _moments(structure: Any, species: list[Any]) -> Array | None:
 def as_structure(atoms: Atoms) -> Any:
     """Return the pymatgen Structure of an Atoms: the inverse of :func:`from_structure`.
 
-    Initial moments become the spin of Species where they came from there, else the site property ``magmom``. A charge
-    that nobody stated, and constraints that selective dynamics cannot say, are a DefiNetWarning.
+    Initial moments become the spin of Species if they came from there, else the site property ``magmom``. An inferred
+    charge, and constraints that selective dynamics cannot express, cause a DefiNetWarning.
     """
     from pymatgen.core import Species  # noqa: PLC0415
     from pymatgen.io.ase import AseAtomsAdaptor  # noqa: PLC0415
@@ -312,7 +312,7 @@ def as_structure(atoms: Atoms) -> Any:
     atoms = with_moments(atoms)
     plain: Atoms = atoms.copy()
     plain.calc = atoms.calc
-    plain.set_constraint()  # pymatgen's adaptor knows two kinds of constraints only
+    plain.set_constraint()  # pymatgen's adaptor supports two kinds of constraints only
     plain.info.pop("charge", None)
     plain.info.pop(CHARGE_SOURCE, None)
     states, spins = (plain.arrays.pop(name, None) for name in (_OXIDATION, _SPIN))
@@ -337,7 +337,7 @@ def as_structure(atoms: Atoms) -> Any:
 
 
 def _short(value: float) -> float | int:
-    """Return a whole number as an int: 5 and 5.0 are not the same spin to pymatgen."""
+    """Return a whole number as an int, because pymatgen distinguishes the spins 5 and 5.0."""
     return int(value) if float(value).is_integer() else float(value)
 
 
@@ -347,11 +347,11 @@ def _short(value: float) -> float | int:
 def as_atoms(structure: object) -> Atoms:
     """Return an Atoms from an Atoms or a pymatgen Structure, whose charge goes to ``info["charge"]``.
 
-    Moments that the atoms carry become initial moments: see :func:`moments_of` and
-    :func:`from_structure`. An Atoms is returned as it is where there is nothing to do.
+    Moments of the atoms become initial moments: see :func:`moments_of` and
+    :func:`from_structure`. An Atoms that needs no conversion is returned as it is.
 
     Raises:
-        StructureError: It is neither, or sites of it are partly occupied.
+        StructureError: It is neither, or has partially occupied sites.
     """
     from ase import Atoms  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""Extended XYZ, one structure at a time: read from any stream in little memory, written so that it can be read again.
+"""Extended XYZ, one structure at a time: streamed reading in little memory, and writing that can be read back.
 
-ASE keeps a whole pipe in memory, and writes names, keys and arrays that its own reader fails on, with everything that
-comes after them.
+ASE reads a whole pipe into memory, and writes names, keys and arrays that its own reader cannot parse, which loses
+all structures after them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 
 LARGEST_FRAME = 128 * 2**20
-"""One structure, a million atoms or more, is not longer than this, in characters."""
+"""Largest size of one structure, a million atoms or more, in characters."""
 LONGEST_TEXT = 8192
-"""Longer names and reasons are cut off, in characters."""
+"""Longer names and reasons are truncated, in characters."""
 
 _RESERVED = frozenset({"Lattice", "Properties", "pbc"})
-_AFTER = "what_follows"  # an empty value takes what comes after it
+_AFTER = "what_follows"  # ASE takes the text after an empty value as the value
 _EXACT = 2e-8
-"""What eight decimals keep, in Å."""
+"""Precision of eight decimals, in Å."""
 
 
 def printable(text: object) -> str:
-    r"""Return a text in one line that every file and terminal can hold, other characters escaped.
+    r"""Return a text as one line of printable characters, with all others escaped.
 
     >>> print(printable("a\nb\udcff"))
     a\nb\udcff
@@ -50,21 +50,21 @@ def printable(text: object) -> str:
 
 
 class StreamError(StructureError):
-    """Lines end in the middle of a structure, or no longer say where the next one begins: nothing follows."""
+    """A stream ends in the middle of a structure, or the beginning of the next one is unknown."""
 
 
 def read_frames(stream: Iterable[str]) -> Iterator[Atoms | StructureError]:
-    """Read structures from lines, and hold no more than one of them.
+    """Read structures from lines, with only one of them in memory at a time.
 
-    What is wrong with one structure comes in its place, and the next follows. Where lines no longer say where that
-    begins, the error is the last that comes.
+    A structure that cannot be read is replaced by its error. If the beginning of the next structure is then unknown,
+    the error is the last item.
 
     Args:
         stream: A text file, or lines with their ends.
     """
     from ase.io.extxyz import read_extxyz  # noqa: PLC0415
 
-    # the longest line of all may have no end: a pipe of anything else
+    # a pipe of other data may have no line ends
     readline = getattr(stream, "readline", None)
     lines = iter(stream) if readline is None else iter(lambda: readline(LARGEST_FRAME + 1), "")
     kept: list[str] = []  # read to see whether it still belongs to the structure before
@@ -81,7 +81,7 @@ def read_frames(stream: Iterable[str]) -> Iterator[Atoms | StructureError]:
             return
         try:
             atoms = next(read_extxyz(io.StringIO(frame), 0))
-        except Exception as error:  # noqa: BLE001 - ASE's readers raise anything
+        except Exception as error:  # noqa: BLE001 - ASE's readers raise various exceptions
             reason = printable(error) or "no reason given"
             yield StructureError(f"cannot be read as extended XYZ ({type(error).__name__}: {reason})")
         else:
@@ -92,7 +92,7 @@ def _frame(head: str, lines: Iterator[str], kept: list[str]) -> str:
     """Return the lines of one structure.
 
     Raises:
-        StreamError: They are not all there.
+        StreamError: Lines are missing.
     """
     number = re.fullmatch(r"[0-9]{1,18}", head.strip())
     if number is None:
@@ -126,15 +126,15 @@ def _frame(head: str, lines: Iterator[str], kept: list[str]) -> str:
 
 
 def frame_text(atoms: Atoms) -> tuple[str, list[str]]:
-    """Write a structure such that it, and what is written after it, can be read again.
+    """Write a structure such that it and any text after it can be read back.
 
-    Info and arrays that the format cannot hold are left out; numbers, positions, cell and periodic axes never are.
+    Info and arrays that the format cannot store are omitted, but never numbers, positions, cell and periodic axes.
 
     Args:
         atoms: The structure, without a calculator.
 
     Returns:
-        The text, and the names of what was left out.
+        The text, and the names of omitted items.
 
     Raises:
         StructureError: The structure itself cannot be written.
@@ -158,7 +158,7 @@ def frame_text(atoms: Atoms) -> tuple[str, list[str]]:
 
 
 def _info(values: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return info as ASE is to write it, and what it cannot write."""
+    """Return info in the form that ASE writes, and the names of items that it cannot write."""
     out: dict[str, Any] = {}
     odd = []
     for name, value in values.items():
@@ -189,12 +189,12 @@ def _value(key: str, value: Any) -> tuple[Any] | None:
 
 
 def _escaped(text: str, special: str = r"\\") -> str:
-    """Put the backslashes that ASE's reader takes away."""
+    """Add the backslashes that ASE's reader removes."""
     return re.sub(special, lambda found: "\\" + found[0], text)
 
 
 def _reads_back(key: str, written: Any, value: Any) -> bool:
-    """Whether ASE reads one item back, a text as that text."""
+    """Whether ASE reads an item back, and a text as the same text."""
     from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict  # noqa: PLC0415
 
     try:
@@ -204,13 +204,13 @@ def _reads_back(key: str, written: Any, value: Any) -> bool:
         if not text.isprintable():
             return False
         found = key_val_str_to_dict(text)
-    except Exception:  # noqa: BLE001 - ASE raises anything
+    except Exception:  # noqa: BLE001 - ASE raises various exceptions
         return False
     return list(found) == [key, _AFTER] and (not isinstance(value, str) or str(found[key]) == printable(value))
 
 
 def _arrays(atoms: Atoms) -> tuple[dict[str, Array], list[str]]:
-    """Return arrays as ASE is to write them, and what it cannot write."""
+    """Return arrays in the form that ASE writes, and the names of arrays that it cannot write."""
     out: dict[str, Array] = {}
     odd = []
     for name, values in atoms.arrays.items():
@@ -227,7 +227,7 @@ def _arrays(atoms: Atoms) -> tuple[dict[str, Array], list[str]]:
 
 
 def _column(values: Array) -> Array | None:
-    """Return values of atoms in a form that columns of text hold, None if there is none."""
+    """Return values of atoms in a form that fits columns of text, None if there is none."""
     if values.ndim not in {1, 2} or values.size == 0:
         return None
     if values.dtype.kind in "fib":
@@ -259,7 +259,7 @@ def _written(atoms: Atoms, info: Mapping[str, Any], arrays: Mapping[str, Array])
             write_extxyz(out, bare, write_results=False)
         text = out.getvalue()
         found = list(read_frames(io.StringIO(text)))
-    except Exception:  # noqa: BLE001 - ASE raises anything
+    except Exception:  # noqa: BLE001 - ASE raises various exceptions
         return None
     if text.count("\n") != len(atoms) + 2 or len(text.splitlines()) != len(atoms) + 2 or len(found) != 1:
         return None

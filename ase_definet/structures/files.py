@@ -1,8 +1,8 @@
-"""Files and folders that are the old one or the new one, whatever happens while they are written.
+"""Atomic writing of files and folders: after any interruption, they are either the old or the new ones.
 
-Everything is written under a name of its own beside its place, ``.ase-definet-MACHINE-PROCESS-RANDOM-NAME``, and
-takes the place when it is whole. Nobody can guess that name, and no two writers share one. What killed runs left
-under such names goes when the next one writes there, unless its writer may still be at it.
+Everything is written under a temporary name in the same folder, ``.ase-definet-MACHINE-PROCESS-RANDOM-NAME``, and
+renamed when it is complete. The name is unpredictable and unique to the writer. Temporary files of killed runs are
+removed by the next run that writes there, unless their writer may still be running.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from typing import Any
 from ase_definet.errors import OutputExistsError, ScreeningError
 
 INCOMPLETE = "INCOMPLETE"
-"""Name of the file in a folder whose files are being replaced, and stay mixed if the writer is stopped."""
+"""Name of the file that marks a folder while its files are being replaced, and remains if the writer is killed."""
 MANIFEST = ".ase-definet-files"
-"""Name of the file in a folder that lists what this package wrote there: names and digests of the contents."""
+"""Name of the file that lists names and digests of the files that this package wrote to a folder."""
 
 _OURS = re.compile(r"^\.ase-definet-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}-")
 _WRITER = re.compile(r"^written by ase-definet, process (?P<process>\d+) on (?P<machine>[0-9a-f]{8})$", re.MULTILINE)
 _LONGEST_NAME = 255
-"""What common file systems allow, in bytes."""
+"""Longest name on common file systems, in bytes."""
 _DEAD_AFTER = 86_400.0
-"""A writer elsewhere that wrote nothing for so long is gone, in s."""
+"""A writer on another machine that wrote nothing for this long is considered dead, in s."""
 _MERGED_AFTER = 3_600.0
-"""Moving files into a folder takes less, in s."""
+"""Upper limit of the time to move files into a folder, in s."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 _swept: set[Path] = set()
@@ -47,14 +47,14 @@ _marked: set[str] = set()
 
 
 def keep_existing(*paths: Path, overwrite: bool) -> None:
-    """Refuse to replace files that nobody said may go.
+    """Refuse to replace existing files without permission.
 
     Args:
         *paths: The files to write.
-        overwrite: Whether they may go.
+        overwrite: Whether they may be replaced.
 
     Raises:
-        OutputExistsError: One of them exists and ``overwrite`` is False.
+        OutputExistsError: A file exists and ``overwrite`` is False.
     """
     for path in paths:
         if path.exists() and not overwrite:
@@ -63,33 +63,33 @@ def keep_existing(*paths: Path, overwrite: bool) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield an empty file beside a file, to write to; it takes the file's place if all goes well, else it goes.
+    """Yield an empty temporary file to write to, which replaces a file on success and is removed otherwise.
 
-    What was written is on the disk before it takes the place: a full disk or a lost machine costs the new file only.
-    A file that is replaced keeps its permission bits; a new one gets those that the umask leaves. Of a symbolic link,
-    the file that it points to is replaced, and the link stays.
+    The content is synced to disk first, so that a full disk or a crash only loses the new file. A replaced file keeps
+    its permission bits; a new one gets those of the umask. If the path is a symbolic link, its target is replaced and
+    the link is kept.
 
     Args:
-        path: The file to write or replace. Its folder must exist: one that was removed in between is not made anew.
-            The file to write to has the same ending.
+        path: The file to write or replace. Its folder must exist: if it is removed meanwhile, it is not recreated.
+            The temporary file has the same extension.
 
     Raises:
         OutputExistsError: A folder, a pipe or a device has that name.
         FileNotFoundError: There is no such folder, or it was removed or moved while the file was written.
-        OSError: The file system refuses; the error names ``path``.
+        OSError: The file cannot be written; the error names ``path``.
     """
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     if target.exists() and not target.is_file():
         raise OutputExistsError(f"{path} is no ordinary file; choose another name")
     fresh = _beside(target)
     with _named(path, fresh):
-        fresh.open("x").close()  # follows no link, and takes no file that is there
+        fresh.open("x").close()  # neither follows links nor opens existing files
         try:
             yield fresh
             with fresh.open("r+b") as stream:  # Windows syncs only what is open for writing
                 os.fsync(stream.fileno())
             if target.exists():
-                with suppress(PermissionError):  # some network file systems know no such bits
+                with suppress(PermissionError):  # some network file systems have no permission bits
                     shutil.copymode(target, fresh)
             fresh.replace(target)
         finally:
@@ -99,16 +99,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_database(path: Path, kind: str = "db") -> Iterator[Any]:
-    """Yield an empty ASE database in a file that nobody else uses, as :func:`replacing` yields one.
+    """Yield an empty ASE database in a private file, such as that of :func:`replacing`.
 
-    It has no lock file: one that a killed process leaves makes everyone after it wait for ever.
+    It has no lock file, because one left by a killed process would block all later ones indefinitely.
 
     Args:
         path: The file; empty.
         kind: ASE's name for the kind of database, ``db`` or ``json``.
 
     Raises:
-        OSError: The database cannot be written, for lack of room perhaps.
+        OSError: The database cannot be written, for instance because the disk is full.
     """
     import sqlite3  # noqa: PLC0415
 
@@ -124,20 +124,20 @@ def new_database(path: Path, kind: str = "db") -> Iterator[Any]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to write files to; they become the content of a folder if all goes well, else they go.
+    """Yield an empty temporary folder, whose files become the content of a folder on success.
 
-    A folder that does not exist appears complete, at once. In one that exists, the files that an earlier call wrote
-    there are replaced, all of them and no others; a file :data:`INCOMPLETE` is there for that moment, and stays if
-    the process is killed in it. The next call with the same path mends that.
+    A new folder appears at once and complete. In an existing one, exactly the files that an earlier call wrote there
+    are replaced; meanwhile it contains a file :data:`INCOMPLETE`, which remains if the process is killed. The next
+    call with the same path repairs that.
 
     Args:
-        path: The folder. The folder that holds it must exist.
+        path: The folder. Its parent folder must exist.
 
     Raises:
-        OutputExistsError: The path is no folder, another process is writing there, or a file that an earlier call
-            wrote and that has to go was changed since; nothing is changed then.
-        FileNotFoundError: The folder that holds it does not exist, or was removed while the files were written.
-        OSError: The file system refuses.
+        OutputExistsError: The path is no folder, another process is writing there, or a file from an earlier call
+            that would be replaced has been modified; nothing is changed then.
+        FileNotFoundError: The parent folder does not exist, or was removed while the files were written.
+        OSError: The files cannot be written.
     """
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     if target.exists() and not target.is_dir():
@@ -167,23 +167,23 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_set(path: Path, files: Mapping[str, str], *, overwrite: bool, stale: Sequence[str] = ()) -> None:
-    """Write some text files to a folder, all of them or none.
+    """Write several text files to a folder, all or none.
 
-    A folder that does not exist appears with all of them at once. In one that exists, other files stay as they are;
-    a file :data:`INCOMPLETE` is there while the new ones are moved in, and stays if the process is killed in it.
-    Another writer is refused meanwhile, so that the sets of two are never mixed.
+    A new folder appears at once with all files. In an existing one, other files are kept; while the new files are
+    moved in, it contains a file :data:`INCOMPLETE`, which remains if the process is killed. Other writers are
+    rejected meanwhile, so that sets of files are never mixed.
 
     Args:
-        path: The folder. The folder that holds it must exist.
+        path: The folder. Its parent folder must exist.
         files: Their texts by their names.
         overwrite: Whether files in the way may be replaced.
-        stale: Names of files of an earlier set, which go where they are not in this one.
+        stale: Names of files of an earlier set, which are removed if they are not in this one.
 
     Raises:
         OutputExistsError: A file is in the way, the path is no folder, or another process is writing there; nothing
             is changed then.
         FileNotFoundError: The folder was removed or moved in the meantime.
-        OSError: The file system refuses.
+        OSError: The files cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise OutputExistsError(f"{path} is a file; give a directory.")
@@ -213,7 +213,7 @@ def write_set(path: Path, files: Mapping[str, str], *, overwrite: bool, stale: S
 
 
 def _appears(fresh: Path, path: Path) -> bool:
-    """Give a folder its name; False where another process made one of that name in the meantime."""
+    """Rename a folder; return False if another process created one of that name in the meantime."""
     try:
         fresh.rename(path)
     except OSError:
@@ -224,10 +224,10 @@ def _appears(fresh: Path, path: Path) -> bool:
 
 
 def refuse_incomplete(folder: Path) -> None:
-    """Refuse to read a folder that is a mixture of old and new files.
+    """Refuse to read a folder with a mixture of old and new files.
 
     Raises:
-        ScreeningError: The process that wrote the folder was stopped in the middle, or is still at it.
+        ScreeningError: The process that wrote the folder was interrupted, or is still running.
     """
     mark = folder / INCOMPLETE
     if mark.is_file() and _WRITER.search(mark.read_text(encoding="utf-8", errors="replace")):
@@ -238,24 +238,24 @@ def refuse_incomplete(folder: Path) -> None:
 
 
 def is_vacant(folder: Path, *besides: str) -> bool:
-    """Say whether there is nothing in a folder but what killed writers left, and files of some names."""
+    """Whether a folder contains only temporary files of killed writers and files of the given names."""
     with os.scandir(folder) as entries:
         return all(_OURS.match(entry.name) or entry.name in besides for entry in entries)
 
 
 def others_in(folder: Path) -> int:
-    """Return how many visible files there are in a folder that :func:`replacing_folder` did not write."""
+    """Return the number of visible files in a folder that :func:`replacing_folder` did not write."""
     visible = sum(1 for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_file())
     return visible - len({name for name, _ in _read_manifest(folder)})
 
 
 def _merge(fresh: Path, target: Path) -> None:
-    """Move new files into a folder and remove those of an earlier call that are not among them."""
+    """Move new files into a folder and remove obsolete ones of an earlier call."""
     with _marked_incomplete(target) as mark:
         try:  # nothing is changed yet
             old, new = _read_manifest(target), list(_digests(fresh))
             stale = _stale(target, old, {name for name, _ in new})
-            # Both lists, so that whatever is there when this is stopped is known to be ours.
+            # both lists, so that all files are known as ours if this is interrupted
             _write_manifest(target, [*old, *new])
         except BaseException:
             mark.unlink(missing_ok=True)
@@ -269,12 +269,12 @@ def _merge(fresh: Path, target: Path) -> None:
 
 @contextmanager
 def _marked_incomplete(folder: Path) -> Iterator[Path]:
-    """Yield the mark of a folder whose files are being replaced.
+    """Mark a folder while its files are being replaced.
 
-    It stays if something goes wrong in between, unless that is an OutputExistsError: nothing was changed then.
+    The mark remains after an exception, except an OutputExistsError, which means that nothing was changed.
 
     Raises:
-        OutputExistsError: Another process, or another thread of this one, is at it.
+        OutputExistsError: Another process, or another thread of this one, is writing there.
     """
     mark, key = folder / INCOMPLETE, os.path.realpath(folder)
     with _marking:  # a mark of this process is one that a run before left, unless its folder is among these
@@ -293,10 +293,10 @@ def _marked_incomplete(folder: Path) -> Iterator[Path]:
 
 
 def _stale(folder: Path, old: list[tuple[str, str]], kept: set[str]) -> list[Path]:
-    """Return the files of an earlier call that have to go.
+    """Return the files of an earlier call that have to be removed.
 
     Raises:
-        OutputExistsError: One of them was changed since, or a folder has the name of a file that is to come.
+        OutputExistsError: One of them was modified, or a folder has the name of a new file.
     """
     written: dict[str, set[str]] = {}
     for name, digest in old:
@@ -315,10 +315,10 @@ def _stale(folder: Path, old: list[tuple[str, str]], kept: set[str]) -> list[Pat
 
 
 def _take_mark(folder: Path) -> None:
-    """Mark a folder as incomplete, once the writer that marked it before is gone.
+    """Mark a folder as incomplete, unless another writer that marked it is running.
 
     Raises:
-        OutputExistsError: It is not gone, or the file of that name is the user's.
+        OutputExistsError: Another writer is running, or the file of that name belongs to the user.
     """
     mark = folder / INCOMPLETE
     if _writer_of_mark(folder) is not None:
@@ -335,10 +335,10 @@ def _take_mark(folder: Path) -> None:
 
 
 def _writer_of_mark(folder: Path) -> int | None:
-    """Return the process that was stopped in a folder, None if none was.
+    """Return the process that was interrupted in a folder, None if none was.
 
     Raises:
-        OutputExistsError: It is still at it, or the file of that name is the user's.
+        OutputExistsError: It is still running, or the file of that name belongs to the user.
     """
     mark = folder / INCOMPLETE
     try:
@@ -364,10 +364,10 @@ def _write_manifest(folder: Path, entries: Iterator[tuple[str, str]] | list[tupl
 
 
 def _read_manifest(folder: Path) -> list[tuple[str, str]]:
-    """Return names and digests of what was written to a folder; a name may come twice.
+    """Return names and digests of the files written to a folder; names may occur twice.
 
     Raises:
-        OutputExistsError: The list cannot be read: it is not known which files may go.
+        OutputExistsError: The list cannot be read, so that it is unknown which files may be removed.
     """
     path = folder / MANIFEST
     try:
@@ -409,13 +409,13 @@ def _digest(path: Path) -> str:
 
 
 def private_prefix(folder: Path) -> str:
-    """Return how names begin that nobody else uses in a folder, and sweep what killed runs left under such names."""
+    """Return a unique prefix of names in a folder, after removing temporary files of killed runs."""
     _sweep(folder)
     return f".ase-definet-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}-"
 
 
 def _beside(path: Path) -> Path:
-    """Return a name beside a path that nobody else uses."""
+    """Return a unique temporary name in the folder of a path."""
     folder = path.parent
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder; was it removed in the meantime?", str(folder))
@@ -427,7 +427,7 @@ def _beside(path: Path) -> Path:
 
 @contextmanager
 def _named(path: Path, fresh: Path) -> Iterator[None]:
-    """Make errors of the file system name the file that was asked for, not the one beside it."""
+    """Make file system errors name the requested file instead of the temporary one."""
     try:
         yield
     except OSError as error:
@@ -438,7 +438,7 @@ def _named(path: Path, fresh: Path) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed runs left in a folder, once in the life of this process."""
+    """Remove temporary files of killed runs from a folder, once per process."""
     place = folder.absolute()
     if place in _swept:
         return
@@ -457,7 +457,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _may_live(machine: str, process: int, when: float) -> bool:
-    """Say whether a process that last wrote at a time, in s since the epoch, may still be running."""
+    """Whether a process that last wrote at a time, in s since the epoch, may still be running."""
     if machine == _machine() and os.name == "posix":  # elsewhere, signal 0 is not harmless
         try:
             os.kill(process, 0)
@@ -471,7 +471,7 @@ def _may_live(machine: str, process: int, when: float) -> bool:
 
 @cache
 def _machine() -> str:
-    """Name the set of processes that share their numbers: this machine, or this container."""
+    """Return an identifier of the process namespace: this machine or container."""
     space = ""
     with suppress(OSError):
         space = str(Path("/proc/self/ns/pid").readlink())

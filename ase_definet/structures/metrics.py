@@ -1,4 +1,4 @@
-"""How far a predicted structure is from the reference, on plain arrays."""
+"""Distances of predicted structures from the reference, on plain arrays."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Array: TypeAlias = NDArray[Any]
 
 
 _BLOCK = 100_000
-"""Vectors that are looked at together: ASE holds up to 27 images of each."""
+"""Number of vectors processed together: ASE stores up to 27 images of each."""
 
 
 def minimum_image(vectors: Array, cell: Array) -> Array:
-    """Take vectors to their shortest periodic image.
+    """Return the shortest periodic images of vectors.
 
     Args:
         vectors: Shape ``(n, 3)``, in Å.
-        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; along a zero vector nothing repeats.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; zero vectors are not periodic.
 
     >>> minimum_image(np.array([[9.9, 0.0, 0.0]]), np.eye(3) * 10).round(6)
     array([[-0.1,  0. ,  0. ]])
@@ -37,13 +37,13 @@ def minimum_image(vectors: Array, cell: Array) -> Array:
 
 
 def near_sites(positions: Array, sites: Array, cell: Array, radius: float) -> Array:
-    """Return a mask of the atoms within a radius of any of some sites, all periodic images counted.
+    """Return a mask of the atoms within a radius of any of the given sites, including periodic images.
 
     Args:
         positions: Shape ``(n_atoms, 3)``, in Å.
         sites: Defect sites, shape ``(n_sites, 3)``, in Å.
-        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; along a zero vector nothing repeats.
-        radius: In Å; with the published metrics A3 to A6 it is 3, 4, 5 or 6.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å; zero vectors are not periodic.
+        radius: Radius in Å; 3, 4, 5 or 6 for the published metrics A3 to A6.
     """
     mask = np.zeros(len(positions), dtype=bool)
     along_a, along_b, along_c = (bool(vector.any()) for vector in cell)
@@ -52,7 +52,7 @@ def near_sites(positions: Array, sites: Array, cell: Array, radius: float) -> Ar
 
 
 def rank_correlation(one: Array, other: Array) -> float:
-    """Return Spearman's rank correlation, not a number where there is nothing to rank.
+    """Return Spearman's rank correlation, NaN if it is undefined.
 
     Args:
         one: Shape ``(n,)``.
@@ -66,12 +66,12 @@ def rank_correlation(one: Array, other: Array) -> float:
 
 
 def reliability_bins(estimate: Array, error: Array, bins: int = 10) -> list[tuple[float, float, int]]:
-    """Return mean estimate, mean error and number of values, in bins of equal numbers, smallest estimates first.
+    """Return mean estimate, mean error and number of values in bins of equal size, smallest estimates first.
 
     Args:
         estimate: Expected errors, shape ``(n,)``, in Å.
-        error: What they were, shape ``(n,)``, in Å.
-        bins: How many.
+        error: Actual errors, shape ``(n,)``, in Å.
+        bins: Number of bins.
     """
     parts = np.array_split(np.argsort(estimate), bins)
     return [(float(estimate[p].mean()), float(error[p].mean()), len(p)) for p in parts if len(p)]

@@ -23,8 +23,8 @@ def neighbor_list(
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
         pbc: Which of them are periodic.
         cutoff: Longest edge, in Å.
-        max_neighbors: Keep at most this many per site, in whole shells: where the first neighbour beyond
-            the cap lies within :data:`SHELL_TOLERANCE` of the last one inside it, their whole shell is dropped.
+        max_neighbors: Keep at most this many per site, in whole shells: if the first neighbour beyond
+            the limit lies within :data:`SHELL_TOLERANCE` of the last one within it, their whole shell is dropped.
 
     Returns:
         ``(target, source, cell_shift, vector)``: integer arrays of shape ``(n_edges,)`` twice and
@@ -51,7 +51,7 @@ def neighbor_list(
 def pairs_within(
     positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """List all pairs of points within a short radius, images included; see :func:`pairs_between`."""
+    """List all pairs of points within a short radius, including images; see :func:`pairs_between`."""
     target, source, vector = pairs_between(positions, positions, cell, pbc, radius)
     itself = (target == source) & ~vector.any(axis=1)
     return target[~itself], source[~itself], vector[~itself]
@@ -60,20 +60,20 @@ def pairs_within(
 def pairs_between(
     targets: np.ndarray, sources: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """List the pairs of two sets of points within a short radius, images included.
+    """List the pairs of two sets of points within a short radius, including images.
 
     Unlike vesin, this does not load torch.
 
     Args:
         targets: Points, shape ``(n, 3)``, in Å.
-        sources: Points whose images are looked for, shape ``(m, 3)``, in Å.
+        sources: Points whose images are searched, shape ``(m, 3)``, in Å.
         cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
         pbc: Which of them are periodic.
         radius: In Å.
 
     Returns:
         ``(target, source, vector)`` of shapes ``(n_pairs,)`` twice and ``(n_pairs, 3)``, the vector from the target
-        to the source's image, in Å.
+        to the image of the source, in Å.
     """
     within = wrapped(targets, cell, pbc)
     points, owner = images_around_cell(sources, cell, pbc, radius)
@@ -83,7 +83,7 @@ def pairs_between(
 
 
 def wrapped(points: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool]) -> np.ndarray:
-    """Take points into the cell at the origin, along its periodic vectors.
+    """Wrap points into the cell at the origin, along its periodic vectors.
 
     Args:
         points: Shape ``(n, 3)``, in Å.
@@ -105,7 +105,7 @@ def images_around_cell(
         margin: In Å.
 
     Returns:
-        The images, shape ``(n_images, 3)``, in Å, and the index of the point that each is one of, shape
+        The images, shape ``(n_images, 3)``, in Å, and the index of the original point of each, shape
         ``(n_images,)``.
     """
     inverse = np.linalg.inv(cell)
@@ -127,7 +127,7 @@ def _wrapped_fractions(points: np.ndarray, inverse: np.ndarray, pbc: tuple[bool,
 
 
 def _whole_shells(target: np.ndarray, distance: np.ndarray, n_sites: int, cap: int) -> np.ndarray:
-    """Return which edges, sorted by target and distance, survive a cap that never splits a shell."""
+    """Return a mask of the edges, sorted by target and distance, within a limit that never splits a shell."""
     count = np.bincount(target, minlength=n_sites)
     first = np.concatenate([[0], np.cumsum(count)[:-1]])
     over = count > cap

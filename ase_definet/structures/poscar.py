@@ -1,7 +1,7 @@
-"""POSCAR as people and programs write it, put into the form that ASE's reader takes.
+"""Normalise POSCAR dialects to the form that ASE reads.
 
-Element lines with oxidation states, POTCAR suffixes or hashes, or none at all as in VASP 4; flags in any spelling;
-and what molecular dynamics leaves behind the coordinates.
+Supported are element lines with oxidation states, POTCAR suffixes or hashes, or none at all as in VASP 4; all
+spellings of flags; and molecular dynamics data after the coordinates.
 
 References:
     https://www.vasp.at/wiki/POSCAR
@@ -35,8 +35,8 @@ class Poscar:
     """A POSCAR in the form ASE reads.
 
     Attributes:
-        text: The file, with plain element symbols, and nothing behind the coordinates.
-        spins: Moment of each atom, in μB, where every line of coordinates names one, as pymatgen writes them.
+        text: The file, with plain element symbols, and nothing after the coordinates.
+        spins: Moment of each atom, in μB, if every line of coordinates has one, as written by pymatgen.
     """
 
     text: str
@@ -44,17 +44,17 @@ class Poscar:
 
 
 def looks_like_poscar(text: str) -> bool:
-    """Whether the first lines of a file are scale and cell vectors, as of a POSCAR."""
+    """Whether the first lines of a file are scale and cell vectors, as in a POSCAR."""
     scale, *vectors = [line.split() for line in text.splitlines()[1:_HEAD]] or [[]]
     return _numbers(scale[:1]) == 1 and [_numbers(words[:3]) for words in vectors] == [3, 3, 3]
 
 
 def normalised(text: str, path: Path) -> Poscar:
-    """Put a POSCAR into the form that ASE reads; warn of what that leaves out.
+    """Convert a POSCAR to the form that ASE reads, with warnings about dropped data.
 
     Args:
         text: Content of the file.
-        path: The file, to name it, and to look for a POTCAR beside it where VASP 4's format has no elements.
+        path: The file, for messages and to find a POTCAR in its folder if the VASP 4 format has no elements.
 
     Raises:
         StructureError: Elements or coordinates are missing, or do not fit each other.
@@ -120,7 +120,7 @@ def _symbols(row: list[str], counts: list[int], path: Path) -> list[str]:
 
 
 def element_of(word: str) -> str | None:
-    """Return the element of a word such as ``Mo``, ``Mo_pv``, ``Mo_sv/0123456`` or ``Mo4+``; None if it is of none.
+    """Return the element of a word such as ``Mo``, ``Mo_pv``, ``Mo_sv/0123456`` or ``Mo4+``; None if there is none.
 
     >>> [element_of(word) for word in ("Mo_sv/0123456", "S2-", "se", "Qq")]
     ['Mo', 'S', 'Se', None]
@@ -132,7 +132,7 @@ def element_of(word: str) -> str | None:
 
 
 def _old_symbols(comment: str, counts: list[int], body: list[str], path: Path) -> list[str]:
-    """Find the elements of a file in the format of VASP 4, which names them nowhere for sure."""
+    """Find the elements of a file in the VASP 4 format, which need not name them."""
     for place, symbols in (
         ("the labels of its coordinates", _labels(counts, body)),
         ("its first line", _listed(comment, counts)),
@@ -163,7 +163,7 @@ def _labels(counts: list[int], body: list[str]) -> list[str]:
 
 
 def _listed(comment: str, counts: list[int]) -> list[str]:
-    """Return the elements of a first line that lists them and nothing else: ``Mo S``, ``Mo16 S31``, ``Mo_pv S``."""
+    """Return the elements of a first line that lists only elements: ``Mo S``, ``Mo16 S31``, ``Mo_pv S``."""
     words = comment.split()
     if len(words) != len(counts):
         return []
@@ -180,7 +180,7 @@ def _listed(comment: str, counts: list[int]) -> list[str]:
 
 
 def _in_formula(comment: str, counts: list[int]) -> list[str]:
-    """Return the elements of the one word that is a formula of about this composition: ``MoS2 with a hole``."""
+    """Return the elements of the only word that is a formula of about this composition: ``MoS2 with a hole``."""
     found = []
     words = comment.replace(",", " ").split()
     for word in words:
@@ -224,7 +224,7 @@ def _coordinates(line: str, number: int, path: Path, *, selective: bool) -> str:
 
 
 def _say_what_is_left_out(lines: list[str], n_atoms: int, path: Path) -> None:
-    """Warn of velocities and other data behind the coordinates, unless they are all zero."""
+    """Warn about velocities and other data after the coordinates, unless they are all zero."""
     left = []
     if lines and lines[0].strip()[:1].lower() == "l":
         if _moving(lines[2:5]):
@@ -253,7 +253,7 @@ def _is_vector(line: str) -> bool:
 
 
 def _numbers(words: list[str]) -> int:
-    """Return how many words there are if all of them are numbers, else 0."""
+    """Return the number of words if all of them are numbers, else 0."""
     try:
         return len([float(word) for word in words])
     except ValueError:

@@ -1,6 +1,6 @@
-"""Read structures from files: any that ASE reads, and those that its readers take wrongly or not at all.
+"""Read structures from files: all formats of ASE, and some that its readers misread or do not support.
 
-Files may be compressed, in any Unicode encoding, and called as people call them.
+Files may be compressed, in any Unicode encoding, and have any of the usual names.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from ase.io.cif import CIFBlock
 
 LARGEST_EXPANDED = 512 * 2**20
-"""A compressed file that expands to more than this is not read, in bytes."""
+"""Largest uncompressed size of a compressed file, in bytes."""
 
 LARGEST_POSCAR = 128 * 2**20
-"""A POSCAR larger than this, a million atoms or more, is none, in bytes."""
+"""Largest size of a POSCAR, a million atoms or more, in bytes."""
 
 COMPRESSED = frozenset({".gz", ".bz2", ".xz"})
 """Suffixes of compressed files, lower case."""
@@ -53,7 +53,7 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2
 _ARCHIVES = {b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed with zstd", b"\x1f\x9d": "compressed"}
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
-# suffixes that say what a file is, whatever else its name contains: CONFIG_7.vasp, POSCAR_1.cif
+# suffixes that determine the format, whatever else the name contains: CONFIG_7.vasp, POSCAR_1.cif
 _BY_SUFFIX = {
     ".cif": "cif",
     ".mcif": "mcif",
@@ -99,11 +99,10 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
         index: Which one of several; the last by default.
 
     Returns:
-        The structure; moments that the file gives to atoms are its initial moments, in μB.
+        The structure; magnetic moments in the file become initial moments, in μB.
 
     Raises:
-        StructureError: There is no such file, it holds no structure or only a part of one, or sites of it are partly
-            occupied.
+        StructureError: The file does not exist, contains no complete structure, or has partially occupied sites.
     """
     path = Path(path)
     with _reasons(path), closing(_frames(path, slice(index, index + 1 or None))) as frames:
@@ -120,11 +119,11 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
 def read_structures(path: str | Path) -> Iterator[Atoms]:
     """Read all structures of a file, one after the other.
 
-    Partly occupied sites are left to :func:`~ase_definet.structures.conversion.as_atoms`, so that one structure does
-    not cost the rest.
+    Partially occupied sites are left to :func:`~ase_definet.structures.conversion.as_atoms`, so that one structure
+    does not affect the others.
 
     Raises:
-        StructureError: As in :func:`read_structure`, after those that could be read.
+        StructureError: As in :func:`read_structure`, after the structures that could be read.
     """
     path = Path(path)
     with _reasons(path):
@@ -132,9 +131,9 @@ def read_structures(path: str | Path) -> Iterator[Atoms]:
 
 
 def read_each(path: str | Path) -> Iterator[Atoms | StructureError]:
-    """Read all structures of a file, in order and in little memory; what cannot be read comes as its error.
+    """Read all structures of a file, in order and in little memory; those that cannot be read are yielded as errors.
 
-    One broken structure of extended XYZ costs no other; of any other format, it is the last that comes.
+    In extended XYZ, reading continues after a broken structure; in all other formats it is the last item.
     """
     path = Path(path)
     try:
@@ -157,7 +156,7 @@ def read_each(path: str | Path) -> Iterator[Atoms | StructureError]:
 
 
 def format_by_name(path: str | Path) -> str | None:
-    """Return ASE's name for the format that the name of a file claims, None where it claims none."""
+    """Return ASE's name of the format implied by a file name, None if there is none."""
     name = Path(Path(path).name)
     if name.suffix.lower() in COMPRESSED:
         name = name.with_suffix("")
@@ -166,12 +165,12 @@ def format_by_name(path: str | Path) -> str | None:
 
 
 def structure_format(path: str | Path) -> str:
-    """Return ASE's name for the format of a file that is there; ``mcif`` for a magnetic CIF, which ASE lacks.
+    """Return ASE's name of the format of an existing file; ``mcif`` for magnetic CIF, which ASE lacks.
 
-    The suffix decides, then ASE, then what the first lines look like.
+    The format is determined from the suffix, then by ASE, then from the first lines.
 
     Raises:
-        StructureError: It is no structure.
+        StructureError: It is not a structure file.
     """
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats  # noqa: PLC0415
 
@@ -190,7 +189,7 @@ def structure_format(path: str | Path) -> str:
     with _expanded(path) as stream:
         head = stream.read(_PEEK)
     try:
-        # a name of its own, which ASE takes for no database address and no place to write to
+        # a neutral name that ASE does not take for a database address or an output
         found = str(filetype(_Named(head, f"./{name.name}")))
     except UnknownFileTypeError:
         found = ""
@@ -200,7 +199,7 @@ def structure_format(path: str | Path) -> str:
 
 
 class _Named(io.BytesIO):
-    """Bytes with the name of a file."""
+    """Binary stream with the name of a file."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -208,7 +207,7 @@ class _Named(io.BytesIO):
 
 
 def _format_of(text: str, path: Path) -> str:
-    """Return the format of a file whose name says nothing."""
+    """Return the format of a file whose name does not imply one."""
     lines = text.splitlines()
     if looks_like_poscar(text):
         return "vasp"
@@ -248,7 +247,7 @@ def _existing(path: str | Path) -> Path:
 
 @contextmanager
 def _reasons(path: Path) -> Iterator[None]:
-    """Make one line that names the file of anything a reader may raise."""
+    """Convert any exception of a reader to a one-line error that names the file."""
     try:
         yield
     except (StructureError, DefiNetWarning, GeneratorExit):
@@ -257,7 +256,7 @@ def _reasons(path: Path) -> Iterator[None]:
         raise StructureError(f"{path}: the compressed file is cut off: copy it again") from error
     except PermissionError as error:
         raise StructureError(f"{path}: no permission to read it") from error
-    except Exception as error:  # ASE's readers raise anything
+    except Exception as error:  # ASE's readers raise various exceptions
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         if isinstance(error, KeyError) and re.fullmatch(r"'[A-Z][a-z]{0,2}'", reason):  # of ASE's table of elements
             raise StructureError(f"{path}: {reason} is no element: correct the symbol, or remove the site") from error
@@ -272,7 +271,7 @@ def _reasons(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _expanded(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, what it holds if it is compressed, whatever its name says.
+    """Open a file, decompressed if it is compressed, whatever its name.
 
     Raises:
         StructureError: It is an archive, or expands to more than :data:`LARGEST_EXPANDED`.
@@ -309,7 +308,7 @@ def _expanded(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _encoding(head: bytes) -> str:
-    """Return how a text is encoded, from its first bytes: Windows writes marks and UTF-16, old files Latin-1."""
+    """Return the encoding of a text from its first bytes: byte order marks and UTF-16, or Latin-1 (old files)."""
     marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     if marked is not None:
         return marked
@@ -330,7 +329,7 @@ def _read_text(path: Path, fmt: str, limit: int | None = None) -> str:
     """Read a file as text.
 
     Raises:
-        StructureError: It is no text, or longer than the limit, in bytes.
+        StructureError: It is not text, or longer than the limit, in bytes.
     """
     with _expanded(path) as stream:
         content = stream.read() if limit is None else stream.read(limit + 1)
@@ -349,7 +348,7 @@ def _refuse_binary(head: bytes, fmt: str, path: Path) -> None:
 
 
 def _frames(path: Path, index: slice) -> Generator[Atoms, None, None]:
-    """Yield structures of a file, all of them or one."""
+    """Yield all structures of a file, or one."""
     fmt = structure_format(path)
     if fmt == "vasp":
         yield from [_read_poscar(path)][index]
@@ -369,7 +368,7 @@ def _read_with_ase(path: Path, fmt: str, index: slice) -> Iterator[Atoms]:
     if not form.can_read:
         raise StructureError(f"{path}: ASE reads no structures from files of the format {fmt}")
     with _expanded(path) as stream:
-        # ASE goes by the name
+        # ASE determines the format from the name
         packed = not isinstance(stream, io.BufferedReader) or path.suffix.lower() in COMPRESSED
         head = b"" if form.isbinary else stream.read(_PEEK)
         stream.seek(0)
@@ -394,9 +393,9 @@ def _read_with_ase(path: Path, fmt: str, index: slice) -> Iterator[Atoms]:
 
 
 def _rows(source: str | IO[str], index: slice, fmt: str) -> Iterator[Atoms]:
-    """Yield the structures of a database of ASE, with its key-value pairs as info: ASE's reader drops them.
+    """Yield the structures of an ASE database, with its key-value pairs, which ASE's reader drops, as info.
 
-    Texts and numbers among a row's data count as well: ASE lets no text that looks like a number be a value.
+    Texts and numbers in the data of a row are included: ASE allows no values that are texts which look like numbers.
     """
     from ase.db import connect  # noqa: PLC0415
 
@@ -443,7 +442,7 @@ def _read_cif(path: Path, index: slice) -> Iterator[Atoms]:
 
 
 def _atoms_of_block(block: CIFBlock, path: Path) -> Atoms:
-    """Make Atoms of a block of a CIF; one with partly occupied sites carries them, and what they are called."""
+    """Return the Atoms of a CIF block, with occupancies and labels if sites are partially occupied."""
     tags: dict[str, Any] = dict(block)
     kinds = _column(tags, "_atom_site_type_symbol")
     labels = _column(tags, "_atom_site_label") or kinds
@@ -475,7 +474,7 @@ def _atoms_of_block(block: CIFBlock, path: Path) -> Atoms:
 
 
 def _tidied(block: CIFBlock) -> CIFBlock:
-    """Return a block with symbols that ASE understands, and without occupancies."""
+    """Return a block with symbols that ASE supports, and without occupancies."""
     from ase.io.cif import CIFBlock  # noqa: PLC0415
 
     tags: dict[str, Any] = {name: value for name, value in block.items() if name != "_atom_site_occupancy"}
@@ -485,7 +484,7 @@ def _tidied(block: CIFBlock) -> CIFBlock:
 
 
 def _with_equivalent_sites(block: CIFBlock, labels: list[Any], path: Path) -> Atoms:
-    """Apply the symmetry of a block. ASE keeps one of several sites in one place, whichever element it holds."""
+    """Apply the symmetry of a block. ASE keeps only one of several sites at one position, whatever their elements."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         atoms: Atoms = block.get_atoms()
@@ -507,7 +506,7 @@ def _column(tags: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _symbol(kind: object) -> object:
-    """Return a type symbol as ASE understands it: ``SE`` would be sulphur, ``mo`` an error."""
+    """Return a type symbol in the form that ASE supports: ``SE`` would be sulphur, ``mo`` an error."""
     from ase.data import atomic_numbers  # noqa: PLC0415
 
     letters = re.match(r"[A-Za-z]+", str(kind))
@@ -516,7 +515,7 @@ def _symbol(kind: object) -> object:
 
 
 def _occupancy(value: object) -> float:
-    """Return an occupancy; 1 where it is not given, as the CIF dictionary has it."""
+    """Return an occupancy; 1 by default, as in the CIF dictionary."""
     if value in {"?", "."}:
         return 1.0
     try:
@@ -526,7 +525,7 @@ def _occupancy(value: object) -> float:
 
 
 def _lists_all_sites(block: CIFBlock) -> bool:
-    """Whether a block names no symmetry but the identity."""
+    """Whether a block has no symmetry except the identity."""
     operations: Any = next((block[key] for key in _SYMOPS if key in block), [])
     if isinstance(operations, str):
         operations = [operations]
@@ -535,7 +534,7 @@ def _lists_all_sites(block: CIFBlock) -> bool:
 
 
 def _read_magnetic(text: str, path: Path) -> list[Atoms]:
-    """Read a magnetic CIF, of which ASE takes neither moments nor symmetry."""
+    """Read a magnetic CIF, whose moments and symmetry ASE ignores."""
     from pymatgen.io.cif import CifParser  # noqa: PLC0415
 
     with warnings.catch_warnings():  # of rounded coordinates and the like
@@ -545,7 +544,7 @@ def _read_magnetic(text: str, path: Path) -> list[Atoms]:
 
 
 def _named(convert: Any, structure: Any, path: Path) -> Atoms:
-    """Convert a structure, and name its file in what is wrong with it."""
+    """Convert a structure; errors name its file."""
     try:
         atoms: Atoms = convert(structure)
     except StructureError as error:
@@ -554,7 +553,7 @@ def _named(convert: Any, structure: Any, path: Path) -> Atoms:
 
 
 def _pymatgen_json(path: Path) -> Atoms | None:
-    """Return the structure of a JSON file of pymatgen; None if it is one of ASE's databases.
+    """Return the structure of a pymatgen JSON file; None if it is an ASE database.
 
     Raises:
         StructureError: It is neither.
@@ -584,7 +583,7 @@ def _pymatgen_json(path: Path) -> Atoms | None:
 
 
 def _harmless(content: Any) -> Any:
-    """Return JSON in which nothing but pymatgen's own classes is asked for: its decoder imports any module."""
+    """Return JSON that only references classes of pymatgen, because its decoder imports any module."""
     if isinstance(content, Mapping):
         own = str(content.get("@module", "pymatgen.")).startswith("pymatgen.")
         return {k: _harmless(v) for k, v in content.items() if own or not str(k).startswith("@")}

@@ -1,4 +1,4 @@
-"""The folder of a training or a screen: one process at a time writes to it, and notices when it is moved away."""
+"""Folder of a training run or screen, locked by one process, which detects if the folder is moved."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ase_definet.errors import DefiNetError, DefiNetWarning
 
 LOCK = ".lock"
 HOLDER = ".holder"
-"""Says who holds the lock, as ``pid@host``: the lock itself cannot be read everywhere."""
+"""File with the holder of the lock, as ``pid@host``, because the lock itself cannot be read on all systems."""
 
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
-"""What file systems without locks say, some clusters' among them."""
+"""Errors of file systems without locks, such as those of some clusters."""
 
 
 class RunFolder:
-    """A folder that is locked as long as the context lasts.
+    """Context manager that locks a folder.
 
     Args:
-        path: The folder; made on entry if need be, and never again. The folder that holds it must exist.
-        what: Who writes there, as messages call it: ``training``.
-        error: What is raised.
-        otherwise: What to do about another one there.
-        goes_on: From where the same command goes on.
+        path: The folder; created on entry if necessary, but not again later. Its parent folder must exist.
+        what: What writes there, for messages, such as ``training``.
+        error: Class of the exceptions.
+        otherwise: For messages, what to do if another process writes there.
+        goes_on: For messages, from where the same command resumes.
 
     Raises:
-        DefiNetError: Another process is at it; of the kind of ``error``.
-        OSError: The folder cannot be made or written to.
+        DefiNetError: Another process uses the folder; of class ``error``.
+        OSError: The folder cannot be created or written to.
     """
 
     def __init__(self, path: Path, what: str, error: type[DefiNetError], *, otherwise: str, goes_on: str) -> None:
@@ -66,7 +66,7 @@ class RunFolder:
             self._holder.flush()
         except BaseException as error:
             self.__exit__(None, None, None)
-            if isinstance(error, OSError) and error.filename is None:  # a full disk does not say of what
+            if isinstance(error, OSError) and error.filename is None:  # the error of a full disk names no file
                 error.filename = str(self.path / HOLDER)
             raise
         return self
@@ -76,25 +76,25 @@ class RunFolder:
     ) -> None:
         """Let others in."""
         if self._holder is not None:
-            with suppress(OSError):  # a full disk has been told of already
+            with suppress(OSError):  # a full disk has already been reported
                 self._holder.close()
             self._holder = None
         self._lock.release()
 
     def check(self) -> None:
-        """Make sure that the folder is still the one that was entered.
+        """Check that the folder is still the one that was entered.
 
-        What an open file is cannot be taken over by another, as the number of a removed folder can.
+        The identity of an open file cannot be reused, unlike the inode number of a removed folder.
 
         Raises:
-            DefiNetError: It was moved or removed, or another folder stands in its place.
+            DefiNetError: It was moved, removed or replaced.
         """
         if self._holder is None:
             raise self._error(f"{self.path}: this {self._what} has left its folder")
         self.check_file(self._holder, HOLDER)
 
     def check_file(self, stream: IO[Any], name: str) -> None:
-        """Make sure that an open file is still the one of that name in the folder.
+        """Check that an open file is still the one of that name in the folder.
 
         Raises:
             DefiNetError: It, or the folder, was moved, replaced or removed.

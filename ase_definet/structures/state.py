@@ -1,8 +1,7 @@
-"""The state of a structure beside its atoms: charge, spin multiplicity, functional, ground or excited.
+"""The state of a structure: charge, spin multiplicity, functional, ground or excited state.
 
-What a network sees of it are four whole numbers, one a property, zero wherever nothing is known. The tables below
-give them their meaning; they may grow at their ends and nowhere else, because weights and packed data sets hold the
-numbers.
+Networks receive it as four integer codes, one per property, with zero for unknown. The tables below define the codes.
+They may only be extended at their ends, because weights and packed data sets contain the codes.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 MAX_CHARGE = 4
-"""Largest magnitude of a net charge that has a number of its own, in e."""
+"""Largest magnitude of a net charge that has a code, in e."""
 
 MAX_MULTIPLICITY = 8
-"""Largest spin multiplicity that has a number of its own."""
+"""Largest spin multiplicity that has a code."""
 
 FUNCTIONALS = ("PBE", "HSE06", "PBEsol", "SCAN", "r2SCAN", "PBE0", "LDA", "B3LYP")
-"""Exchange-correlation functionals that data and users may name."""
+"""Supported exchange-correlation functionals."""
 
 N_CODES = (2 * MAX_CHARGE + 2, MAX_MULTIPLICITY + 1, 32, 3)
-"""Values that the four numbers may take: charge, multiplicity, functional (with room for more), excitation."""
+"""Numbers of codes of each property: charge, multiplicity, functional (with room for more), excitation."""
 
 
 PREDICTED_STATE = "definet_state"
@@ -38,13 +37,13 @@ PREDICTED_STATE = "definet_state"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a structure is computed as.
+    """The state in which a structure is computed.
 
     Attributes:
-        charge: Net charge of the cell, in e; None where it is unknown.
-        spin_multiplicity: Number of unpaired electrons plus one; None where it is unknown.
-        functional: One of :data:`FUNCTIONALS`; None where it is unknown.
-        excited: Whether it is an electronically excited state; None where it is unknown.
+        charge: Net charge of the cell, in e; None if unknown.
+        spin_multiplicity: Number of unpaired electrons plus one; None if unknown.
+        functional: One of :data:`FUNCTIONALS`; None if unknown.
+        excited: Whether it is an electronically excited state; None if unknown.
 
     Examples:
         >>> State(charge=-1, spin_multiplicity=3).codes
@@ -59,10 +58,10 @@ class State:
     excited: bool | None = False
 
     def __post_init__(self) -> None:
-        """Refuse what no structure can be.
+        """Check the values.
 
         Raises:
-            StructureError: The charge has no number, the multiplicity is below 1, the functional is not known.
+            StructureError: The charge or multiplicity is out of range, or the functional is not supported.
         """
         if self.charge is not None and abs(self.charge) > MAX_CHARGE:
             raise StructureError(
@@ -79,7 +78,7 @@ class State:
 
     @property
     def codes(self) -> tuple[int, int, int, int]:
-        """The four numbers that a network sees, 0 for what is unknown."""
+        """The four codes that a network receives, 0 for unknown."""
         return (
             0 if self.charge is None else self.charge + MAX_CHARGE + 1,
             self.spin_multiplicity or 0,
@@ -89,7 +88,7 @@ class State:
 
     @classmethod
     def from_codes(cls, codes: Any) -> State:
-        """Return the state of four numbers; the other way round of :attr:`codes`."""
+        """Return the state of four codes; the inverse of :attr:`codes`."""
         charge, multiplicity, functional, excited = (int(code) for code in codes)
         return cls(
             charge=charge - MAX_CHARGE - 1 if charge else None,
@@ -100,36 +99,36 @@ class State:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The state as keys of ``atoms.info``, from which :func:`state_of` reads the same state again."""
+        """The state as entries of ``atoms.info`` that :func:`state_of` reads back."""
         values = {name: getattr(self, name) for name in ("charge", "functional", "excited")}
         said = {name: UNKNOWN if value is None else value for name, value in values.items()}
         return said | ({} if self.spin_multiplicity is None else {"spin_multiplicity": self.spin_multiplicity})
 
     def __str__(self) -> str:
-        """Say the state in a few words: ``charge -1, triplet, HSE06``."""
+        """Return a short description: ``charge -1, triplet, HSE06``."""
         return _words(self.charge, self.spin_multiplicity, self.functional, "excited" if self.excited else "")
 
 
 NEUTRAL = State()
-"""What a structure is taken for that says nothing: neutral, any spin, PBE, in its ground state."""
+"""Default state: neutral, unknown spin, PBE, ground state."""
 
 _MULTIPLICITY_NAMES = ("singlet", "doublet", "triplet", "quartet", "quintet", "sextet", "septet", "octet")
 
 
 def multiplicity_name(multiplicity: int) -> str:
-    """Return what a spin multiplicity is called: ``triplet`` for 3, ``spin multiplicity 9`` beyond the names."""
+    """Return the name of a spin multiplicity: ``triplet`` for 3, ``spin multiplicity 9`` beyond the names."""
     named = 1 <= multiplicity <= len(_MULTIPLICITY_NAMES)
     return _MULTIPLICITY_NAMES[multiplicity - 1] if named else f"spin multiplicity {multiplicity}"
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a structure says of its state, whether or not a network has a number for it.
+    """The state given with a structure, which need not have codes.
 
     Attributes:
-        charge: Net charge of the cell, in e; None where it is unknown.
-        spin_multiplicity: Number of unpaired electrons plus one; None where it is unknown.
-        functional: One of :data:`FUNCTIONALS`; None where it is unknown.
+        charge: Net charge of the cell, in e; None if unknown.
+        spin_multiplicity: Number of unpaired electrons plus one; None if unknown.
+        functional: One of :data:`FUNCTIONALS`; None if unknown.
     """
 
     charge: int | None
@@ -138,19 +137,19 @@ class Said:
 
     @property
     def ordinary(self) -> bool:
-        """Whether there is nothing to say: a neutral cell of any spin, in PBE."""
+        """Whether this is the default: a neutral cell of unknown spin, in PBE."""
         return self == Said(0, None, "PBE")
 
     def __str__(self) -> str:
-        """Say it in a few words, as a :class:`State` does."""
+        """Return a short description, as for a :class:`State`."""
         return _words(self.charge, self.spin_multiplicity, self.functional)
 
 
 def said_of(atoms: Atoms) -> Said:
-    """Return what a structure says of its state.
+    """Return the state given with a structure.
 
     Raises:
-        StructureError: A value is no charge, no multiplicity or no functional.
+        StructureError: A charge, multiplicity or functional is invalid.
     """
     info = atoms.info
     functional = info.get("functional")
@@ -165,10 +164,10 @@ def said_of(atoms: Atoms) -> Said:
 
 
 def codes_of(atoms: Atoms) -> tuple[int, int, int, int]:
-    """Return the four numbers that a network sees of a structure; what has no number is unknown to it.
+    """Return the four codes of the state of a structure; values without a code are encoded as unknown.
 
     Raises:
-        StructureError: A value is no charge, no multiplicity or no functional.
+        StructureError: A charge, multiplicity or functional is invalid.
     """
     said = said_of(atoms)
     charge, multiplicity = said.charge, said.spin_multiplicity
@@ -192,14 +191,14 @@ def _words(charge: int | None, multiplicity: int | None, functional: str | None,
 
 
 def state_of(atoms: Atoms) -> State:
-    """Return the state that a structure says it is in.
+    """Return the state of a structure.
 
     The charge is that of :func:`~ase_definet.structures.charges.charge_of`; ``info`` may hold ``spin_multiplicity``,
     ``functional`` (its first word counts, so that ``HSE06 a=0.32`` is HSE06) and ``excited``. Any of them may be
-    ``"unknown"``; a spin multiplicity that is not there is.
+    ``"unknown"``; a missing spin multiplicity is unknown.
 
     Raises:
-        StructureError: One of them is no such value.
+        StructureError: A value is invalid.
 
     Examples:
         >>> from ase import Atoms
@@ -219,16 +218,16 @@ def state_of(atoms: Atoms) -> State:
 def set_state(
     atoms: Atoms, charge: int | None = None, spin_multiplicity: int | None = None, functional: str | None = None
 ) -> list[str]:
-    """State charge, spin multiplicity and functional of a structure, in place.
+    """Set charge, spin multiplicity and functional of a structure, in place.
 
     Args:
         atoms: The structure.
-        charge: Net charge of the cell, in e; None for what the structure says.
-        spin_multiplicity: Number of unpaired electrons plus one; None for what the structure says.
-        functional: One of :data:`FUNCTIONALS`; None for what the structure says.
+        charge: Net charge of the cell, in e; None to keep that of the structure.
+        spin_multiplicity: Number of unpaired electrons plus one; None to keep that of the structure.
+        functional: One of :data:`FUNCTIONALS`; None to keep that of the structure.
 
     Returns:
-        A note for each thing that the structure itself said otherwise.
+        A note for each value of the structure that was replaced.
 
     Examples:
         >>> from ase import Atoms
@@ -248,13 +247,13 @@ def set_state(
             notes.append(f"{word} {shown} was asked for and replaces the {word} {own} that the structure says it has")
         if charge is not None and name == "charge":
             set_charge(atoms, charge)
-        elif not same:  # what it says may have more to it, such as the mixing of a hybrid
+        elif not same:  # the given text may contain more, such as the mixing of a hybrid
             atoms.info[name] = value
     return notes
 
 
 def _same(name: str, own: Any, value: Any) -> bool:
-    """Return whether a structure says of itself what is asked for; what makes no sense is something else."""
+    """Return whether a structure already has the requested values; invalid values count as different."""
     try:
         if name == "charge":
             return whole_charge(own, name) == int(value)
@@ -264,10 +263,10 @@ def _same(name: str, own: Any, value: Any) -> bool:
 
 
 def refuse_parity(atoms: Atoms) -> None:
-    """Refuse a spin multiplicity that the number of electrons cannot have.
+    """Reject a spin multiplicity that is impossible for the number of electrons.
 
-    All electrons count, those of closed shells in pairs, so that no table of valences is needed. Where the structure
-    says no multiplicity, or does not know its charge, nothing is wrong.
+    All electrons are counted; closed shells do not change the parity, so that no table of valences is needed. Nothing
+    is raised if the multiplicity or the charge is unknown.
 
     Raises:
         StructureError: The number of unpaired electrons is even where that of all is odd, or the other way round.
@@ -281,13 +280,13 @@ def refuse_parity(atoms: Atoms) -> None:
 
 
 def wrong_parity(multiplicity: int, electrons: int, charge: int, kind: str = "electrons") -> str | None:
-    """Say what is wrong with a spin multiplicity of so many electrons, None where nothing is.
+    """Return an error message if a spin multiplicity is impossible for a number of electrons, else None.
 
     Args:
         multiplicity: Number of unpaired electrons plus one.
         electrons: Number of electrons of the cell at that charge.
         charge: Net charge of the cell, in e.
-        kind: What the electrons are called.
+        kind: Name of the electrons in the message.
     """
     unpaired = multiplicity - 1
     if (electrons - unpaired) % 2 == 0:
@@ -301,10 +300,10 @@ def wrong_parity(multiplicity: int, electrons: int, charge: int, kind: str = "el
 
 
 def functional_named(text: Any) -> str:
-    """Return the functional that a text begins with, spelt as in :data:`FUNCTIONALS`.
+    """Return the functional at the beginning of a text, spelt as in :data:`FUNCTIONALS`.
 
     Raises:
-        StructureError: It is none of them.
+        StructureError: It is not a supported functional.
     """
     word = next(iter(str(text).split()), "")
     found = {name.lower(): name for name in FUNCTIONALS}

@@ -1,7 +1,7 @@
-"""Write a structure to a file that can be read back as the same structure, or say why not.
+"""Write a structure to a file and verify that it can be read back unchanged.
 
-ASE knows some seventy formats that it writes. Some are inputs that need more than a structure, some are pictures,
-some keep no cell or no elements. What was written is therefore read back before it counts.
+ASE writes some seventy formats. Some are inputs that need more than a structure, some are images, some lack the cell
+or the elements. Written files are therefore read back and compared.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ase_definet.structures.cell import lacking_vectors
 from ase_definet.structures.files import new_database
 
 KEPT = 2e-3
-"""A format that moves an atom or a cell vector by more than this does not hold the structure, in Å."""
+"""Largest change of an atom or a cell vector on reading back, in Å."""
 
 _DATABASES = frozenset({"db", "json"})
 _REFUSED = {
     "espresso-in": "an input of Quantum ESPRESSO, which needs pseudopotentials: write it with --dft espresso FOLDER",
     **dict.fromkeys(("mysql", "mariadb", "postgresql"), "a database on a server, not a file"),
 }
-_EXTRA: dict[str, dict[str, Any]] = {"lammps-data": {"masses": True}}  # without them it knows types, no elements
+_EXTRA: dict[str, dict[str, Any]] = {"lammps-data": {"masses": True}}  # without masses, only types are stored
 
 
 def check_format(path: Path, fmt: str) -> None:
-    """Refuse a format that does not hold a structure, before there is one to write.
+    """Reject a format that cannot store a structure, before there is one to write.
 
     Args:
         path: The file to write.
         fmt: ASE's name of the format.
 
     Raises:
-        StructureError: ASE cannot write it, or what it writes is not the structure.
+        StructureError: ASE cannot write it, or the written file does not store the structure.
     """
     problem = _problem(fmt)
     if problem:
@@ -46,17 +46,17 @@ def check_format(path: Path, fmt: str) -> None:
 
 
 def write_structure(path: Path, atoms: Atoms, fmt: str, *, name: Path | None = None) -> None:
-    """Write a structure and make sure that the file holds it.
+    """Write a structure and verify that the file stores it.
 
     Args:
         path: The file to write.
-        atoms: What to write.
+        atoms: The structure.
         fmt: ASE's name of the format.
         name: What to call the file in errors; default is its path.
 
     Raises:
-        StructureError: The format does not hold this structure.
-        OSError: The file system refuses.
+        StructureError: The format cannot store this structure.
+        OSError: The file cannot be written.
     """
     from ase.io import write  # noqa: PLC0415 - slow to import
 
@@ -69,7 +69,7 @@ def write_structure(path: Path, atoms: Atoms, fmt: str, *, name: Path | None = N
         write(str(path), atoms, format=fmt, **_EXTRA.get(fmt, {}))
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # ASE's writers raise anything
+    except Exception as error:  # ASE's writers raise various exceptions
         cell = np.asarray(atoms.cell)
         if 0 < np.linalg.matrix_rank(cell) < len(cell):
             raise StructureError(
@@ -86,14 +86,14 @@ def write_structure(path: Path, atoms: Atoms, fmt: str, *, name: Path | None = N
 
 
 def _plain(info: dict[Any, Any]) -> dict[str, Any]:
-    """Return what of the info of a structure a database can hold: it has no place for it of its own."""
+    """Return the info of a structure that a database can store as data; it has no field for info."""
     plain = {str(name): value for name, value in info.items() if np.isscalar(value)}
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}
 
 
 @cache
 def _problem(fmt: str) -> str:
-    """Say what is wrong with a format, empty where nothing is: known, or seen in a trial."""
+    """Return the known or tested fault of a format, empty if there is none."""
     from ase.io.formats import ioformats  # noqa: PLC0415 - slow to import
 
     if fmt not in ioformats or not ioformats[fmt].can_write:
@@ -108,8 +108,8 @@ def _problem(fmt: str) -> str:
 
 
 def _tried(fmt: str, suffix: str) -> str:
-    """Write a small structure in a format and say what is wrong with it, empty where nothing is."""
-    # orthorhombic, and element by element, because some formats hold nothing else
+    """Write a small structure in a format and return what is lost, empty if nothing is."""
+    # orthorhombic and sorted by element, because some formats store nothing else
     trial = Atoms("MoWS2", [[0, 0, 5], [3, 2.7, 5], [1.5, 0.9, 6.6], [0.1, 3.2, 3.4]], cell=[6, 5, 15], pbc=True)
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -128,19 +128,19 @@ def _tried(fmt: str, suffix: str) -> str:
 
 
 def _lost(path: Path, atoms: Atoms, fmt: str) -> str:
-    """Say what a file does not hold of the structure that was written to it, empty where it holds all."""
+    """Return what a file lacks of the structure written to it, empty if nothing."""
     from ase.io import read  # noqa: PLC0415 - slow to import
     from ase.io.formats import ioformats  # noqa: PLC0415 - as above
 
     if not ioformats[fmt].can_read:
-        return ""  # refused before
+        return ""  # rejected before
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = read(str(path), format=fmt, do_not_split_by_at_sign=True)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - ASE's readers raise anything
+    except Exception as error:  # noqa: BLE001 - ASE's readers raise various exceptions
         return f"ASE cannot read back what it wrote as {fmt} ({type(error).__name__}: {error})"
     if sorted(found.numbers) != sorted(atoms.numbers):
         return f"{fmt} does not hold the elements: read back it is {found.get_chemical_formula() or 'empty'}"
@@ -150,7 +150,7 @@ def _lost(path: Path, atoms: Atoms, fmt: str) -> str:
 
 
 def _moved(found: Atoms, atoms: Atoms, fmt: str) -> str:
-    """Say how cell and positions differ that were read back."""
+    """Describe how cell and positions differ after reading back."""
     cell = np.asarray(atoms.cell)
     if np.linalg.matrix_rank(cell) < len(cell):  # layers without a vector across: most formats complete the cell
         return ""
@@ -163,6 +163,6 @@ def _moved(found: Atoms, atoms: Atoms, fmt: str) -> str:
 
 
 def _same_angles(one: Atoms, other: Atoms) -> bool:
-    """Return whether two cells have the same angles, within what moves the end of a vector by :data:`KEPT`."""
+    """Return whether two cells have the same angles, to within :data:`KEPT` at the ends of the vectors."""
     apart = np.radians(np.abs(one.cell.angles() - other.cell.angles()))
     return bool(apart.max() * other.cell.lengths().max() < 2 * KEPT)

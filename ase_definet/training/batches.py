@@ -1,4 +1,4 @@
-"""Batches of pairs on the same sites, as the networks want them."""
+"""Batches of pairs on the same sites, in the layout of the networks."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def states_of_groups(groups: Sequence[PairGroup]) -> Tensor:
 
 
 class SiteBatches:
-    """All pairs of one group, their targets relative to the ideal sites with the mean taken off.
+    """All pairs of one group, with targets relative to the ideal sites and their mean subtracted.
 
     Args:
         group: The pairs.
-        model: Of the network they are for: its cutoff.
-        device: Where batches go.
+        model: Config of the network, for its cutoff.
+        device: Device of the batches.
     """
 
     def __init__(self, group: PairGroup, model: NetworkConfig, device: torch.device) -> None:
@@ -92,13 +92,13 @@ class SiteBatches:
         start: Tensor | None = None,
         state: Tensor | None = None,
     ) -> list[Tensor]:
-        """Run a network; return the guesses between its layers, if it has any, and last its prediction.
+        """Run a network; return the displacements predicted between its layers, if any, and its prediction last.
 
         Args:
             net: The network.
             numbers: Atomic number on each site, shape ``(n_sites, batch)``.
             kinds: Kind of each site, shape ``(n_sites, batch)``.
-            start: Displacements at which the atoms begin, shape ``(n_sites, batch, 3)``, in Å.
+            start: Displacements at which the atoms start, shape ``(n_sites, batch, 3)``, in Å.
             state: Codes of the structures' states, shape ``(1, batch, 4)``.
 
         Returns:
@@ -115,7 +115,7 @@ class SiteBatches:
         target: Tensor,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return what a network's error is estimated from, and the length of its true error in Å, site by site."""
+        """Return the features of the error estimate and the length of the true error in Å, per site."""
         batch = self.host.other_occupations(numbers, kinds, state)
         moved, features = net.with_features(batch)
         return batch.by_site(features), (batch.by_site(moved) - target).norm(dim=-1)

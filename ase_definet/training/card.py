@@ -1,4 +1,4 @@
-"""Model cards: what the weights were trained on, how well they do, whom to cite."""
+"""Model cards: training data, accuracy and attribution of weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ase_definet.training.run import Run
 Array: TypeAlias = NDArray[Any]
 
 LABELLED = "labelled/"
-"""Start of the names of subsets that other networks have labelled, see research/distill.py: they are no DFT data."""
+"""Prefix of subsets that were labelled by other networks, not by DFT; see research/distill.py."""
 
 UNITS = "Å: mae over all atoms, a3 within 3 Å of a defect, ideal_sites: the prediction that moves nothing"
 
@@ -58,7 +58,7 @@ def build_card(run: Run, name: str, version: str) -> ModelCard:
 
 
 def training_record(run: Run) -> dict[str, Any]:
-    """Return what a run was trained on, and how, as plain JSON values."""
+    """Return the training data and settings of a run as plain JSON values."""
     hosts: dict[str, dict[str, Any]] = {}
     elements: set[str] = set()
     labelled: dict[str, int] = {}
@@ -83,11 +83,11 @@ def training_record(run: Run) -> dict[str, Any]:
 
 
 def _host_record(numbers: Array, host_numbers: Array) -> dict[str, Any]:
-    """Say what the training pairs of one group hold.
+    """Describe the training pairs of one group.
 
     Args:
         numbers: Atomic number on each site, 0 where empty, shape ``(n_pairs, n_sites)``.
-        host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
+        host_numbers: Atomic number of the host on each site, shape ``(n_sites,)``.
     """
     base = np.broadcast_to(host_numbers, numbers.shape)
     defective = numbers != base
@@ -102,7 +102,7 @@ def _host_record(numbers: Array, host_numbers: Array) -> dict[str, Any]:
 
 
 def _states_record(codes: Array) -> dict[str, Any]:
-    """Say which states the training pairs of one group are in, given their codes, shape ``(n_pairs, 4)``."""
+    """Return the states of the training pairs of one group from their codes, shape ``(n_pairs, 4)``."""
     states = [State.from_codes(code) for code in np.unique(codes, axis=0)]
     return {
         "charges": sorted({state.charge for state in states if state.charge is not None}),
@@ -113,7 +113,7 @@ def _states_record(codes: Array) -> dict[str, Any]:
 
 
 def _joined(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    """Join what two groups say of the same host; the sites are those of the first."""
+    """Merge the records of two groups on the same host; the sites are those of the first."""
     if one is None:
         return other
     low, high = zip(one["density"], other["density"], strict=True)
@@ -127,11 +127,11 @@ def _joined(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]
 
 
 def export_weights(run: Run, path: Path, name: str, version: str) -> Path:
-    """Write a run's averaged weights and, beside them, their card; fit the estimate of their error first.
+    """Fit the error estimate of a run, and write its averaged weights and their model card.
 
     Args:
         run: The run.
-        path: ``*.safetensors``; it and the ``*.json`` beside it are replaced.
+        path: ``*.safetensors``; it and the ``*.json`` of the same name are replaced.
         name: Name of the weights.
         version: Version of the weights.
     """

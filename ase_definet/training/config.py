@@ -1,4 +1,4 @@
-"""Everything a training run depends on, from a TOML file or a preset."""
+"""The settings of a training run, from a TOML file or a preset."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ase_definet.model.config import NetworkConfig, SiteNetworkConfig
 from ase_definet.model.settings import check_ranges, check_types, unknown_settings, within
 
 CONFIG = "config.json"
-"""File in the folder of a run that keeps its config."""
+"""File in the folder of a run that stores its config."""
 
 _MOST = 10**9
 """Most steps of anything."""
 _LEAST = 1e-9
-"""Least share of the training pairs: one pair is always kept."""
+"""Smallest share of the training pairs; one pair is always kept."""
 
 MODELS: Mapping[str, type[NetworkConfig]] = MappingProxyType(
     {name: entry.config for name, entry in ARCHITECTURES.items() if entry.trainable}
@@ -32,51 +32,52 @@ MODELS: Mapping[str, type[NetworkConfig]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Everything a run depends on.
+    """The settings of a training run.
 
     Attributes:
         data: The packed data set, a file made by ``ase-definet data pack``.
         out: Folder for checkpoints and logs.
-        sampling_weights: Share of the steps that each subset gets, by name (``high/MoS2``); only these are
-            trained on. Empty for all, in proportion to the square roots of their numbers of pairs.
+        sampling_weights: Share of the steps of each subset, by name (``high/MoS2``); only these subsets are used.
+            By default all are used, in proportion to the square roots of their numbers of pairs.
         model: Sizes of the network; its type is the architecture.
-        training_fraction: Share of the training pairs that is used, the same ones every time.
+        training_fraction: Share of the training pairs that is used; the same pairs in every run.
         steps: Length of the run.
-        batch_size: Structures a step, over all devices together.
+        batch_size: Structures per step, in total over all devices.
         optimizer: ``adamw``, or ``muon`` (Jordan et al., 2024): steps along orthogonalised momentum for the matrices
-            between channels, AdamW for all else; some 9 % less error after 400 steps (docs/results.md).
+            between channels, AdamW for all other parameters; some 9 % less error after 400 steps (docs/results.md).
         learning_rate: Peak learning rate.
-        muon_lr_ratio: How many times ``learning_rate`` is the rate of the matrices under ``muon``.
+        muon_lr_ratio: Ratio of the learning rate of the matrices under ``muon`` to ``learning_rate``.
         warmup_steps: Steps of linear warm-up, at most a fifth of the run.
-        schedule: ``cosine`` (plateau, then to zero) or ``plateau`` (falls where validation no longer does).
-        cosine_fraction: Last share of the run over which the cosine falls.
-        plateau_patience: Checks without gain before the ``plateau`` schedule multiplies the rate.
-        plateau_factor: What it multiplies with.
+        schedule: ``cosine`` (constant, then cosine decay to zero) or ``plateau`` (reduced when the validation error
+            stops improving).
+        cosine_fraction: Final share of the run over which the cosine decays.
+        plateau_patience: Validations without improvement before the ``plateau`` schedule reduces the rate.
+        plateau_factor: Factor by which it reduces the rate.
         weight_decay: Decoupled weight decay.
         max_grad_norm: Largest norm of the gradient.
-        ema_decay: Decay of the moving average of the weights, which is what is validated and exported.
-        loss: ``length`` of each atom's error, as published, or ``components``, what the coordinate MAE scores.
-        auxiliary_loss_weight: Weight of the loss of the guesses between layers.
-        noisy_start_fraction: Share of the training structures whose atoms start somewhere between the host's sites
-            and their relaxed places, with noise, instead of on the sites (Godwin et al., ICLR 2022, "Noisy Nodes");
-            makes the network one with ``noisy_starts``.
-        noise_std: Mean standard deviation of that noise, drawn evenly between zero and twice this, in Å.
+        ema_decay: Decay of the moving average of the weights, which is validated and exported.
+        loss: ``length`` of each atom's error, as published, or ``components``, as in the coordinate MAE.
+        auxiliary_loss_weight: Weight of the loss of the displacements predicted between layers.
+        noisy_start_fraction: Share of the training structures that start from noisy positions interpolated between
+            the host's sites and the relaxed positions (Godwin et al., ICLR 2022, "Noisy Nodes"); sets
+            ``noisy_starts`` of the network.
+        noise_std: Mean standard deviation of that noise, drawn uniformly between zero and twice this, in Å.
         state_dropout: Share of the training structures whose charge is withheld, and likewise their spin
             multiplicity, functional and excitation, so that a network with ``states`` also answers where they are
             unknown.
-        seed: Of initial weights, data order and dropout.
+        seed: Seed of the initial weights, the data order and dropout.
         validate_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.
-        validation_size: Structures a group in the running validation; all at the end.
+        validation_size: Structures per group in validations during the run; the final one uses all.
         initial_weights: Weights to start from, bundled ones by name (``default``) or a file; their architecture
             and sizes replace ``model``.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
-        devices: Devices a node.
-        nodes: Nodes, under SLURM or torchrun.
+        devices: Devices per node.
+        nodes: Number of nodes, under SLURM or torchrun.
         precision: ``32-true`` or ``bf16-mixed``.
         tf32: Whether CUDA may multiply matrices in tf32.
-        attribution: Whom to cite for the data; goes on the card.
-        license: Of the weights; goes on the card.
+        attribution: Whom to cite for the data; written to the model card.
+        license: License of the weights; written to the model card.
     """
 
     data: str
@@ -116,10 +117,10 @@ class TrainConfig:
     license: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run could have.
+        """Check the values.
 
         Raises:
-            TrainingError: Such a value.
+            TrainingError: A value is invalid.
         """
         try:
             check_ranges(self)
@@ -139,7 +140,7 @@ class TrainConfig:
             raise TrainingError(f"[model]: {error}") from error
 
     def plain(self) -> dict[str, Any]:
-        """Return all values as plain JSON, the architecture among those of the model."""
+        """Return all values as plain JSON, with the architecture among those of the model."""
         values = asdict(self)
         values["model"] = {"architecture": architecture_of(self.model)} | values["model"]
         return values
@@ -173,19 +174,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""Recipes by name: ``small`` for minutes, ``base`` the bundled networks of five layers, ``deep`` those of eight, for
-a host or two with some hundred pairs each, ``paper`` the published one."""
+"""Presets by name: ``small`` for a run of minutes, ``base`` the bundled networks of five layers, ``deep`` those of
+eight, for one or two hosts with some hundred pairs each, ``paper`` the published network."""
 
 
 def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainConfig:
-    """Build a config from plain values, over those of a preset.
+    """Build a config from plain values, which override those of a preset.
 
     Args:
         options: Values by name, ``model`` and ``sampling_weights`` as tables.
         preset: One of :data:`PRESETS`.
 
     Raises:
-        TrainingError: A name or value is not known.
+        TrainingError: A name or value is unknown.
     """
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise TrainingError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
@@ -207,31 +208,31 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
 
 
 def read_config(path: Path, **overrides: Any) -> TrainConfig:
-    """Read a config from a TOML file; a key ``preset`` names what it starts from.
+    """Read a config from a TOML file; a key ``preset`` names the preset that it modifies.
 
     Args:
         path: The file.
         overrides: Values that replace those of the file.
 
     Raises:
-        TrainingError: The file cannot be read, or a name or value in it is not known.
+        TrainingError: The file cannot be read, or a name or value in it is unknown.
     """
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError
+    except (OSError, ValueError, RecursionError) as error:  # invalid UTF-8 raises a ValueError
         raise TrainingError(f"{path}: cannot be read as TOML: {error}") from error
     preset = options.pop("preset", None)
     return make_config(options | overrides, preset)
 
 
 def config_of_run(folder: Path) -> TrainConfig:
-    """Read the config that a run has left in its folder.
+    """Read the config stored in the folder of a run.
 
     Args:
-        folder: Of the run; wherever it is now, that is the ``out`` of the config.
+        folder: Folder of the run; its present location becomes ``out`` of the config.
 
     Raises:
-        TrainingError: The file cannot be read, or a name or value in it is not known.
+        TrainingError: The file cannot be read, or a name or value in it is unknown.
     """
     path = folder / CONFIG
     try:
@@ -261,7 +262,7 @@ def _check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _check_known(values: Mapping[str, Any], kind: type, where: str) -> None:
-    """Refuse names that a dataclass has no field for, and values of another type than its."""
+    """Reject names that are not fields of a dataclass, and values of the wrong type."""
     if unknown := unknown_settings(kind, values):
         names = ", ".join(sorted(f.name for f in fields(kind)))
         raise TrainingError(f"{where} does not know {', '.join(unknown)}; it knows {names}")

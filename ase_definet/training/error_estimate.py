@@ -1,9 +1,8 @@
-"""Fit the estimate of each atom's error on validation pairs, and check it where it was not fitted.
+"""Fit the error estimate of each atom on validation pairs, and measure its reliability by cross-fitting.
 
-The network is left alone: a small head on its last scalars learns the mean length of the error (the loss is the
-likelihood of an exponential distribution, whose optimum is the mean), from pairs whose displacements the network has
-not been trained on. Reliability is measured by cross-fitting: every structure is judged by a head that has not
-seen it.
+The network is not changed: a small head on its final scalars learns the mean length of the error (the loss is the
+negative log-likelihood of an exponential distribution, whose optimum is the mean) from pairs that the network was not
+trained on. For the reliability, each structure is evaluated with a head that was fitted without it.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ _ATOMS = 4096
 _RATE = 3e-3
 _DECAY = 0.1
 _LARGEST = 150
-"""Validation pairs of a group that are used, at most: those of low density would drown the rest."""
+"""Largest number of validation pairs per group, so that those of low density do not dominate."""
 _SMALLEST = 1e-4
-"""Errors below this are rounding, in Å."""
+"""Errors below this are rounding errors, in Å."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +47,12 @@ class _Atoms:
 def fit_error_estimate(
     network: DisplacementModel, batches: list[SiteBatches], seed: int = 0
 ) -> tuple[DisplacementModel, dict[str, Any]]:
-    """Return the network with an estimate of its error, and how reliable that is where it was not fitted.
+    """Return the network with an error estimate, and its reliability on structures not used in the fit.
 
     Args:
-        network: Trained; it is not changed.
+        network: The trained network; not changed.
         batches: Groups with validation pairs.
-        seed: Of the folds and the fit.
+        seed: Seed of the folds and the fit.
 
     Returns:
         The network, and by subset ``rank_correlation`` of the atoms, ``rank_correlation_of_structures``,
@@ -68,7 +67,7 @@ def fit_error_estimate(
     if structures < FOLDS:
         raise TrainingError(f"an error estimate needs at least {FOLDS} validation pairs, found {structures}")
     device = atoms.features.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # not of devices that are another's
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # not of others' devices
         torch.manual_seed(seed)
         sizes: Any = network.config
         out: Any = build_network(replace(sizes, error_head_features=HIDDEN)).to(device)
@@ -87,7 +86,7 @@ def fit_error_estimate(
 
 @torch.no_grad()
 def _atoms(network: DisplacementModel, batches: list[SiteBatches]) -> _Atoms:
-    """Collect what the head sees, and the true errors, of every validation atom."""
+    """Collect the input of the head and the true error of every validation atom."""
     network.eval()
     features, errors, structures, subsets = [], [], [], []
     count = 0
@@ -109,7 +108,7 @@ def _atoms(network: DisplacementModel, batches: list[SiteBatches]) -> _Atoms:
 
 
 def _fit(network: Any, atoms: _Atoms, chosen: Tensor) -> None:
-    """Fit the head anew to some atoms, all subsets with the same weight."""
+    """Fit a new head to some atoms, with equal weights of all subsets."""
     head = network.error
     if head is None:
         raise TrainingError("the network has no head to fit")
@@ -156,5 +155,5 @@ def _report(atoms: _Atoms, estimate: Tensor) -> dict[str, Any]:
 
 
 def _finite(value: float, digits: int) -> float | None:
-    """Round a number; None where there is none, as of a rank correlation of two structures alike."""
+    """Round a number; None if it is undefined, such as the rank correlation of two equal structures."""
     return round(value, digits) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Weights that a run begins with: which network of them, at which sizes, and what the card will say of it."""
+"""Initial weights of a run: which network of them, its sizes, and their record on the model card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ase_definet.model.protocol import DisplacementModel
 
 
 def lineage_of(card: ModelCard | RoutedRecord) -> dict[str, Any]:
-    """Say which weights a run began with, from their card."""
+    """Return the record of the initial weights of a run, from their model card."""
     earlier = card.training or TrainingRecord()
     begun = {"name": card.name, "version": card.version, "steps": earlier.steps, "config": earlier.config}
     before = {} if earlier.initial_weights is None else {"initial_weights": earlier.initial_weights}
@@ -27,7 +27,7 @@ def lineage_of(card: ModelCard | RoutedRecord) -> dict[str, Any]:
 
 
 def network_of_groups(loaded: LoadedModel, groups: list[PairGroup]) -> tuple[DisplacementModel, dict[str, Any]]:
-    """Return the one network that serves all groups, and its lineage: the general one if they share no other."""
+    """Return the network that serves all groups, and its lineage; the general one if they share no other."""
     networks = [one.network for one in loaded.model.served_networks()]
     found = [loaded.model.network_for(torch.as_tensor(group.host_numbers)) for group in groups]
     place = next(k for k, network in enumerate(networks) if network is found[0])
@@ -39,7 +39,7 @@ def network_of_groups(loaded: LoadedModel, groups: list[PairGroup]) -> tuple[Dis
 
 
 def sizes_of(given: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
-    """Take over the sizes of given weights, but the dropout of the run; the estimate of the error is fitted anew."""
+    """Return the sizes of given weights with the dropout of the run; the error estimate is refitted."""
     changes = {
         "dropout": wanted.dropout,
         "error_head_features": 0,
@@ -51,10 +51,10 @@ def sizes_of(given: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
 
 
 def with_noisy_starts(model: NetworkConfig) -> NetworkConfig:
-    """Return the sizes of a network whose atoms may start off the host's sites.
+    """Return the config of a network whose atoms may start away from the host's sites.
 
     Raises:
-        TrainingError: Its architecture knows no such starts.
+        TrainingError: Its architecture does not support such starts.
     """
     return _changed(model, TrainingError, {"noisy_starts": True}, {"noisy_starts": "noisy_start_fraction"})
 
@@ -69,9 +69,9 @@ def _changed(
 
     Args:
         model: The config.
-        refuse: What is raised where it has no such size, unless what is wanted is nothing.
+        refuse: Exception raised if it has no such size, unless the value is false or zero.
         changes: Values by size.
-        names: What users call a size, where that is something else.
+        names: User-facing names of sizes, where they differ.
     """
     sizes: Any = model
     known = {f.name for f in fields(sizes)}

@@ -1,4 +1,4 @@
-"""The log of a run: one row a validation in ``log.csv``, and the same for TensorBoard where it is installed."""
+"""The log of a run: one row per validation in ``log.csv``, and in TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LOG = "log.csv"
 
 
 def rows_before(folder: Path, step: int) -> list[dict[str, str]]:
-    """Return the rows of ``log.csv`` before a step: a killed run did not keep what came after.
+    """Return the rows of ``log.csv`` before a step; later rows are from steps that a killed run lost.
 
     Args:
-        folder: Of the run.
-        step: Where the run is.
+        folder: Folder of the run.
+        step: Current step of the run.
 
     Raises:
         TrainingError: A row is damaged.
@@ -33,7 +33,7 @@ def rows_before(folder: Path, step: int) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream, restval="nothing"):
                 for value in row.values():
-                    float(value or 0)  # a row of another length has something else
+                    float(value or 0)  # a row of another length is damaged
                 if int(row["step"]) < step:
                     kept.append(row)
     except (ValueError, TypeError, KeyError, csv.Error) as error:
@@ -42,12 +42,12 @@ def rows_before(folder: Path, step: int) -> list[dict[str, str]]:
 
 
 def write_row(folder: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to ``log.csv``, drop rows of a future that a killed run did not keep, and tell TensorBoard.
+    """Append a row to ``log.csv`` and TensorBoard, and drop later rows from steps that a killed run lost.
 
-    Lightning Fabric's CSV logger appends to its file and cannot take back rows; its TensorBoard logger is used.
+    The CSV logger of Lightning Fabric cannot remove rows; its TensorBoard logger is used.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         row: Numbers by name, ``step`` among them.
 
     Raises:
@@ -63,13 +63,13 @@ def write_row(folder: Path, row: Mapping[str, Any]) -> None:
 
 def _tell_tensorboard(folder: Path, row: Mapping[str, Any]) -> None:
     """Write a row for TensorBoard, if it is installed."""
-    from lightning_fabric.loggers.tensorboard import TensorBoardLogger  # noqa: PLC0415 - it takes a while to import
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger  # noqa: PLC0415 - slow to import
 
     try:
         logger = TensorBoardLogger(root_dir=folder, name="tensorboard", version="")
     except ModuleNotFoundError:
         return
-    (folder / "tensorboard").mkdir(exist_ok=True)  # the logger would make the folder of a run that was removed, too
+    (folder / "tensorboard").mkdir(exist_ok=True)  # the logger would recreate the folder of a run that was removed
     with _quiet_threads():
         logger.log_metrics(dict(row), row["step"])
         logger.finalize("success")
@@ -77,7 +77,7 @@ def _tell_tensorboard(folder: Path, row: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Print no traceback of a thread to which a file system refuses something: it is raised here on closing."""
+    """Suppress tracebacks of file system errors in the writer thread: they are raised on closing."""
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

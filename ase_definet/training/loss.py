@@ -1,4 +1,4 @@
-"""What training makes small, the noise that it adds to its inputs, and the errors that validation sums."""
+"""The loss, the noise added to the inputs in training, and the error sums of validation."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def mean_over_sites(values: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         values: What to average, shape ``(n_sites, batch)``.
-        weight: Which sites count, as 0 or 1, shape ``(n_sites, batch)``; the mean over none is 0.
+        weight: Which sites count, as 0 or 1, shape ``(n_sites, batch)``; the mean over no sites is 0.
     """
     return (values * weight).sum(0) / weight.sum(0).clamp_min(1)
 
 
 def loss_of(predicted: Tensor, target: Tensor, real: Tensor, kind: str = "length") -> Tensor:
-    """Return the mean over real atoms of the error, averaged over structures, in Å.
+    """Return the mean error over atoms, averaged over structures, in Å.
 
     Args:
         predicted: Displacements, shape ``(n_sites, batch, 3)``, in Å.
         target: Those of the relaxed structures.
         real: Which sites have an atom, as 0 or 1, shape ``(n_sites, batch)``.
         kind: ``length`` of the error of an atom, as published, or ``components``: the sum of their magnitudes, three
-            times what the coordinate MAE scores.
+            times the coordinate MAE.
     """
     squares = (predicted - target).square()
     size = (squares.sum(-1) + 1e-8).sqrt() if kind == "length" else (squares + 1e-8).sqrt().sum(-1)
@@ -41,12 +41,12 @@ def loss_of(predicted: Tensor, target: Tensor, real: Tensor, kind: str = "length
 
 
 def corrupted(target: Tensor, real: Tensor, config: TrainConfig) -> Tensor:
-    """Return displacements at which the atoms of a batch begin: zero for some structures, for others on their way.
+    """Return initial displacements: zero, or noisy interpolations to the relaxed ones for some structures.
 
     Args:
         target: Relaxed displacements, shape ``(n_sites, batch, 3)``, in Å.
         real: Which sites have an atom, as 0 or 1, shape ``(n_sites, batch)``.
-        config: How many, and how much noise.
+        config: Share of these structures, and amount of noise.
     """
     chosen, way, width = torch.rand(3, 1, target.shape[1], 1, device=target.device)
     noise = 2 * config.noise_std * width * torch.randn_like(target)
@@ -55,22 +55,22 @@ def corrupted(target: Tensor, real: Tensor, config: TrainConfig) -> Tensor:
 
 
 def withheld(state: Tensor, share: float) -> Tensor:
-    """Return the codes of states with some of them unknown, drawn for each structure and property.
+    """Return the codes of states, with some set to unknown at random for each structure and property.
 
     Args:
         state: Codes, shape ``(1, batch, 4)``.
-        share: Of the structures, for each property.
+        share: Share of the structures, for each property.
     """
     return state.masked_fill(torch.rand(state.shape, device=state.device) < share, 0)
 
 
 def summed_errors(network: DisplacementModel, batches: SiteBatches, chosen: Array) -> Tensor:
-    """Return sums over structures: MAE, A3, both of the ideal sites, structures, structures with atoms near.
+    """Return sums over structures: MAE, A3, both for the ideal sites, and the numbers of terms in MAE and A3.
 
     Args:
-        network: What predicts.
-        batches: The group the pairs are in.
-        chosen: Their indices.
+        network: The network.
+        batches: The group of the pairs.
+        chosen: Indices of the pairs.
 
     Returns:
         Six sums, shape ``(6,)``, the first four in Å.

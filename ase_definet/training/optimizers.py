@@ -1,4 +1,4 @@
-"""What takes the steps of a run: optimizers, the learning rate, and the moving average of the weights."""
+"""Optimizers, the learning rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ase_definet.training.config import TrainConfig
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 _SMALLEST_MATRIX = 16
-"""Matrices with fewer rows or columns are left to AdamW."""
+"""Matrices with fewer rows or columns use AdamW."""
 
 
 def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return what takes the steps: AdamW, and Muon for the matrices between channels if the config asks for it.
+    """Return the optimizers: AdamW, and Muon for the matrices between channels if the config requests it.
 
     Raises:
         TrainingError: This torch has no Muon.
@@ -48,8 +48,8 @@ def learning_rate(config: TrainConfig, step: int, scale: float = 1.0) -> float:
 
     Args:
         config: The schedule.
-        step: Steps taken before it.
-        scale: What the ``plateau`` schedule has come down to.
+        step: Number of previous steps.
+        scale: Present factor of the ``plateau`` schedule.
     """
     warmup = min(config.warmup_steps, config.steps // 5)
     if step < warmup:
@@ -63,12 +63,12 @@ def learning_rate(config: TrainConfig, step: int, scale: float = 1.0) -> float:
 
 @dataclass
 class Plateau:
-    """What the ``plateau`` schedule remembers of the validations.
+    """State of the ``plateau`` schedule.
 
     Attributes:
         scale: Multiplies the learning rate.
         best: Lowest error so far, in Å.
-        stale: Validations since then.
+        stale: Number of validations since then.
     """
 
     scale: float = 1.0
@@ -76,7 +76,7 @@ class Plateau:
     stale: int = 0
 
     def follow(self, table: dict[str, dict[str, float]], config: TrainConfig) -> None:
-        """See a validation table, and lower the rate where it has not improved for long enough."""
+        """Process a validation table; reduce the rate if it has not improved for long enough."""
         if not table:
             return
         average = float(np.mean([row["mae"] for row in table.values()]))
@@ -88,12 +88,12 @@ class Plateau:
 
 
 def averaged(network: nn.Module, most: float) -> AveragedModel:
-    """Return the moving average of a network's weights, which begins at those that it has now.
+    """Return the moving average of the weights of a network, initialised with the present weights.
 
-    Early on it follows quickly: its decay rises from 0.1 with the number of steps.
+    It follows quickly at first: its decay rises from 0.1 with the number of steps.
 
     Args:
-        network: It is copied.
+        network: The network, which is copied.
         most: Largest decay.
     """
 
@@ -108,5 +108,5 @@ def averaged(network: nn.Module, most: float) -> AveragedModel:
 
 
 def set_steps(average: AveragedModel, steps: int) -> None:
-    """Let a moving average have seen so many steps; the initial weights count as one more."""
+    """Set the number of steps of a moving average; the initial weights count as one more."""
     average.n_averaged.fill_(steps + 1)

@@ -1,8 +1,8 @@
-"""Train a network: exact resume, any number of devices, a validation table as it goes.
+"""Train a network: exactly resumable, on any number of devices, with regular validation.
 
-Every step takes one batch of structures on the same sites, because those share their geometry. The order of the
-data and the dropout follow from the seed and the counters in the checkpoint alone, so that a killed run goes on
-exactly where its last checkpoint was. Devices, processes and precision are Lightning Fabric's.
+Every step uses a batch of structures on the same sites, which share their geometry. Data order and dropout depend
+only on the seed and the counters in the checkpoint, so that a killed run resumes exactly from its last checkpoint.
+Devices, processes and precision are handled by Lightning Fabric.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Array: TypeAlias = NDArray[Any]
 
 LAST = "last.pt"
 _MAX_SKIPPED = 20
-"""Steps without a finite gradient that a run survives."""
+"""Number of steps without a finite gradient that a run tolerates."""
 _VALIDATION_BATCH = 32
 _MAY_CHANGE = {
     "data",
@@ -61,11 +61,11 @@ _MAY_CHANGE = {
     "attribution",
     "license",
 }
-"""Values that a resumed run may have other than its checkpoint."""
+"""Settings of a resumed run that may differ from its checkpoint."""
 
 
 class _Stages(nn.Module):
-    """What Fabric wraps: a network fed by batches."""
+    """The module that Fabric wraps: a network applied to batches."""
 
     def __init__(self, network: DisplacementModel) -> None:
         super().__init__()
@@ -81,11 +81,11 @@ class Run:
     """A training run and all of its state.
 
     Args:
-        config: What to do.
-        fabric: Devices to do it on, launched; by default as the config says.
+        config: The settings.
+        fabric: The devices, launched; by default those of the config.
 
     Raises:
-        TrainingError: The data do not hold what the config asks for.
+        TrainingError: The data lack what the config requests.
     """
 
     def __init__(self, config: TrainConfig, fabric: Fabric | None = None) -> None:
@@ -125,7 +125,7 @@ class Run:
 
     @property
     def average(self) -> DisplacementModel:
-        """The network with the moving average of the weights, which is what is validated and exported."""
+        """The network with the moving average of the weights, which is validated and exported."""
         average: Any = self.averaged.module
         return average  # type: ignore[no-any-return]
 
@@ -167,7 +167,7 @@ class Run:
         return float(loss.detach())
 
     def _losses(self, batches: SiteBatches, chosen: Array) -> tuple[Tensor, Tensor]:
-        """Return the loss of the prediction for some pairs, and that with the guesses between layers, in Å."""
+        """Return the loss of the predictions for some pairs, and the total with the auxiliary loss, in Å."""
         config = self.config
         numbers, kinds, target, real = batches.batch(chosen)
         start = corrupted(target, real, config) if config.noisy_start_fraction else None
@@ -180,7 +180,7 @@ class Run:
         return loss, total
 
     def _skip(self) -> None:
-        """Let a step without a finite gradient change nothing but the momenta.
+        """Skip a step without a finite gradient; only the momenta change.
 
         Raises:
             TrainingError: There were too many of them.
@@ -197,11 +197,11 @@ class Run:
         """Return the coordinate MAE of the averaged weights on validation pairs, in Å, by subset.
 
         Args:
-            limit: Most pairs a group; all by default.
+            limit: Largest number of pairs per group; all by default.
 
         Returns:
             ``mae`` of all atoms, ``a3`` within 3 Å of a defect, and ``ideal_sites`` and ``ideal_sites_a3``, the same
-            of a prediction that moves nothing.
+            for the ideal sites.
         """
         sums: dict[str, Tensor] = {}
         for group, batches in zip(self.groups, self.batches, strict=True):
@@ -222,7 +222,7 @@ class Run:
         return table
 
     def state(self) -> dict[str, Any]:
-        """Return all that a resumed run needs."""
+        """Return the state from which a run is resumed."""
         return {
             "config": json.dumps(self.config.plain()),
             "data": self.pack.sha256,
@@ -238,26 +238,26 @@ class Run:
         }
 
     def save(self) -> None:
-        """Write a checkpoint: to a new file, synced, then renamed over the last one; the folder must be there."""
-        content = io.BytesIO()  # torch's own writer hides why a file system refuses
+        """Write a checkpoint: to a new file, synced, then renamed over the last one; the folder must exist."""
+        content = io.BytesIO()  # torch's own writer hides the reason of file system errors
         torch.save(self.state(), content)
         with replacing(self.out / LAST) as fresh:
             fresh.write_bytes(content.getbuffer())
 
     def resume(self) -> bool:
-        """Go on from the last checkpoint, if there is one.
+        """Resume from the last checkpoint, if there is one.
 
         Raises:
-            TrainingError: It cannot be read, or is that of a run with other settings or data.
+            TrainingError: It cannot be read, or belongs to a run with other settings or data.
         """
         path = self.out / LAST
         if not path.exists():
             return False
         try:
             state = _checked_state(path, self.fabric.device)
-            before = make_config(json.loads(state["config"])).plain()  # settings it did not know have their defaults
+            before = make_config(json.loads(state["config"])).plain()  # settings added since have their defaults
             data = state["data"]
-        except Exception as error:  # damaged files raise anything
+        except Exception as error:  # damaged files raise various exceptions
             raise TrainingError(f"{path}: cannot be read ({error}); delete it to start anew") from error
         now = self.config.plain()
         differ = [k for k in now if before[k] != now[k] and k not in _MAY_CHANGE]
@@ -282,7 +282,7 @@ class Run:
     def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        states = state["optimizers"] if "optimizers" in state else [state["optimizer"]]  # of before there were two
+        states = state["optimizers"] if "optimizers" in state else [state["optimizer"]]  # before there were two
         for optimizer, own in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(own)
         self.step, self.drawn = state["step"], list(state["drawn"])
@@ -290,21 +290,21 @@ class Run:
         scale, best, stale = state["plateau"]
         self.plateau = Plateau(scale, best, stale)
         self.seconds, self.skipped = state["seconds"], state["skipped"]
-        if "lineage" in state:  # the weights it began with may be gone, or others by now
+        if "lineage" in state:  # the initial weights may have been removed or replaced
             self.lineage = json.loads(state["lineage"])
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """Return the devices of a config, not launched yet where they are several.
+    """Return the devices of a config; several devices still have to be launched.
 
     Raises:
-        DeviceError: They are not there.
+        DeviceError: They are not available.
     """
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     several = config.devices * config.nodes > 1
     wanted = config.accelerator
-    if wanted == "auto":  # Lightning would take a Mac's GPU
+    if wanted == "auto":  # Lightning would use the GPU of a Mac
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted in {"mps", "gpu"} and not torch.cuda.is_available():
         raise DeviceError(
@@ -316,10 +316,10 @@ def make_fabric(config: TrainConfig) -> Fabric:
             accelerator=wanted,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=DDPStrategy(static_graph=True) if several else "auto",  # DefiNet has weights nothing asks for
+            strategy=DDPStrategy(static_graph=True) if several else "auto",  # DefiNet has unused weights
             precision=config.precision,
         )
-    except Exception as error:  # of its own kinds
+    except Exception as error:  # of various kinds
         raise DeviceError(
             f"{config.devices} device(s) of kind {config.accelerator!r} are not here: {error}"
         ) from error
@@ -329,7 +329,7 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
     """Train to the end, resuming from the last checkpoint in ``config.out``.
 
     Args:
-        config: What to do.
+        config: The settings.
         progress: Called after every step with the run and the step's loss.
 
     Returns:
@@ -391,7 +391,7 @@ def _train(run: Run, folder: RunFolder, progress: Callable[[Run, float], object]
 
 
 def _row(run: Run, loss: float) -> dict[str, Any]:
-    """Return what the log says of a run after a validation."""
+    """Return the log row of a validation."""
     row: dict[str, Any] = {
         "step": run.step,
         "seconds": round(run.seconds, 1),
@@ -402,7 +402,7 @@ def _row(run: Run, loss: float) -> dict[str, Any]:
 
 
 def _all_or_none(fabric: Fabric, work: Callable[[], object]) -> None:
-    """Do something on the first process; what goes wrong there ends all of them, lest they wait for it."""
+    """Call a function on the first process, and raise its errors on all, so that none waits for it."""
     wrong: DefiNetError | OSError | None = None
     if fabric.global_rank == 0:
         try:
@@ -415,7 +415,7 @@ def _all_or_none(fabric: Fabric, work: Callable[[], object]) -> None:
 
 
 def _checked_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read the state of a run; its checksums, which torch does not look at, must fit."""
+    """Read the state of a run and verify its checksums, which torch ignores."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged:

@@ -1,4 +1,4 @@
-"""Which pairs a run sees, in which order: a matter of its seed and its counters alone."""
+"""The pairs of a run and their order, which depend only on its seed and counters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 def chosen_groups(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
-    """Return the groups of pairs that a run trains on.
+    """Return the groups of pairs that a run is trained on.
 
     Raises:
         TrainingError: A subset is unknown, or there are no training pairs.
@@ -34,7 +34,7 @@ def chosen_groups(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
 
 
 def shares_of(groups: list[PairGroup], config: TrainConfig) -> Array:
-    """Return the share of the steps of each group; those of a subset go by their numbers of pairs."""
+    """Return the share of the steps of each group; a subset's share is divided by numbers of pairs."""
     pairs = np.array([len(group.indices("train")) for group in groups], dtype=float)
     names = [group.subset for group in groups]
     whole = {name: sum(n for n, own in zip(pairs, names, strict=True) if own == name) for name in names}
@@ -47,7 +47,7 @@ def shares_of(groups: list[PairGroup], config: TrainConfig) -> Array:
 
 
 def fraction_of(pairs: Array, config: TrainConfig) -> Array:
-    """Return the part of the training pairs of a group that the run uses, the same ones every time."""
+    """Return the training pairs of a group that the run uses, the same ones in every run."""
     if config.training_fraction == 1 or not len(pairs):
         return pairs
     kept = max(1, round(config.training_fraction * len(pairs)))
@@ -55,12 +55,12 @@ def fraction_of(pairs: Array, config: TrainConfig) -> Array:
 
 
 def next_pairs(pairs: Array, which: int, drawn: int, config: TrainConfig) -> Array:
-    """Return the next training pairs of a group, shuffled anew every epoch.
+    """Return the next training pairs of a group, reshuffled every epoch.
 
     Args:
-        pairs: All of them.
-        which: Place of the group among those of the run.
-        drawn: Batches that were drawn from it before.
+        pairs: All its training pairs.
+        which: Index of the group in the run.
+        drawn: Number of batches drawn from it before.
         config: Batch size and seed.
     """
     first = drawn * config.batch_size
