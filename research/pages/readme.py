@@ -43,11 +43,12 @@ def table() -> str:
         runs = [card, *routed]
         labelled = sum(sum(run["training"].get("labelled_by_networks", {}).values()) for run in runs)
         own = f", and {labelled:,} random structures that its predecessors labelled," if labelled else ""
+        sizes = " or ".join(str(n) for n in sorted({run["training"]["batch_size"] for run in runs}))
         served = "; ".join(_served(one) for one in routed)
         kind = f"networks for {served}, and one for all other hosts" if routed else "one network for all hosts"
         parts.append(
             f"`{name}` {card['version']}: {kind}, {card['parameters']:,} parameters, trained on "
-            f"{pairs:,} pairs of 2DMD and the h-BN database{own} for {steps(runs):,} steps of {card['training']['batch_size']} on two "
+            f"{pairs:,} pairs of 2DMD and the h-BN database{own} for {steps(runs):,} steps of {sizes} structures on two "
             "CPU cores. "
             f"Elements: {', '.join(card['training']['elements'])}.\n"
         )
