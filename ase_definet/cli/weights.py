@@ -38,7 +38,8 @@ def list_command() -> None:
         if card.training is not None:
             click.echo(f"  hosts     {', '.join(card.training.hosts)}")
         if card.routed:
-            served = "; ".join(", ".join(one.hosts) for one in card.routed)
+            part = " (what it was trained on)"
+            served = "; ".join(", ".join(one.hosts) + part * one.beside for one in card.routed)
             click.echo(f"  networks  one each for {served}; one for all others")
         if card.training is not None:
             click.echo(f"  elements  {', '.join(card.training.elements)}")

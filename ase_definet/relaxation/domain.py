@@ -41,6 +41,9 @@ NEAR_DENSITY = 1.25
 """Strain, root mean square offset of the sites (Å), and factor over the largest density up to which the
 prediction is used although its error was not measured there; the expected error is then unknown."""
 
+SAME_STRAIN, SAME_OFFSET = 5e-4, 5e-3
+"""A host of the user's that differs by less from the library's, in strain and in Å, is the library's."""
+
 REACH = 7.0
 """Sites this close to a defect absent from the training data are as unreliable as the defect, in Å."""
 
@@ -273,6 +276,12 @@ def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
             f"{atom} is predicted {length[site]:.2f} Å from its site, further than a bond of the host is long "
             f"({bond:.2f} Å){more}: look at the result before you use it"
         )
+
+
+def is_as_trained(host: Host) -> bool:
+    """Whether a host, given in any way, is one of the library's to the digits of a file."""
+    name, strain, offset = known_host(host)
+    return name is not None and abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
 
 
 @lru_cache(maxsize=32)

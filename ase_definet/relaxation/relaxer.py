@@ -23,7 +23,7 @@ from ase_definet import __version__
 from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, DefiNetWarning, DeviceError, HostError, StrictError, StructureError
-from ase_definet.matching.library import get_host, is_library_host
+from ase_definet.matching.library import get_host
 from ase_definet.matching.site_map import match_sites, strain_notice
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model.lattice_convolution import LatticeGeometry
@@ -31,7 +31,7 @@ from ase_definet.model.protocol import DisplacementModel, Lattice, Routed
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.batching import Batches, alike
 from ase_definet.relaxation.devices import checked_device
-from ase_definet.relaxation.domain import Domain, far_moves
+from ase_definet.relaxation.domain import Domain, far_moves, is_as_trained
 from ase_definet.relaxation.inputs import InitialPositions, Item, displaced, pristine_twin, sites_of, twin_key
 from ase_definet.relaxation.lattices import LatticeCache
 from ase_definet.relaxation.refine import REFINE_STEPS, refined
@@ -283,7 +283,7 @@ class DefiNetRelaxer:
         fields: dict[Hashable, Array] = {}
         for item in items:
             stop = start + item.n_sites
-            twin = None if is_library_host(item.site_map.host) else pristine_twin(item.prepared)
+            twin = None if is_as_trained(item.site_map.host) else pristine_twin(item.prepared)
             if twin is not None:
                 key = twin_key(twin)
                 if key not in fields:

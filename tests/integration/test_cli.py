@@ -522,7 +522,7 @@ def test_vasp_takes_the_charge_from_the_file_or_the_option():
 def test_lists_and_help():
     assert "phosphorene" in ok("hosts")
     models = ok("weights", "list")
-    assert "networks  one each for GaSe, InSe" in models
+    assert "networks  one each for BN (what it was trained on); BN, BN-bulk; GaSe, InSe" in models
     assert models.startswith("default ")
     assert "sha256" in models
     assert ok("--version").startswith("ase-definet, version ")
