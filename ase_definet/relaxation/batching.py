@@ -144,7 +144,7 @@ class Batches:
         return self._guarded(items[:half]) + self._guarded(items[half:])
 
     def _without_memory(self, problem: Exception, items: list[Item]) -> Exception:
-        """Free memory for another attempt, with a log message; return the error if the batch cannot be halved."""
+        """Free memory for another attempt with half of the batch, with a warning; return the error to report."""
         free_memory(self.device)
         if len(items) == 1:
             sites = items[0].n_sites
