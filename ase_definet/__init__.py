@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-"""Of this source, read from here by the build too: a tree that is not installed knows it as well."""
+"""Version of the source, also read by the build, so that it is available in a checkout that is not installed."""
 
 if TYPE_CHECKING:
     from ase_definet.dft.codes import write_inputs

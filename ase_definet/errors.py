@@ -1,10 +1,10 @@
-"""Everything ase-definet raises on purpose, under one root."""
+"""Exceptions of ase-definet, with one base class."""
 
 from __future__ import annotations
 
 
 class DefiNetError(Exception):
-    """Root of all errors of this package; the message says what was expected, found, and what to do."""
+    """Base class of all errors of this package; the message says what was expected, found, and what to do."""
 
 
 class StructureError(DefiNetError, ValueError):
@@ -12,7 +12,7 @@ class StructureError(DefiNetError, ValueError):
 
 
 class HostError(DefiNetError, ValueError):
-    """A host is unknown, unreadable, or no supercell of it fits the structure."""
+    """A host is unknown, unreadable, or has no supercell that fits the structure."""
 
 
 class MatchError(DefiNetError, ValueError):
@@ -24,15 +24,15 @@ class CheckpointError(DefiNetError, ValueError):
 
 
 class TrainingError(DefiNetError, ValueError):
-    """A training run cannot be set up, resumed or continued as asked."""
+    """A training run cannot be set up, resumed or continued as requested."""
 
 
 class EnumerationError(DefiNetError, ValueError):
-    """Defects cannot be placed as asked."""
+    """Defects cannot be placed as requested."""
 
 
 class ScreeningError(DefiNetError, ValueError):
-    """A screen cannot start, or go on, as asked."""
+    """A screen cannot be started or resumed as requested."""
 
 
 class CalculatorError(DefiNetError, ValueError):
@@ -40,15 +40,15 @@ class CalculatorError(DefiNetError, ValueError):
 
 
 class InputSetError(DefiNetError, ValueError):
-    """A VASP input set cannot be written as asked."""
+    """A VASP input set cannot be written as requested."""
 
 
 class OutputExistsError(DefiNetError, FileExistsError):
-    """A file is in the way and overwriting was not asked for."""
+    """An output exists and overwriting was not requested."""
 
 
 class DeviceError(DefiNetError, RuntimeError):
-    """The device asked for is not there, or has too little memory even for one structure."""
+    """The requested device is not available, or lacks the memory for a single structure."""
 
 
 class StrictError(DefiNetError, ValueError):

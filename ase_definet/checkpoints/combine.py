@@ -125,7 +125,7 @@ def combine_weights(
         elements = tuple(dict.fromkeys(map(_elements, served[hosts])))
         if elements in networks:
             raise CheckpointError(
-                f"two weights for {', '.join(hosts)}: hosts are told apart by their elements; give one"
+                f"two weights for {', '.join(hosts)}: hosts are distinguished by their elements; give one"
             )
         networks[elements] = _one_of(loaded, served[hosts], routed[hosts])
     _check_combinable(first, general)
@@ -166,7 +166,7 @@ def _one_of(loaded: LoadedModel, hosts: list[Host], path: PathLike) -> Displacem
     found = [loaded.model.network_for(torch.as_tensor(host.numbers)) for host in hosts]
     if any(one is not found[0] for one in found):
         names = ", ".join(host.name for host in hosts)
-        raise CheckpointError(f"{path} has several networks for {names}; name the hosts of each by themselves")
+        raise CheckpointError(f"{path} has several networks for {names}; give the hosts of each network separately")
     return found[0]
 
 

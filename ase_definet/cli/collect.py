@@ -20,7 +20,7 @@ from ase_definet.errors import DefiNetError, StructureError
 )
 @overwrite_option
 def collect_command(folder: Path, output: Path | None, control: Path | None, overwrite: bool) -> None:
-    """Take the result of a DFT run back.
+    """Read the result of a DFT run.
 
     \b
     ase-definet collect run -o relaxed.vasp

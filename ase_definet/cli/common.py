@@ -51,7 +51,7 @@ class InputPath(click.Path):
 
 
 def wrong_kind(path: Path, kind: Literal["file", "folder", "file or folder"]) -> str | None:
-    """Say what is wrong where an input is not there or not of the kind that is expected, None if nothing is."""
+    """Return an error message if an input does not exist or is not of the expected kind, else None."""
     if not path.exists():
         return f"{path}: no such {kind}"
     if path.is_dir() and kind == "file":
@@ -94,7 +94,7 @@ host_option = click.option(
 extrapolate_option = click.option(
     "--extrapolate",
     is_flag=True,
-    help="Take the network's answer also where it is not expected to beat the host's ideal sites.",
+    help="Use the prediction even if it is not expected to beat the host's ideal sites.",
 )
 strain_option = click.option(
     "--max-strain",
@@ -111,7 +111,7 @@ model_option = click.option(
     help="Bundled weights by name (see 'ase-definet weights list'), or a .safetensors file.",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:N."
+    "--device", default="auto", show_default=True, help="auto (CUDA if available), cpu, cuda or cuda:N."
 )
 
 
@@ -154,7 +154,7 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(["high-spin", "parity", "none"]),
                 default="high-spin",
                 show_default=True,
-                help="Initial magnetic moments, where the structure has none.",
+                help="Initial magnetic moments, if the structure has none.",
             ),
             click.option(
                 "--kpoints",
@@ -187,7 +187,7 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "settings",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Set or override a setting of any code but VASP, by the code's own name of it; repeatable.",
+            help="Set or override a setting of any code except VASP, under its name in the code; repeatable.",
         ),
     ):
         command = option(command)
@@ -232,7 +232,7 @@ def _kpoints(text: str) -> tuple[int, int, int] | float:
 
 
 class BadUsage(click.ClickException):
-    """A command line that cannot be meant: one line, exit code 2."""
+    """An invalid command line: an error of one line, exit code 2."""
 
     exit_code = 2
 
@@ -310,7 +310,7 @@ def about(file: Path) -> Iterator[None]:
 
 
 def checked_host(host: str) -> object:
-    """Resolve a host before any structure is read; an unknown one is bad usage."""
+    """Resolve a host before any structure is read; an unknown one is a usage error."""
     from ase_definet.matching.library import get_host
 
     if host.lower() == "auto":
@@ -322,7 +322,7 @@ def checked_host(host: str) -> object:
 
 
 def make_relaxer(model: str, host: object = None, device: str = "auto", **options: Any) -> DefiNetRelaxer:
-    """Make the relaxer of a command; weights, a device or a setting that is not there is bad usage."""
+    """Make the relaxer of a command; missing weights, devices or settings are usage errors."""
     from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
     try:
@@ -339,7 +339,7 @@ def refuse_existing(*paths: Path, overwrite: bool) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before any work is done."""
+    """Reject a folder that cannot be created or written to, before any work is done."""
     folder = folder.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
@@ -356,7 +356,7 @@ def file_format(path: Path) -> str:
 
 
 def image_notes(path: Path) -> list[str]:
-    """Return a note if a file holds more than the structure that was read from it."""
+    """Return a note if a file contains more than the structure that was read from it."""
     from ase.io.formats import ioformats
 
     from ase_definet.structures.reading import read_structures, structure_format
@@ -386,19 +386,19 @@ def host_line(site_map: SiteMap) -> str:
 
 
 def finite(value: float) -> float | None:
-    """Return a number that JSON can hold, None where it cannot."""
+    """Return a number that JSON can represent, else None."""
     return float(value) if math.isfinite(value) else None
 
 
 def trust_line(result: RelaxResult) -> str:
-    """Say how far a result can be trusted, why not further, and what was done about it."""
+    """Describe the trust level of a result, the reasons for it, and the consequence."""
     why = ", ".join(result.outside)
     done = "; the atoms were left on the host's ideal sites" if result.method == "none" else ""
     return f"{result.trust} {'of' if result.trust == 'outside' else 'to'} the training data ({why}){done}"
 
 
 def unknown_error(unsupported: Sequence[str]) -> str:
-    """Say why no expected error is given, from the respects in which a structure lies outside the training data."""
+    """Explain a missing expected error by the respects in which a structure lies outside the training data."""
     if "training" in unsupported:
         return "expected error unknown (these weights have no record of their training data)"
     return f"expected error unknown (outside the training data: {', '.join(unsupported)})"
@@ -448,10 +448,10 @@ def match_record(site_map: SiteMap) -> dict[str, Any]:
 
 
 def training_missing(error: ModuleNotFoundError) -> click.ClickException:
-    """Return what to raise where a package that training needs is not installed."""
+    """Return the exception for a missing package that training requires."""
     return click.ClickException(f"training needs {error.name}: pip install 'ase-definet[train]'")
 
 
 def saved_text(share: float) -> str:
-    """Put the share of ionic steps that was saved, or lost, into words."""
+    """Describe the share of ionic steps saved or lost."""
     return f"saved {share:.0%} of the ionic steps" if share >= 0 else f"took {-share:.0%} more ionic steps"

@@ -42,7 +42,7 @@ _fractions = click.option(
     default=(0.8, 0.1, 0.1),
     show_default=True,
     metavar="TRAIN VAL TEST",
-    help="Shares of the splits, where SOURCE does not assign pairs to them.",
+    help="Shares of the splits, if SOURCE does not define them.",
 )
 _seed = click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the random assignment to splits."
@@ -50,7 +50,7 @@ _seed = click.option(
 _relaxed_only = click.option(
     "--relaxed-only",
     is_flag=True,
-    help="Every structure of SOURCE is a relaxed one; each starts on the sites of its host.",
+    help="All structures of SOURCE are relaxed ones, which start from the sites of their host.",
 )
 _workers = click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default one per core.")
 
@@ -83,7 +83,7 @@ def pack_command(
     workers: int | None,
     overwrite: bool,
 ) -> None:
-    """Pack the sound pairs of SOURCE into OUT.
+    """Pack the valid pairs of SOURCE into OUT.
 
     OUT is one compact file for training and evaluation; every pair is checked first.
     """
@@ -167,7 +167,7 @@ def packed(pairs: Iterable[PairSource], out: Path, workers: int | None = None) -
 
 
 def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
-    """Print which pairs were left out, and why."""
+    """Print which pairs were rejected, and why."""
     for problem in problems[:shown]:
         click.echo(f"left out  {problem.subset} {problem.id}: {problem.reason}", err=True)
     if shown is not None and len(problems) > shown:
@@ -237,7 +237,7 @@ def open_or_pack(source: Path, host: str | None) -> PackedDataset:
 
 
 def _stamp(path: Path) -> tuple[str, int, int] | None:
-    """Return what changes when a file does."""
+    """Return a fingerprint that changes with a file."""
     if not path.exists():
         return None
     stat = path.stat()

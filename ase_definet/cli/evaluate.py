@@ -37,13 +37,15 @@ _LEFT_OUT_SHOWN = 10
 @click.option("--data", required=True, type=IN_EITHER, help="Packed data set, or any source that `data pack` reads.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
 @model_option
-@click.option("--host", metavar="HOST", help="Host of all pairs, where the data do not name one.")
+@click.option("--host", metavar="HOST", help="Host of all pairs, if the data do not name one.")
 @click.option("--subset", multiple=True, metavar="NAME", help="Only this subset, such as high/MoS2; repeatable.")
 @device_option
 @click.option("--limit", type=click.IntRange(min=1), help="Largest number of pairs per set of sites, evenly spread.")
-@click.option("--no-superposition", is_flag=True, help="Leave out the sum of single-defect fields.")
+@click.option("--no-superposition", is_flag=True, help="Omit the sum of single-defect fields.")
 @click.option(
-    "--without-state", is_flag=True, help="Withhold charge, spin and excitation, to see what knowing them is worth."
+    "--without-state",
+    is_flag=True,
+    help="Withhold charge, spin and excitation, to measure their effect.",
 )
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @click.option("--plot", type=FOLDER, help="Draw error against distance, parity and reliability into this folder.")
@@ -62,7 +64,7 @@ def evaluate_command(
     plot: Path | None,
     overwrite: bool,
 ) -> None:
-    """Score weights on pairs that DFT has relaxed.
+    """Score weights on pairs relaxed with DFT.
 
     Prints the coordinate MAE in Å, averaged over structures, of the prediction, of the ideal sites and of a
     superposition of single-defect fields; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
@@ -103,7 +105,7 @@ def evaluate_command(
 
 
 def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
-    """Refuse what cannot be written, before any work is done, and make the folders."""
+    """Check that the outputs can be written, before any work is done, and create their folders."""
     targets = [] if out is None else [out]
     if plot is not None:
         try:
@@ -158,7 +160,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Replace what JSON does not know, such as a rank correlation of equal numbers, by null."""
+    """Replace values that JSON cannot represent, such as an undefined rank correlation, by null."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.command("plot")
 @click.argument("file", type=IN_FILE)
 @click.argument("relaxed", type=IN_FILE)
-@click.option("-o", "--output", type=FILE, required=True, help="The picture: .png, .svg or .pdf.")
+@click.option("-o", "--output", type=FILE, required=True, help="The figure: .png, .svg or .pdf.")
 @click.option(
     "--host",
     metavar="HOST",
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 @click.option(
     "--enlarged",
     type=PositiveFloat(),
-    help="Scale factor of the arrows; by default one that suits the picture.",
+    help="Scale factor of the arrows; by default chosen to fit the figure.",
 )
-@click.option("--title", default="", help="Title above the picture.")
+@click.option("--title", default="", help="Title of the figure.")
 @overwrite_option
 def plot_command(
     file: Path,

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     type=click.Choice(["ideal", "given"]),
     default="ideal",
     show_default=True,
-    help="Where the network sees the atoms: on the host's ideal sites, or where FILE has them.",
+    help="Atomic positions given to the network: the host's ideal sites, or those of FILE.",
 )
 @strain_option
 @extrapolate_option
@@ -163,7 +163,7 @@ def relax_command(
 
 
 def _refuse_input_set_options() -> None:
-    """Refuse options of an input set where none is asked for."""
+    """Reject options of an input set if none is requested."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
     names = {"profile", "incar", "magnetic", "kpoints", "dipole", "settings", "library"}
@@ -174,7 +174,7 @@ def _refuse_input_set_options() -> None:
 
 
 def _read(jobs: list[Job], notes: list[list[str]]) -> Iterator[Atoms | Exception]:
-    """Read the structures, each in the state that was asked for, and note what they said otherwise."""
+    """Read the structures, each in the requested state, and note which values were replaced."""
     from ase_definet.structures.reading import read_structure
 
     for job in jobs:
@@ -194,7 +194,7 @@ def _read(jobs: list[Job], notes: list[list[str]]) -> Iterator[Atoms | Exception
 def _settle(
     job: Job, item: RelaxResult | RelaxFailure, notes: list[str], input_set: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
-    """Write the results of one structure, or report why there are none: a bad one must not stop the others."""
+    """Write the results of one structure, or report why there are none, without stopping the others."""
     from ase_definet.relaxation.result import RelaxFailure
 
     if isinstance(item, RelaxFailure):

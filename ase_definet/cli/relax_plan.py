@@ -1,4 +1,4 @@
-"""Where every result of ``ase-definet relax`` goes, worked out and checked before any work is done."""
+"""Output paths of ``ase-definet relax``, determined and checked before any work is done."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plan_jobs(
     state: AskedState | None = None,
     overwrite: bool,
 ) -> list[Job]:
-    """Work out where every result goes; refuse what cannot be meant.
+    """Determine the output paths; reject invalid combinations.
 
     Of several charges each has its results, with the charge in their names: ``out_q-1.vasp``, ``run_q+2``.
 

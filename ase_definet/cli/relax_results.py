@@ -27,7 +27,7 @@ _WITH_INFO = ("extxyz", "db", "json", "traj")
 
 
 def make_folders(jobs: Iterable[Job], report: Path | None) -> None:
-    """Make the folders that results go to, once: one that is removed later is not made anew.
+    """Create the output folders, once: a folder that is removed later is not recreated.
 
     Folders of input sets are made when those are written, in folders that exist.
     """
@@ -114,7 +114,7 @@ def writable(atoms: Atoms, fmt: str) -> tuple[Atoms, list[str]]:
 
 
 def _state_lost(record: dict[str, Any], fmt: str) -> list[str]:
-    """Say what has to be said again where a file is read whose format holds no state, such as a POSCAR."""
+    """Remind the user to give the state again when reading a format that does not store it, such as POSCAR."""
     if fmt in _WITH_INFO:
         return []
     options = {"--charge": record["charge"] or None, "--spin": record["spin_multiplicity"]}

@@ -80,7 +80,7 @@ def screen_command(
     extrapolate: bool,
     state: AskedState,
 ) -> None:
-    """Relax any number of structures, resumably.
+    """Relax any number of structures; an interrupted screen can be resumed.
 
     INPUTS are files with one or many structures, folders of such files, or - for extended XYZ from a pipe. If a
     screen is interrupted, the same command resumes it. Several charges (--charge -2:2) give each structure a row for

@@ -48,7 +48,7 @@ PRESET_NAMES = ("small", "base", "deep", "paper")
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Device type.")
 @click.option("--devices", type=click.IntRange(min=1), help="Devices per node.")
 def train_command(config: Path | None, preset: str | None, **given: Any) -> None:
-    """Train a network, resumably.
+    """Train a network; an interrupted run can be resumed.
 
     Settings come from CONFIG (TOML), or from a --preset with --data and --out. The same command resumes an
     interrupted run exactly. The output folder holds the last checkpoint, log.csv and the configuration;

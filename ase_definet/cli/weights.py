@@ -109,7 +109,7 @@ def upgrade_command(source: Path, out: Path, overwrite: bool) -> None:
 @click.option(
     "--beside",
     is_flag=True,
-    help="Weights that a host has already go on serving what they were trained on; the new ones serve the rest.",
+    help="Keep the present weights of a host for the structures they were trained on; the new ones serve the rest.",
 )
 @click.option("--name", default="", help="Name of the new weights; by default that of OUT.")
 @click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the new weights.")

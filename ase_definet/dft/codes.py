@@ -22,7 +22,7 @@ CODES: Mapping[str, Code] = {
     "vasp": Code(
         "vasp",
         "VASP",
-        None,  # write_vasp_inputs is older and knows more: INCAR rules, functionals, POTCARs
+        None,  # write_vasp_inputs has more: INCAR rules, functionals, POTCARs
         ("POSCAR", "INCAR", "KPOINTS", "POTCAR.spec"),
         ("vasprun.xml", "vasprun.xml.gz", "OUTCAR", "OUTCAR.gz", "OSZICAR"),
         read_vasp_steps,

@@ -366,7 +366,7 @@ def read_steps(path: Path) -> IonicSteps:
         raise StructureError(f"{path}: no GLOBAL| Project name in it: not an output of CP2K, or cut off at once")
     steps = _evaluations(path, text)
     settings, start = _beside(path, text)
-    notes = [] if _ENDED in text else ["the file is cut off: the run was killed or still goes on"]
+    notes = [] if _ENDED in text else ["the file is cut off: the run was killed or is still running"]
     if _NO_SCF in text:
         notes.append(f"{text.count(_NO_SCF)} electronic runs did not converge: their forces are not to be trusted")
     symbols = steps[0][2]

@@ -345,7 +345,7 @@ def read_steps(path: Path) -> IonicSteps:
     """
     text = text_of(path)
     images = _whole_images(path, text)
-    notes = [] if _DONE in text else ["the file is cut off: the run was killed or still goes on"]
+    notes = [] if _DONE in text else ["the file is cut off: the run was killed or is still running"]
     if _NO_SCF in text:
         notes.append(f"{text.count(_NO_SCF)} electronic runs did not converge: their forces are not to be trusted")
     settings, start = _beside(path)

@@ -150,7 +150,7 @@ def read_steps(path: Path) -> IonicSteps:
     log = path.with_name(LOG)
     ends = text_of(log).split("\n")[-2:-1] if log.is_file() else []
     converged = {_CONVERGED: True, _STOPPED: False}.get(ends[0].strip()) if ends else None
-    notes = () if converged is not None else (f"{LOG} does not say how it ended: killed, or it still goes on",)
+    notes = () if converged is not None else (f"{LOG} does not say how it ended: killed or still running",)
     settings = _settings(path.with_name(SCRIPT))
     return IonicSteps(
         path,

@@ -86,7 +86,7 @@ _LATER_VALUES: Mapping[str, tuple[str, ...]] = {
     "PREC": ("L", "M", "H", "N", "S", "A", "SingleN"),
     "PRECFOCK": ("L", "M", "F", "N", "A", "Single"),
 }
-"""What VASP knows beyond pymatgen's lists."""
+"""Tags and values of VASP that are missing from pymatgen's lists."""
 _LATER_TAGS = re.compile(
     r"XC|XC_C|LIBXC[12](_P\d+)?|ML_\w+|PHON_\w+|LH5|L\w+H5|KERNEL_TRUNCATION/\w+|ESF_\w+|NCORE_IN_IMAGE1|BEXT|LSFBXC"
     r"|ISPHER|LVACPOTAV|NELMGW|NUM_WANN|LSCDM|LDISENTANGLE\w*|LASPH|LMP2\w*|LTRIPLET|IVDW_NL|ELPH_\w+|TRANSPORT_\w+"
@@ -329,7 +329,7 @@ def _same_number(typed: Any, text: str) -> bool:
 def final_incar(
     tags: Mapping[str, Any], overrides: Mapping[str, Any], own: Mapping[str, Any] | None = None
 ) -> tuple[Any, dict[str, tuple[Any, Any]], list[str]]:
-    """Return the Incar with its overrides, what they replaced, and which of its tags and values nobody knows.
+    """Return the Incar with its overrides, what they replaced, and its unknown tags and values.
 
     Args:
         tags: Those of the input set.
@@ -345,7 +345,7 @@ def final_incar(
 
 
 def _doubt(tag: str, value: Any) -> str:
-    """Say if a tag, or its value, is in no list of what VASP knows."""
+    """Return a warning if a tag or its value is unknown to VASP."""
     from pymatgen.io.vasp.inputs import Incar  # noqa: PLC0415 - slow to import
 
     if tag not in Incar.INCAR_PARAMS:

@@ -1,4 +1,4 @@
-"""What VASP is told of a structure, worked out before any file is written: order, k-points, INCAR, potentials."""
+"""VASP settings for a structure, determined before any file is written: order, k-points, INCAR, potentials."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class InputPlan:
 
 
 def plan_inputs(structure: object, options: Options, present: frozenset[str] = frozenset()) -> InputPlan:
-    """Work out the contents of VASP's input files.
+    """Determine the contents of VASP's input files.
 
     Args:
         structure: An Atoms or a pymatgen Structure, with a full, right-handed cell.

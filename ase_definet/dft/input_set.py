@@ -59,7 +59,7 @@ class InputSet:
         atoms: In the caller's order, periodic along all axes, held by FixAtoms and FixCartesian or not at all; its
             initial moments are those to start from, and it has no other properties.
         charge: Net charge, in e.
-        charge_note: What the user must know about the charge, empty where there is nothing to say.
+        charge_note: Notice about the charge for the user, or empty.
         spin: Whether spins are polarised.
         multiplicity: Spin multiplicity to hold; None where the code is to find the total moment.
         own_moments: Whether the moments are the caller's own.
@@ -207,7 +207,7 @@ def input_set(
     library: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> InputSet:
-    """Work out what a code gets told of a structure.
+    """Determine the settings of a code for a structure.
 
     Args:
         structure: An Atoms or a pymatgen Structure; see :func:`~ase_definet.dft.codes.write_inputs`.

@@ -10,7 +10,7 @@ from ase_definet.dft.input_set import FORCE, Files, InputSet
 from ase_definet.structures.state import multiplicity_name
 
 FORCE_LIMIT = 0.5
-"""A first-step largest force above this, in eV/Å, sends IBRION = 1 astray."""
+"""Largest force at the first step above which IBRION = 1 is unreliable, in eV/Å."""
 
 _ORIGINS: dict[bool | None, str] = {
     True: "Geometry predicted by DefiNet in one forward pass; {code} is to finish it.",

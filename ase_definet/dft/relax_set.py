@@ -105,7 +105,7 @@ class DefiNetRelaxSet(VaspInputSet):
         self._config_dict["INCAR"] = dict(PROFILES.get(self.profile, {}))
 
     def plan(self, structure: object = None, present: frozenset[str] = frozenset()) -> InputPlan:
-        """Work out the contents of all files.
+        """Determine the contents of all files.
 
         Args:
             structure: An Atoms or a Structure; default is the set's own.

@@ -67,7 +67,7 @@ def _from_outcar(path: Path) -> IonicSteps:
             settings.setdefault("SIGMA", found[1])
         if "NKPTS" in line and (found := _OUTCAR_KPOINTS.search(line)):
             settings.setdefault("NKPTS", found[1])
-    notes = [] if _ENDED in text else ["the file is cut off: the run was killed or still goes on"]
+    notes = [] if _ENDED in text else ["the file is cut off: the run was killed or is still running"]
     stream = io.StringIO(text)
     stream.name = str(path / path.name)  # else ASE takes the constraints of any CONTCAR beside it, or fails on it
     images = read_images(path, "vasp-out", stream)

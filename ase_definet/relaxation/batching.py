@@ -1,4 +1,4 @@
-"""Batches: what passes the network together, how much of it, and what happens when one structure fails."""
+"""Batches: grouping and sizes of what the network processes together, and handling of failing structures."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Batches:
         return self._guarded(items[:half]) + self._guarded(items[half:])
 
     def _without_memory(self, problem: Exception, items: list[Item]) -> Exception:
-        """Make room for another try, and say so; return what is wrong where there is nothing left to halve."""
+        """Free memory for another attempt with half of the batch, with a warning; return the error to report."""
         free_memory(self.device)
         if len(items) == 1:
             sites = items[0].n_sites

@@ -1,4 +1,4 @@
-"""A matched structure to what networks know of it, and displacements back to Atoms."""
+"""Conversion of matched structures to network inputs, and of displacements to Atoms."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Item:
 def sites_of(
     site_map: SiteMap, initial_positions: InitialPositions = "ideal", state: tuple[int, ...] | None = None
 ) -> Sites:
-    """Return what a network may know of a matched structure.
+    """Return the network input of a matched structure.
 
     Args:
         site_map: The match; sites are in its (host) order, vacancies included.

@@ -66,20 +66,20 @@ class DefiNetRelaxer:
     Args:
         model: Name of bundled weights (see ``ase-definet weights list``) or the path of a ``.safetensors`` file.
         host: Default host: a library name, a file, an Atoms, a Structure, a Host, or ``"auto"``.
-        device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        initial_positions: Where the network sees the atoms: ``"ideal"``, on the host's sites, as in training, or
-            ``"given"``, where the caller has them.
+        device: ``"auto"`` (CUDA if available, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        initial_positions: Atomic positions given to the network: ``"ideal"``, on the host's sites, as in training, or
+            ``"given"``, those of the caller.
         strict: Turn every reason to distrust a result into a :class:`~ase_definet.errors.StrictError`.
-        extrapolate: Take the network's answer also where it is not expected to beat the ideal sites; by default the
-            atoms are then left on these.
+        extrapolate: Use the prediction even if it is not expected to beat the ideal sites, on which the atoms are
+            then left by default.
         max_strain: Largest principal strain of the host onto a cell.
         refine_with: An ASE calculator that takes a few steps after the prediction, at fixed cell; None for none.
-        refine_steps: How many evaluations of its forces, at most; fewer where they fall below 0.05 eV/Å.
-        working_set: How much goes through the network at a time; by default what suits the device.
+        refine_steps: Largest number of its force evaluations; fewer if the forces fall below 0.05 eV/Å.
+        working_set: How much the network processes at a time; by default chosen for the device.
 
     Raises:
         CheckpointError: The weights cannot be found or read.
-        DeviceError: The device is not there.
+        DeviceError: The device is not available.
 
     Examples:
         >>> from ase.build import mx2
@@ -274,10 +274,10 @@ class DefiNetRelaxer:
         return _numbers(prediction.displacement), None if expected is None else _numbers(expected)
 
     def _relative_to_pristine(self, items: list[Item], moved: Array) -> Array:
-        """Take off what the network predicts for the pristine host, where that is one of the user's own.
+        """Subtract the prediction for the pristine host, if that is not a host of the library.
 
-        The relaxed host is a fixed point of DFT. A network may thin a layer that another code has relaxed, everywhere
-        and whatever the defects; the hosts of the library it knows.
+        A relaxed host is a fixed point of DFT, but for a layer relaxed with another code, a network may predict a
+        uniform change of thickness that has nothing to do with the defects.
         """
         out, start = moved.copy(), 0
         fields: dict[Hashable, Array] = {}
