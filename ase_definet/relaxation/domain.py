@@ -168,7 +168,8 @@ class Domain:
         state = said_of(atoms)
         if training is None:
             if state.charge:
-                yield _of_charge(atoms, [0])
+                reason = f"net charge {state.charge:+d}: nothing is recorded of the charges in the training data"
+                yield Reservation("charge", reason, "near")
             yield Reservation(
                 "training",
                 f"model {self.model} has no record of its training data: its range of validity is unknown",

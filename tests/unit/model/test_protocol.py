@@ -27,7 +27,7 @@ from ase_definet.model.config import (
 )
 from ase_definet.model.graph import DefectGraph
 from ase_definet.model.lattice_convolution import LatticeGeometry
-from ase_definet.model.protocol import DisplacementModel, LatticeBatch, OnLattice
+from ase_definet.model.protocol import DisplacementModel, LatticeBatch, OnLattice, Routed
 from ase_definet.relaxation.inputs import sites_of
 from ase_definet.relaxation.lattices import LatticeCache, build_lattice
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
@@ -118,10 +118,15 @@ def test_lattice_or_edges_is_decided_by_what_network_and_sites_want(network, mon
         (occupied(0, start="given"), False),
     ):
         prepared = network.prepare(sites)
+        batch = network.collate([prepared], lattices_of(network))
+        if isinstance(prepared, Routed):
+            assert prepared.place == batch.place
+            prepared, batch = prepared.inner, batch.inner
         assert isinstance(prepared, kinds[lattice][0])
-        assert isinstance(network.collate([prepared], lattices_of(network)), kinds[lattice][1])
+        assert isinstance(batch, kinds[lattice][1])
     monkeypatch.setattr(LatticeGeometry, "suits", staticmethod(lambda supercell: supercell is None))
-    assert isinstance(network.prepare(occupied(0)), DefectGraph)
+    prepared = network.prepare(occupied(0))
+    assert isinstance(prepared.inner if isinstance(prepared, Routed) else prepared, DefectGraph)
 
 
 def test_what_a_network_cannot_do_it_says(network):
