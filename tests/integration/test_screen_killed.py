@@ -128,13 +128,13 @@ def test_a_structure_that_kills_its_workers_costs_itself(tmp_path, monkeypatch):
     consistent(tmp_path / "out", 3, 1)
     (row,) = read_rows(tmp_path / "out" / FAILURES, FAILURE_COLUMNS)
     assert (row["name"], row["index"]) == ("bomb", 1)
-    assert "its worker died" in row["reason"]
+    assert "every worker that was given this structure died" in row["reason"]
     assert run(source, tmp_path / "out", block=3).resumed == 4
 
 
 def test_a_machine_without_workers_is_not_waited_for(tmp_path, monkeypatch):
     on(FakeClient(lost=True), monkeypatch, 2)
-    with pytest.raises(ScreeningError, match="all workers died and none could be started again"):
+    with pytest.raises(ScreeningError, match="all workers died and none could be restarted"):
         run([("a", vacancy())], tmp_path / "out")
     monkeypatch.undo()
     assert run([("a", vacancy())], tmp_path / "out").done == 1
