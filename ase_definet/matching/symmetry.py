@@ -77,7 +77,16 @@ def _spglib_cell(cell: Array, positions: Array, numbers: Array) -> tuple[Array, 
 
 
 def _quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call spglib without the warning about a change of its error handling that it issues at every call."""
+    """Call spglib, and return None where it finds nothing.
+
+    It says so by None or by raising, as a switch is set that other packages turn (pymatgen among them), and it warns
+    of that at every call.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return function(*args, **options)
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            if type(error).__name__ == "SpglibError":  # spglib.error is not there in older releases
+                return None
+            raise
