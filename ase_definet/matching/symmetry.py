@@ -87,6 +87,6 @@ def _quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
             return function(*args, **options)
         except Exception as error:
-            if type(error).__name__ == "SpglibError":  # spglib.error is not there in older releases
+            if any(kind.__name__ == "SpglibError" for kind in type(error).__mro__):  # a class of newer releases only
                 return None
             raise
