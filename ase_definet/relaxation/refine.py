@@ -37,8 +37,9 @@ def refined(result: RelaxResult, given: Atoms, calculator: Any, steps: int, *, s
     run = relax_with(result.atoms, calculator, "BFGS", REFINED, steps)
     name = type(calculator).__name__
     if not run.error:
-        run.atoms.info["definet_refined"] = f"{run.steps} steps of {name}"
-        return replace(result, atoms=run.atoms, displacement=run.atoms.positions - given.positions)
+        run.atoms.info |= {"definet_refined": f"{run.steps} steps of {name}", "definet_method": "calculator"}
+        moved = run.atoms.positions - given.positions
+        return replace(result, atoms=run.atoms, displacement=moved, method="calculator")
     text = f"{name} failed after {run.steps} steps, the result is the prediction alone: {run.error}"
     if strict:
         raise StrictError(text)

@@ -222,11 +222,12 @@ def test_the_command_fits_and_takes_settings(tmp_path, copper):
 
 def test_refinement_steps_follow_the_prediction(copper, result):
     host = bulk("Cu", "fcc", a=3.61)
-    refined = DefiNetRelaxer(device="cpu", refine_with=EMT(), refine_steps=4).predict(copper, host)
+    refined = DefiNetRelaxer(device="cpu", extrapolate=True, refine_with=EMT(), refine_steps=4).predict(copper, host)
     steps = relax_with(result.atoms, EMT(), "BFGS", 0.05, 4)
     assert np.abs(refined.atoms.positions - steps.atoms.positions).max() < 1e-6
     assert np.abs(refined.displacement - (refined.atoms.positions - copper.positions)).max() < 1e-12
     assert refined.atoms.info["definet_refined"] == f"{steps.steps} steps of EMT"
+    assert refined.method == refined.atoms.info["definet_method"] == "calculator"
     assert refined.atoms.calc is None
     assert np.array_equal(refined.site_displacement, result.site_displacement)
 
@@ -238,7 +239,9 @@ def test_a_refinement_that_fails_leaves_the_prediction(copper, result):
             raise RuntimeError("no convergence")
 
     with pytest.warns(DefiNetWarning, match="prediction alone: no convergence"):
-        refined = DefiNetRelaxer(device="cpu", refine_with=Failing()).predict(copper, bulk("Cu", "fcc", a=3.61))
+        refined = DefiNetRelaxer(device="cpu", extrapolate=True, refine_with=Failing()).predict(
+            copper, bulk("Cu", "fcc", a=3.61)
+        )
     assert np.abs(refined.atoms.positions - result.atoms.positions).max() < 1e-9
     assert any("prediction alone: no convergence" in text for text in refined.warnings)
 
