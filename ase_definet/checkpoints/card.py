@@ -47,10 +47,12 @@ class HostRecord(_Record):
     sites: _Count | None = None
     training_pairs: _Count | None = None
 
-    def joined(self, other: HostRecord) -> HostRecord:
-        """Return what was seen by either of two networks; the sites are those of this one.
+    def joined(self, other: HostRecord, *, disjoint: bool = False) -> HostRecord:
+        """Return what was seen of either of two sets of pairs; the sites are those of this one.
 
-        Pairs may have been seen by both: their number is that of the network that saw more of them, at least.
+        Args:
+            other: The record of the other set.
+            disjoint: Whether no pair is in both. Else their number is that of the larger set, at least.
         """
         counts = [n for n in (self.training_pairs, other.training_pairs) if n is not None]
         return self.model_copy(
@@ -61,7 +63,7 @@ class HostRecord(_Record):
                 "spin_multiplicities": sorted({*self.spin_multiplicities, *other.spin_multiplicities}),
                 "functionals": sorted({*self.functionals, *other.functionals}),
                 "excited": self.excited or other.excited,
-                "training_pairs": max(counts, default=None),
+                "training_pairs": sum(counts) if disjoint else max(counts, default=None),
             }
         )
 

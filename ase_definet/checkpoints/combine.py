@@ -182,16 +182,15 @@ def kept_coverage(card: ModelCard, hosts: Iterable[Host]) -> dict[tuple[int, ...
         record = own.hosts.get(host.name) if own else None
         if own is None or record is None:
             continue
-        states = [
-            State(charge, multiplicity, functional, excited).codes
-            for charge in record.charges
-            for multiplicity in record.spin_multiplicities or range(1, MAX_MULTIPLICITY + 1)
-            for functional in record.functionals
-            for excited in ((False, True) if record.excited else (False,))
-        ]
+        seen: tuple[Iterable[State], ...] = (
+            (State(charge=charge) for charge in record.charges),
+            (State(spin_multiplicity=m) for m in record.spin_multiplicities or range(1, MAX_MULTIPLICITY + 1)),
+            (State(functional=functional) for functional in record.functionals),
+            (State(excited=excited) for excited in ((False, True) if record.excited else (False,))),
+        )
         out[_elements(host)] = Coverage(
             elements=tuple(sorted(atomic_numbers[symbol] for symbol in own.elements)),
-            states=tuple(tuple(sorted(set(codes))) for codes in zip(*states, strict=True)),
+            states=tuple(tuple(sorted({one.codes[k] for one in states})) for k, states in enumerate(seen)),
             layered=host.layered,
         )
     return out

@@ -217,16 +217,10 @@ class SiteNetwork(DisplacementModel):
         if self.state is not None:
             if state is None:
                 state = numbers.new_zeros(*geometry.total(numbers[:, :, None]).shape[:2], len(N_CODES))
-            site = site + geometry.spread(self.state(state, _excess(geometry, numbers, host_numbers)))
+            site = site + geometry.spread(self.state(state, self.state.excess(geometry, numbers, host_numbers)))
         if self.descriptors is not None:
             site = site + self.descriptors(numbers, host_numbers[:, None].expand_as(numbers))
         return site
-
-
-def _excess(geometry: Geometry, numbers: Tensor, host_numbers: Tensor) -> Tensor:
-    """Return the excess valence electrons of neutral structures over their hosts, ``(n_structures, batch)``."""
-    table = valence_table().to(numbers.device)
-    return geometry.total(table[numbers] - table[host_numbers][:, None])
 
 
 class _Descriptors(nn.Module):
@@ -261,14 +255,20 @@ class _StateEmbedding(nn.Module):
     """
 
     seen: Tensor
+    valence: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(n, features) for n in N_CODES)
         self.electrons = nn.Embedding(2 * _MOST_ELECTRONS + 2, features)
+        self.register_buffer("valence", valence_table(), persistent=False)
         self.register_buffer("seen", torch.ones(len(N_CODES), max(N_CODES)))
         for weight in self.parameters():
             nn.init.normal_(weight, std=_STATE_SCALE)
+
+    def excess(self, geometry: Geometry, numbers: Tensor, host_numbers: Tensor) -> Tensor:
+        """Return the excess valence electrons of neutral structures over their hosts, ``(n_structures, batch)``."""
+        return geometry.total(self.valence[numbers] - self.valence[host_numbers][:, None])
 
     def restrict_to(self, states: Tensor, *, and_before: bool) -> None:
         """Treat codes absent from the training data as unknown; see :meth:`SiteNetwork.restrict_states`."""

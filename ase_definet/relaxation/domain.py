@@ -18,7 +18,7 @@ from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.metrics import near_sites
-from ase_definet.structures.state import Said, multiplicity_name, said_of
+from ase_definet.structures.state import Said, excited_of, multiplicity_name, said_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -33,7 +33,6 @@ DILUTE = 0.01
 
 SEEN_OFFSET = 0.05
 """Sites of a host this close to those of a library host are considered the same, root mean square, in Å."""
-
 
 NEAR_STRAIN = 0.02
 NEAR_OFFSET = 0.15
@@ -64,6 +63,7 @@ class Reservation:
         trust: Trust level of results in spite of it.
         error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
         sites: The sites concerned; None for all.
+        detail: What tells reservations of one word apart: ``1`` of a charge, ``low`` of a density, ``WS2`` of a host.
     """
 
     word: str
@@ -71,6 +71,12 @@ class Reservation:
     trust: Trust = "outside"
     error_factor: float | None = None
     sites: tuple[int, ...] | None = None
+    detail: str = ""
+
+    @property
+    def key(self) -> str:
+        """Under which a card has what was measured of it: ``charge:1``, ``spin``."""
+        return f"{self.word}:{self.detail}" if self.detail else self.word
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,11 @@ class Judgement:
         if None in factors:
             return None
         return max((factor for factor in factors if factor is not None), default=1.0)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The respects in which the structure lies outside the training data, one word each."""
+        return tuple(one.word for one in self.reservations)
 
     @property
     def unsupported(self) -> tuple[str, ...]:
@@ -150,21 +161,19 @@ class Domain:
 
     def _judged(self, one: Reservation, site_map: SiteMap) -> Reservation:
         """Return a reservation with its measured trust level, if there is one."""
-        key, _, _ = one.word.partition(" ")
-        found = self.card.near.get(key)
-        word = key.partition(":")[0]
+        found = self.card.near.get(one.key)
         if found is None:
-            return replace(one, word=word)
+            return one
         other = found.defects and not set(site_map.defect_counts) <= set(found.defects)
         elsewhere = found.hosts and known_host(site_map.host)[0] not in found.hosts
         if found.share >= 1 or other or elsewhere:
-            return replace(one, word=word, trust="outside")
-        return replace(one, word=word, trust="near", error_factor=found.error_factor)
+            return replace(one, trust="outside")
+        return replace(one, trust="near", error_factor=found.error_factor)
 
     def _reservations(
         self, atoms: Atoms, site_map: SiteMap, training: TrainingRecord | None
     ) -> Iterator[Reservation]:
-        """Yield every respect in which a structure lies outside; a word may have a lookup key after a colon."""
+        """Yield every respect in which a structure lies outside the training data, as it is without measurements."""
         state = said_of(atoms)
         if training is None:
             if state.charge:
@@ -192,8 +201,9 @@ class Domain:
         if seen is None or name is None:
             known = ", ".join(training.hosts)
             yield Reservation(
-                f"host:{name or site_map.host.name}",
+                "host",
                 f"host {site_map.host.name} was not in the training data ({known})",
+                detail=name or site_map.host.name,
             )
             return
         yield from _of_defects(site_map, name, seen)
@@ -223,7 +233,7 @@ def _of_state(atoms: Atoms, state: Said, seen: HostRecord) -> Iterator[Reservati
     if state.functional and state.functional not in seen.functionals:
         known = " and ".join(seen.functionals) or "no functional that is known"
         yield Reservation("functional", f"trained on {known} for this host, not on {state.functional}")
-    if atoms.info.get("excited") is True and not seen.excited:
+    if excited_of(atoms) and not seen.excited:
         yield Reservation("excited", "no excited state was in the training data of this host")
 
 
@@ -235,7 +245,8 @@ def _of_charge(atoms: Atoms, charges: Sequence[int]) -> Reservation:
         if list(charges) == [0]
         else f"the model was trained on charges {', '.join(f'{q:+d}' for q in charges)} in this host"
     )
-    return Reservation(f"charge:{abs(charge.value)}", f"net charge {charge.value:+d}: {reason}{source}")
+    text = f"net charge {charge.value:+d}: {reason}{source}"
+    return Reservation("charge", text, detail=str(abs(charge.value)))
 
 
 def _sites_where(chosen: Array) -> tuple[int, ...]:
@@ -253,9 +264,10 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
     if site_map.defects and not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
         fewer = site_map.density < low
         yield Reservation(
-            "density:low" if fewer else "density:high",
+            "density",
             f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}",
             "near" if site_map.density <= high * NEAR_DENSITY else "outside",
+            detail="low" if fewer else "high",
         )
 
 

@@ -52,12 +52,13 @@ class Item:
         """Number of sites, empty ones included."""
         return len(self.site_map.kinds)
 
-    def of_atoms(self, values: Array) -> Array:
-        """Return what belongs to the atoms of values by site, in the caller's order."""
-        order = self.site_map.atom_index
-        out = np.zeros(len(self.atoms), dtype=values.dtype)
-        out[order[order >= 0]] = values[order >= 0]
-        return out
+
+def by_atom(site_map: SiteMap, values: Array) -> Array:
+    """Return the values of the atoms, in the caller's order, from values by site, shape ``(n_sites,)``."""
+    order = site_map.atom_index
+    out = np.zeros(np.count_nonzero(order >= 0), dtype=values.dtype)
+    out[order[order >= 0]] = values[order >= 0]
+    return out
 
 
 def sites_of(

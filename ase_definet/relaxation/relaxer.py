@@ -32,7 +32,15 @@ from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.batching import Batches, alike
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import Domain, far_moves, is_as_trained
-from ase_definet.relaxation.inputs import InitialPositions, Item, displaced, pristine_twin, sites_of, twin_key
+from ase_definet.relaxation.inputs import (
+    InitialPositions,
+    Item,
+    by_atom,
+    displaced,
+    pristine_twin,
+    sites_of,
+    twin_key,
+)
 from ase_definet.relaxation.lattices import LatticeCache
 from ase_definet.relaxation.refine import REFINE_STEPS, refined
 from ase_definet.relaxation.result import Method, RelaxFailure, RelaxResult, forget_earlier
@@ -225,10 +233,9 @@ class DefiNetRelaxer:
         prepared = self.network.prepare(sites_of(site_map, self.initial_positions, state))
         place = prepared.place if isinstance(prepared, Routed) else 0
         judgement = self.domain.judge(given, site_map, place)
-        reservations = judgement.reservations
-        said = {strain_notice(site_map)} if any(one.word == "strain" for one in reservations) else set()
+        said = {strain_notice(site_map)} if "strain" in judgement.outside else set()
         reasons = tuple(text for text in site_map.warnings if text not in said)
-        reasons += tuple(one.reason for one in reservations)
+        reasons += tuple(one.reason for one in judgement.reservations)
         if self.strict and reasons:
             raise StrictError("; ".join(reasons))
         charge = charge_of(given)
@@ -304,7 +311,7 @@ class DefiNetRelaxer:
             raise StrictError("; ".join(far))
         reasons = item.warnings + far
         judgement, factor = item.judgement, item.judgement.error_factor
-        expected_error = None if expected is None or factor is None else factor * item.of_atoms(expected)
+        expected_error = None if expected is None or factor is None else factor * by_atom(item.site_map, expected)
         method: Method = "network"
         if judgement.trust == "outside" and not self.extrapolate:
             method, expected_error = "none", None
@@ -335,11 +342,8 @@ class DefiNetRelaxer:
             timings={**item.timings, "forward": seconds},
             model=self.model,
             expected_error=expected_error,
-            outside=tuple(one.word for one in judgement.reservations),
-            trust=judgement.trust,
-            atom_trust=item.of_atoms(judgement.of_sites(item.site_map)),
+            judgement=judgement,
             method=method,
-            unsupported=judgement.unsupported,
         )
 
     def _refined(self, result: RelaxResult, given: Atoms) -> RelaxResult:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ase_definet.matching.site_map import SiteMap
-from ase_definet.relaxation.domain import Trust
-from ase_definet.relaxation.inputs import displaced
+from ase_definet.relaxation.domain import Judgement, Trust
+from ase_definet.relaxation.inputs import by_atom, displaced
 from ase_definet.structures.conversion import as_structure
 
 if TYPE_CHECKING:
@@ -36,12 +37,7 @@ class RelaxResult:
         expected_error: Expected length of the error of every atom in the caller's order, shape ``(n_atoms,)``, in Å;
             None where the weights have no such estimate, and where nothing supports one, because the structure lies
             outside the training data and no error was measured there.
-        outside: In which respects the structure lies outside the training data, in a word each; see
-            :class:`~ase_definet.relaxation.domain.Reservation`.
-        trust: ``inside``, ``near`` or ``outside`` of what the model was trained on and tried on; see
-            :data:`~ase_definet.relaxation.domain.TRUST`.
-        atom_trust: The same for every atom in the caller's order, as places in that tuple, shape ``(n_atoms,)``.
-        unsupported: In which of those respects nothing supports an expected error.
+        judgement: How far the result can be trusted, and why not further.
         method: What moved the atoms: ``network``, ``calculator`` after it, or ``none`` where the network is not
             expected to beat the ideal sites, on which the atoms were left.
     """
@@ -54,11 +50,28 @@ class RelaxResult:
     timings: Mapping[str, float]
     model: str
     expected_error: Array | None = None
-    outside: tuple[str, ...] = ()
-    trust: Trust = "inside"
-    atom_trust: Array | None = None
+    judgement: Judgement = field(default_factory=Judgement)
     method: Method = "network"
-    unsupported: tuple[str, ...] = ()
+
+    @property
+    def trust(self) -> Trust:
+        """``inside``, ``near`` or ``outside`` the training data; see :data:`~ase_definet.relaxation.domain.TRUST`."""
+        return self.judgement.trust
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The respects in which the structure lies outside the training data, one word each."""
+        return self.judgement.outside
+
+    @property
+    def unsupported(self) -> tuple[str, ...]:
+        """The respects among :attr:`outside` in which nothing supports an expected error."""
+        return self.judgement.unsupported
+
+    @cached_property
+    def atom_trust(self) -> Array:
+        """Trust of every atom in the caller's order, as a place in ``domain.TRUST``, shape ``(n_atoms,)``."""
+        return by_atom(self.site_map, self.judgement.of_sites(self.site_map))
 
     @property
     def kinds(self) -> Array:

@@ -171,13 +171,22 @@ def codes_of(atoms: Atoms) -> tuple[int, int, int, int]:
     """
     said = said_of(atoms)
     charge, multiplicity = said.charge, said.spin_multiplicity
-    excited = atoms.info.get("excited", False)
     return State(
         charge=None if charge is None or abs(charge) > MAX_CHARGE else charge,
         spin_multiplicity=None if multiplicity is None or multiplicity > MAX_MULTIPLICITY else multiplicity,
         functional=said.functional,
-        excited=None if is_unknown(excited) else _flag(excited),
+        excited=excited_of(atoms),
     ).codes
+
+
+def excited_of(atoms: Atoms) -> bool | None:
+    """Return whether a structure is in an electronically excited state; None if unknown.
+
+    Raises:
+        StructureError: The value is invalid.
+    """
+    excited = atoms.info.get("excited", False)
+    return None if is_unknown(excited) else _flag(excited)
 
 
 def _words(charge: int | None, multiplicity: int | None, functional: str | None, more: str = "") -> str:
@@ -206,12 +215,11 @@ def state_of(atoms: Atoms) -> State:
         'charge +1, triplet, HSE06'
     """
     said = said_of(atoms)
-    excited = atoms.info.get("excited", False)
     return State(
         charge=said.charge,
         spin_multiplicity=said.spin_multiplicity,
         functional=said.functional,
-        excited=None if is_unknown(excited) else _flag(excited),
+        excited=excited_of(atoms),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from ase_definet.checkpoints.card import ModelCard
+from ase_definet.checkpoints.card import HostRecord, ModelCard
 from ase_definet.checkpoints.format import save_checkpoint, write_card
 from ase_definet.matching.naming import defect_name
 from ase_definet.model.architectures import ARCHITECTURES, architecture_of
@@ -59,7 +59,7 @@ def build_card(run: Run, name: str, version: str) -> ModelCard:
 
 def training_record(run: Run) -> dict[str, Any]:
     """Return the training data and settings of a run as plain JSON values."""
-    hosts: dict[str, dict[str, Any]] = {}
+    hosts: dict[str, HostRecord] = {}
     elements: set[str] = set()
     labelled: dict[str, int] = {}
     for group, train in zip(run.groups, run.train_pairs, strict=True):
@@ -69,10 +69,11 @@ def training_record(run: Run) -> dict[str, Any]:
         numbers = group.numbers[train]
         elements |= {chemical_symbols[z] for z in np.unique(numbers) if z}
         record = _host_record(numbers, group.host_numbers) | _states_record(group.state[train])
-        hosts[group.host] = _joined(hosts.get(group.host), record)
+        own = HostRecord.model_validate(record)
+        hosts[group.host] = hosts[group.host].joined(own, disjoint=True) if group.host in hosts else own
     return {
         "elements": sorted(elements),
-        "hosts": hosts,
+        "hosts": {host: record.plain() for host, record in hosts.items()},
         "steps": run.step,
         "batch_size": run.config.batch_size,
         "data_sha256": run.pack.sha256,
@@ -109,20 +110,6 @@ def _states_record(codes: Array) -> dict[str, Any]:
         "spin_multiplicities": sorted({s.spin_multiplicity for s in states if s.spin_multiplicity is not None}),
         "functionals": sorted({state.functional for state in states if state.functional is not None}),
         "excited": any(state.excited for state in states),
-    }
-
-
-def _joined(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    """Merge the records of two groups on the same host; the sites are those of the first."""
-    if one is None:
-        return other
-    low, high = zip(one["density"], other["density"], strict=True)
-    lists = ("defects", "charges", "spin_multiplicities", "functionals")
-    return one | {
-        "density": [min(low), max(high)],
-        **{name: sorted({*one[name], *other[name]}) for name in lists},
-        "excited": one["excited"] or other["excited"],
-        "training_pairs": one["training_pairs"] + other["training_pairs"],
     }
 
 

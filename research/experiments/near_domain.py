@@ -30,8 +30,6 @@ ENOUGH = 10
 """Structures that make a respect one that was tried."""
 BETTER = 0.9
 """What is left of the ideal sites' error, at most, where the network is said to be better."""
-LOWEST = 0.0234
-"""Least share of defect sites in the h-BN of 2DMD."""
 OF_HOST = ("defects",)
 """Respects of which nothing follows for other hosts."""
 TRIED = ("charge:1", "charge:2", "spin", "functional", "excited", "defects", "species", "host:BN-bulk", "density:low")
@@ -58,9 +56,7 @@ def measure(weights: str, pack: PackedDataset, split: str | None = None) -> dict
 
 def _one(relaxer: DefiNetRelaxer, unrelaxed: Atoms, relaxed: Atoms, host: str) -> tuple[frozenset[str], Row]:
     result = relaxer.predict(unrelaxed, host)
-    charge, lowest = abs(unrelaxed.info.get("charge", 0)), result.site_map.density < LOWEST
-    full = {"charge": f"charge:{charge}", "host": f"host:{host}", "density": f"density:{'low' if lowest else 'high'}"}
-    words = frozenset(full.get(word, word) for word in result.outside if word != "pristine")
+    words = frozenset(one.key for one in result.judgement.reservations if one.word != "pristine")
     true, still = relaxed.positions, ideal_sites(unrelaxed, result.site_map)
     error = result.atoms.positions - true
     length = np.linalg.norm(error, axis=1).mean()
