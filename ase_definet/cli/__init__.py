@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ase_definet import __version__
+from ase_definet.cli.calculators import calculators_command
 from ase_definet.cli.collect import collect_command
 from ase_definet.cli.common import INTERRUPTED, BadUsage, add_debug_option, error_text, show_traceback
 from ase_definet.cli.compare_steps import compare_steps_command
@@ -100,6 +101,7 @@ for command in (
     inputs_command,
     vasp_command,
     hosts_command,
+    calculators_command,
     enumerate_command,
     screen_command,
     report_command,

@@ -174,6 +174,88 @@ def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def calculator_option(text: str, *, required: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that names a calculator.
+
+    Args:
+        text: What it is for.
+        required: Whether there must be one.
+    """
+    return click.option(
+        "--calculator",
+        metavar="NAME",
+        required=required,
+        help=f"{text}: a name of 'ase-definet calculators', or package.module:callable.",
+    )
+
+
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Setting of the calculator, its value as JSON or text; repeatable.",
+)
+
+
+def relaxation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command a calculator that relaxes what the network does not know, as ``calculation``.
+
+    That is a dict of the keyword arguments ``calculator``, ``refine``, ``fmax`` and ``max_steps`` of a relaxer.
+    """
+
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, calculator: str | None, refine: bool, fmax: float | None, max_steps: int | None, **rest: Any
+    ) -> Any:
+        given = {"--refine": refine, "--fmax": fmax, "--max-steps": max_steps}
+        useless = [name for name, value in given.items() if value]
+        if calculator is None and useless:
+            raise BadUsage(f"{useless[0]} is for a calculator: name one with --calculator")
+        asked = {"calculator": calculator, "refine": refine or None, "fmax": fmax, "max_steps": max_steps}
+        return command(*args, calculation={k: v for k, v in asked.items() if v is not None}, **rest)
+
+    for option in reversed(
+        [
+            calculator_option(
+                "Relax what is outside the training data, and structures with atoms on no site of the host, with a "
+                "calculator, at fixed cell"
+            ),
+            click.option("--refine", is_flag=True, help="Also go on from the network's answers with the calculator."),
+            click.option(
+                "--fmax",
+                type=PositiveFloat(),
+                help="Largest force at which the calculator stops, in eV/Å.  [default: 0.05]",
+            ),
+            click.option(
+                "--max-steps",
+                type=click.IntRange(min=1),
+                help="Force evaluations of the calculator for one structure, at most.  [default: 200]",
+            ),
+        ]
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def calculator_settings(calculation: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a calculator with its settings, as keyword arguments of a relaxer.
+
+    Raises:
+        BadUsage: There are settings without a calculator, or they cannot be parsed.
+    """
+    from ase_definet.relaxation.calculators import parse_values
+
+    if not settings:
+        return calculation
+    if "calculator" not in calculation:
+        raise BadUsage("--set is for a calculator: name one with --calculator")
+    try:
+        return calculation | {"calculator_settings": parse_values(settings)}
+    except DefiNetError as error:
+        raise BadUsage(f"--set: {error_text(error)}") from error
+
+
 def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that only some DFT codes take, as ``settings`` and ``library``."""
     for option in (
@@ -187,7 +269,8 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "settings",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Set or override a setting of any code except VASP, under its name in the code; repeatable.",
+            help="Set or override a setting of any code except VASP, under its name in the code, or, without such an "
+            "input set, of the calculator of 'relax'; repeatable.",
         ),
     ):
         command = option(command)
@@ -393,7 +476,11 @@ def finite(value: float) -> float | None:
 def trust_line(result: RelaxResult) -> str:
     """Describe the trust level of a result, the reasons for it, and the consequence."""
     why = ", ".join(result.outside)
-    done = "; the atoms were left on the host's ideal sites" if result.method == "none" else ""
+    done = ""
+    if result.calculation is not None and result.method == "calculator":
+        done = f"; {result.calculation.calculator} relaxed it"
+    elif result.method == "none":
+        done = "; the atoms were left on the host's ideal sites"
     return f"{result.trust} {'of' if result.trust == 'outside' else 'to'} the training data ({why}){done}"
 
 

@@ -15,6 +15,8 @@ from ase_definet.cli.common import (
     BadUsage,
     PositiveFloat,
     about,
+    calculator_option,
+    calculator_settings,
     check_folder,
     checked_host,
     counts,
@@ -25,6 +27,7 @@ from ase_definet.cli.common import (
     overwrite_option,
     refuse_existing,
     saved_text,
+    set_option,
     wrong_kind,
 )
 from ase_definet.errors import CalculatorError, DefiNetError, StructureError
@@ -41,7 +44,7 @@ _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
 @click.command("compare-steps")
 @click.argument("files", type=PATH, nargs=-1, required=True)
 @host_option
-@click.option("--calculator", required=True, help="emt, chgnet, gpaw or vasp; from Python, any ASE calculator.")
+@calculator_option("The calculator that counts", required=True)
 @click.option("--optimizer", type=click.Choice(_OPTIMIZERS), default="BFGS", show_default=True)
 @click.option(
     "--fmax",
@@ -54,9 +57,7 @@ _OPTIMIZERS = ("BFGS", "LBFGS", "FIRE", "CG")
     "--max-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Limit of each relaxation."
 )
 @model_option
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the calculator, as JSON; repeatable."
-)
+@set_option
 @click.option(
     "--fit-lattice",
     is_flag=True,
@@ -84,7 +85,7 @@ def compare_steps_command(
     error.
     """
     _check_output(out, overwrite=overwrite)
-    chosen = _settings(settings)
+    chosen = calculator_settings({"calculator": calculator}, settings).get("calculator_settings", {})
     make = _maker(calculator, chosen)
     resolved = checked_host(host)
     from ase_definet.evaluation.compare_steps import compare_steps
@@ -150,7 +151,7 @@ def _check_output(out: Path | None, *, overwrite: bool) -> None:
 
 def _maker(calculator: str, settings: dict[str, Any]) -> Callable[[], Any]:
     """Return what makes the calculator, tried once."""
-    from ase_definet.evaluation.calculators import get_calculator
+    from ase_definet.relaxation.calculators import get_calculator
 
     def make() -> Any:
         return get_calculator(calculator, **settings)
@@ -159,23 +160,7 @@ def _maker(calculator: str, settings: dict[str, Any]) -> Callable[[], Any]:
         make()
     except CalculatorError as error:
         raise BadUsage(error_text(error)) from error
-    except Exception as error:  # calculators raise anything about a setting they do not know
-        raise BadUsage(f"--set: {calculator} refuses {settings}: {error}") from error
     return make
-
-
-def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """Parse KEY=VALUE with JSON values; what is no JSON is text."""
-    out = {}
-    for text in assignments:
-        key, separator, value = text.partition("=")
-        if not (separator and key.isidentifier()):
-            raise BadUsage(f"--set: expected KEY=VALUE, found {text!r}")
-        try:
-            out[key] = json.loads(value)
-        except json.JSONDecodeError:
-            out[key] = value
-    return out
 
 
 def _predicted(relaxer: DefiNetRelaxer, file: Path) -> RelaxResult | str:

@@ -48,6 +48,12 @@ class ProgressBar:
             bar, task = self._started()
             bar.update(task, completed=completed, description=self.label)
 
+    def say(self, label: str) -> None:
+        """Show another label."""
+        if self.shown:
+            bar, task = self._started()
+            bar.update(task, description=f"{self.label}: {label}")
+
     def close(self) -> None:
         """Stop showing anything."""
         if self._bar is not None:

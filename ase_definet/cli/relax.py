@@ -15,6 +15,7 @@ from ase_definet.cli.common import (
     FOLDER,
     PATH,
     BadUsage,
+    calculator_settings,
     checked_host,
     code_options,
     counts,
@@ -28,6 +29,7 @@ from ase_definet.cli.common import (
     make_relaxer,
     model_option,
     overwrite_option,
+    relaxation_options,
     show_traceback,
     strain_option,
     trust_line,
@@ -43,6 +45,7 @@ from ase_definet.errors import StructureError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
     from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 
 
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
 )
 @strain_option
 @extrapolate_option
+@relaxation_options
 @click.option("--strict", is_flag=True, help="Treat every warning about a result as an error.")
 @overwrite_option
 @click.option("-v", "--verbose", is_flag=True, help="Also print timings and the weights used.")
@@ -106,8 +110,11 @@ def relax_command(
     quiet: bool,
     state: AskedState,
     input_set: dict[str, Any],
+    calculation: dict[str, Any],
 ) -> None:
     """Relax defect structures in one pass of the network.
+
+    With --calculator, an iterative relaxation takes over where the network knows nothing.
 
     By default the result is written to STEM_relaxed.SUFFIX beside each FILE, in the same format, uncompressed. If a
     file holds several structures, the last one is relaxed. Several charges (--charge -2:2) give a result and an input
@@ -118,7 +125,8 @@ def relax_command(
         raise BadUsage("expected --vasp or --dft, found both: leave one out")
     code, folder = dft or ("vasp", vasp)
     if folder is None:
-        _refuse_input_set_options()
+        _refuse_input_set_options(calculator="calculator" in calculation)
+    calculation, settings = _shared(calculation, settings, code if folder is not None else "vasp")
     input_set = for_code(code, input_set, settings, library)
     jobs = plan_jobs(
         *(files, output, output_dir, folder, report),
@@ -140,11 +148,14 @@ def relax_command(
         strict=strict,
         extrapolate=extrapolate,
         max_strain=max_strain,
+        **calculation,
     )
     make_folders(jobs, report)
     records = []
     notes: list[list[str]] = []
-    with ProgressBar("relaxing", len(jobs), hidden=quiet or len(jobs) == 1) as bar:
+    alone = len(jobs) == 1 and relaxer.calculator is None
+    with ProgressBar("relaxing", len(jobs), hidden=quiet or alone) as bar:
+        _steps_shown(relaxer, bar)
         for k, (job, item) in enumerate(zip(jobs, relaxer.relax_many(_read(jobs, notes)), strict=True)):
             record = _settle(job, item, notes[k], input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
@@ -162,11 +173,32 @@ def relax_command(
         raise SystemExit(1)
 
 
-def _refuse_input_set_options() -> None:
-    """Reject options of an input set if none is requested."""
+def _shared(
+    calculation: dict[str, Any], settings: tuple[str, ...], code: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Decide whether ``--set`` is for the calculator or for the DFT code; return the options of both."""
+    if not settings or "calculator" not in calculation:
+        return calculation, settings
+    if code != "vasp":
+        raise BadUsage(
+            f"--set could be for the calculator or for {code}: write the input set afterwards, with "
+            "'ase-definet inputs'"
+        )
+    return calculator_settings(calculation, settings), ()
+
+
+def _steps_shown(relaxer: DefiNetRelaxer, bar: ProgressBar) -> None:
+    """Show the steps of the calculator, if there is one, beside the bar."""
+    if relaxer.calculator is not None:
+        relaxer.calculator.progress = lambda steps, fmax: bar.say(f"step {steps}, {fmax:.2f} eV/Å")
+
+
+def _refuse_input_set_options(*, calculator: bool) -> None:
+    """Reject options of an input set if none is requested; ``--set`` may then be for a calculator."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
     names = {"profile", "incar", "magnetic", "kpoints", "dipole", "settings", "library"}
+    names -= {"settings"} if calculator else set()
     options = [option for option in context.command.params if option.name in names]
     useless = [option.opts[0] for option in options if context.get_parameter_source(str(option.name)) is given]
     if useless:
@@ -256,6 +288,10 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
 def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the rows on how far the result can be trusted, and on the expected error where there is one."""
     rows = [("trust", trust_line(result))] if result.trust != "inside" else []
+    if result.calculation is not None:
+        rows.append(("method", f"{result.method}: {result.calculation}"))
+    if result.method == "calculator":
+        return rows
     if result.unsupported:
         return [*rows, ("accuracy", unknown_error(result.unsupported))]
     if record["mean_expected_error"] is None:

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def deliver(
         "timings": dict(result.timings),
         "trust": result.trust,
         "method": result.method,
+        "calculation": None if result.calculation is None else asdict(result.calculation),
         "outside": list(result.outside),
         "warnings": [*notes, *result.warnings, *image_notes(job.source)],
     }
@@ -149,8 +151,12 @@ def _write_input_set(
         provenance |= {
             "model": result.model,
             "defects": info["definet_defects"],
+            "trust": result.trust,
+            "method": result.method,
             "version": info["definet_version"],
         }
+        if result.calculation is not None:
+            provenance["calculation"] = str(result.calculation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DefiNetWarning)  # the report has them too
         written = write_inputs(

@@ -16,6 +16,7 @@ from ase_definet.cli.common import (
     FOLDER,
     INTERRUPTED,
     BadUsage,
+    calculator_settings,
     check_folder,
     checked_host,
     device_option,
@@ -23,11 +24,13 @@ from ase_definet.cli.common import (
     extrapolate_option,
     host_option,
     model_option,
+    relaxation_options,
+    set_option,
     strain_option,
 )
 from ase_definet.cli.progress import ProgressBar
 from ase_definet.cli.states import AskedState, state_options
-from ase_definet.errors import CheckpointError, DeviceError
+from ase_definet.errors import CalculatorError, CheckpointError, DeviceError
 
 if TYPE_CHECKING:
     from ase_definet.screening.screen import Named, Progress
@@ -58,14 +61,14 @@ _SILENCE = 60.0
 @click.option(
     "--block",
     type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Structures relaxed and recorded together.",
+    help="Structures relaxed and recorded together.  [default: 64, with a calculator 1]",
 )
 @state_options
 @click.option("--parquet", is_flag=True, help="Also write the finished table as table.parquet.")
 @strain_option
 @extrapolate_option
+@relaxation_options
+@set_option
 def screen_command(
     inputs: tuple[Path, ...],
     host: str,
@@ -74,11 +77,13 @@ def screen_command(
     device: str,
     workers: int,
     scheduler: str | None,
-    block: int,
+    block: int | None,
     parquet: bool,
     max_strain: float,
     extrapolate: bool,
+    settings: tuple[str, ...],
     state: AskedState,
+    calculation: dict[str, Any],
 ) -> None:
     """Relax any number of structures; an interrupted screen can be resumed.
 
@@ -88,19 +93,21 @@ def screen_command(
     reason; other files in a folder are skipped and named.
     """
     piped = _is_pipe(inputs)
+    calculation = calculator_settings(calculation, settings)
     resolved = checked_host(host)
     check_folder(output)
     # the host as it is now: its file may be replaced while the screen runs
-    settings = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
-    settings["extrapolate"] = extrapolate
-    settings["sha256"] = _ready(settings, workers, scheduler, parquet=parquet)
-    asked = _asked(inputs, host, settings, state)
+    chosen = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
+    chosen |= {"extrapolate": extrapolate, "calculation": calculation}
+    chosen["sha256"] = _ready(chosen, workers, scheduler, parquet=parquet)
+    asked = _asked(inputs, host, chosen, state)
     skipped: list[str] = []
     source = _from_pipe() if piped else _from_paths(inputs, skipped)
     if state.anything:
         source = _in_states(source, state)
     meter = _Meter()
-    done = _run(source, output, asked, settings, meter, workers=workers, scheduler=scheduler, block=block)
+    block = block or (1 if calculation else 64)
+    done = _run(source, output, asked, chosen, meter, workers=workers, scheduler=scheduler, block=block)
     for reason in skipped[:_NAMED]:
         click.echo(f"skipped   {reason}", err=True)
     if len(skipped) > _NAMED:
@@ -126,7 +133,7 @@ def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, par
     try:
         weights = load_checkpoint(resolve_model(settings["model"])).sha256
         check_settings(settings | {"sha256": weights}, workers=workers, scheduler=scheduler)
-    except (CheckpointError, DeviceError) as error:
+    except (CalculatorError, CheckpointError, DeviceError) as error:
         raise BadUsage(error_text(error)) from error
     return weights
 
@@ -157,6 +164,7 @@ def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any], state:
         "model": settings["sha256"],
         "max_strain": settings["max_strain"],
         "extrapolate": settings["extrapolate"],
+        "calculation": settings["calculation"] or None,
         "charge": list(state.charges) or None,
         "spin_multiplicity": state.spin_multiplicity,
         "functional": state.functional,

@@ -12,6 +12,10 @@ from ase_definet.structures.state import multiplicity_name
 FORCE_LIMIT = 0.5
 """Largest force at the first step above which IBRION = 1 is unreliable, in eV/Å."""
 
+_METHODS = {
+    "calculator": "Geometry relaxed with the calculator named below; {code} is to finish it.",
+    "none": "Geometry not relaxed: the atoms are on the host's ideal sites, and {code} is to relax them.",
+}
 _ORIGINS: dict[bool | None, str] = {
     True: "Geometry predicted by DefiNet in one forward pass; {code} is to finish it.",
     False: "Control run: atoms on the host's sites, nothing predicted. Count its steps beside the prediction's.",
@@ -44,7 +48,7 @@ def readme(
         predicted: Whether the structure is a prediction (True), the control run from the host's sites (False) or
             neither is known (None).
     """
-    lines = [_ORIGINS[predicted].format(code="VASP"), *_provenance(provenance)]
+    lines = [_origin(predicted, provenance).format(code="VASP"), *_provenance(provenance)]
     lines.append(f"Profile {profile}." + (" Overridden:" if plan.overridden else ""))
     lines += [
         f"  {tag} = {new} (was {'unset' if old is None else old})" for tag, (old, new) in plan.overridden.items()
@@ -77,7 +81,7 @@ def code_readme(
         provenance: What made the prediction.
         predicted: As of :func:`readme`.
     """
-    lines = [_ORIGINS[predicted].format(code=title), *_provenance(provenance)]
+    lines = [_origin(predicted, provenance).format(code=title), *_provenance(provenance)]
     held = files.multiplicity or plan.multiplicity
     spin = f"spin multiplicity {held}" if held else "total moment free" if plan.spin else "spins paired"
     lines.append(
@@ -100,6 +104,12 @@ def code_readme(
     lines += [f"Note: {note}" for note in notes]
     lines += [f"Warning: {warning}" for warning in (*plan.warnings, *files.warnings)]
     return "\n".join(lines) + "\n"
+
+
+def _origin(predicted: bool | None, provenance: Mapping[str, str]) -> str:  # noqa: FBT001
+    """Return the first line: what made the geometry."""
+    method = provenance.get("method", "") if predicted else ""
+    return _METHODS.get(method, _ORIGINS[predicted])
 
 
 def _provenance(provenance: Mapping[str, str]) -> list[str]:

@@ -264,8 +264,8 @@ class SiteMap:
         raise MatchError(
             f"atom {first.atom_index} ({first.element}) at ({x:.2f}, {y:.2f}, {z:.2f}) Å{more} sits on no free site "
             f"of host {self.host.name}, {first.distance:.2f} Å from site {first.sites[0]} ({element}): it is read as "
-            f"{first.name} ({first.kind}); DefiNet has no kind of site for an adatom, interstitial or split vacancy; "
-            "remove it or relax it with DFT alone"
+            f"{first.name} ({first.kind}); the network has no kind of site for an adatom, interstitial or split "
+            "vacancy: relax it with a calculator (--calculator chgnet, calculator='chgnet'), or remove it"
         )
 
 

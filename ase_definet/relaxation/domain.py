@@ -57,8 +57,9 @@ class Reservation:
     """One respect in which a structure lies outside the training data.
 
     Attributes:
-        word: ``host``, ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``spin``,
-            ``functional``, ``excited``, ``pristine``, or ``training`` if the training data are unknown.
+        word: ``host``, ``species``, ``defects``, ``extra`` (atoms on no site), ``density``, ``strain``, ``sites``,
+            ``charge``, ``spin``, ``functional``, ``excited``, ``pristine``, or ``training`` if the training data are
+            unknown.
         reason: The same as a sentence.
         trust: Trust level of results in spite of it.
         error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
@@ -175,6 +176,13 @@ class Domain:
     ) -> Iterator[Reservation]:
         """Yield every respect in which a structure lies outside the training data, as it is without measurements."""
         state = said_of(atoms)
+        if site_map.extra:
+            names = ", ".join(dict.fromkeys(f"{extra.name} ({extra.kind})" for extra in site_map.extra))
+            yield Reservation(
+                "extra",
+                f"{names}: the network has no kind of site for atoms on no site of the host",
+                sites=tuple(dict.fromkeys(site for extra in site_map.extra for site in extra.sites)),
+            )
         if training is None:
             if state.charge:
                 reason = f"net charge {state.charge:+d}: nothing is recorded of the charges in the training data"
@@ -196,7 +204,7 @@ class Domain:
                 f"elements never seen in training: {', '.join(found)}",
                 sites=_sites_where(np.isin(site_map.numbers, [atomic_numbers[e] for e in found])),
             )
-        if not site_map.defects:
+        if not site_map.all_defects:
             yield Reservation("pristine", "no defects found: the structure is the pristine host", "inside", 1.0)
         if seen is None or name is None:
             known = ", ".join(training.hosts)
@@ -255,7 +263,8 @@ def _sites_where(chosen: Array) -> tuple[int, ...]:
 
 def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Reservation]:
     """Yield reservations about the defects in a host of the training data."""
-    new = [defect for defect in site_map.defect_counts if defect not in seen.defects]
+    on_sites = {defect.name for defect in site_map.defects}
+    new = [defect for defect in site_map.defect_counts if defect in on_sites and defect not in seen.defects]
     if new:
         sites = tuple(defect.site for defect in site_map.defects if defect.name in new)
         yield Reservation("defects", f"defects never seen in {name}: {', '.join(new)}", sites=sites)

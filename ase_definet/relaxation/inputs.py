@@ -53,10 +53,16 @@ class Item:
         return len(self.site_map.kinds)
 
 
-def by_atom(site_map: SiteMap, values: Array) -> Array:
-    """Return the values of the atoms, in the caller's order, from values by site, shape ``(n_sites,)``."""
+def by_atom(site_map: SiteMap, values: Array, extra: float = 0) -> Array:
+    """Return the values of the atoms, in the caller's order, from values by site, shape ``(n_sites,)``.
+
+    Args:
+        site_map: The match.
+        values: The values of the sites.
+        extra: The value of atoms on no site.
+    """
     order = site_map.atom_index
-    out = np.zeros(np.count_nonzero(order >= 0), dtype=values.dtype)
+    out = np.full(np.count_nonzero(order >= 0) + len(site_map.extra), extra, dtype=values.dtype)
     out[order[order >= 0]] = values[order >= 0]
     return out
 
@@ -126,7 +132,8 @@ def displaced(
     """Return a copy of the structure with its atoms on their sites plus a displacement.
 
     Order, cell, images, arrays, info and constraints are the caller's; constrained atoms stay, the calculator goes.
-    Without constraints the mean position of the atoms is that of the input, as VASP keeps it.
+    Without constraints the mean position of the atoms is that of the input, as VASP keeps it. Atoms on no site stay
+    where they are beside the others.
 
     Args:
         atoms: The structure that was matched.

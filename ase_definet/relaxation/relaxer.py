@@ -1,4 +1,4 @@
-"""DefiNetRelaxer: match, prepare, collate, predict, place, judge.
+"""DefiNetRelaxer: match, prepare, collate, predict, place, judge, and a calculator where the network knows nothing.
 
 The way of a structure is a straight line, each stage handing a frozen value to the next: ``match_sites`` (atoms to
 :class:`SiteMap`), ``prepare`` (sites to the network's input), ``collate`` (several to a batch), ``predict``
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -30,6 +30,16 @@ from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.model.protocol import DisplacementModel, Lattice, Routed
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.batching import Batches, alike
+from ase_definet.relaxation.calculation import (
+    FMAX,
+    GIVEN,
+    IDEAL,
+    MAX_STEPS,
+    PREDICTION,
+    SYMMETRY_BREAKING,
+    CalculatorStage,
+    given_beside_extra_atoms,
+)
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import Domain, far_moves, is_as_trained
 from ase_definet.relaxation.inputs import (
@@ -42,8 +52,7 @@ from ase_definet.relaxation.inputs import (
     twin_key,
 )
 from ase_definet.relaxation.lattices import LatticeCache
-from ase_definet.relaxation.refine import REFINE_STEPS, refined
-from ase_definet.relaxation.result import Method, RelaxFailure, RelaxResult, forget_earlier
+from ase_definet.relaxation.result import LEFT, Method, RelaxFailure, RelaxResult, forget_earlier
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms
 from ase_definet.structures.state import PREDICTED_STATE, codes_of, said_of
@@ -54,12 +63,6 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 Structure_ = TypeVar("Structure_")
 
-LEFT = (
-    "the network is not expected to beat the host's ideal sites here: the atoms were left on them; --extrapolate "
-    "(extrapolate=True) takes its answer all the same"
-)
-"""What is said where the network's answer was not taken."""
-
 BATCH_SITES = 20_000
 """Sites that :meth:`DefiNetRelaxer.relax_many` collects before it relaxes them, at most."""
 
@@ -69,7 +72,7 @@ def _numbers(values: torch.Tensor) -> Array:
 
 
 class DefiNetRelaxer:
-    """Relax defect structures in one forward pass.
+    """Relax defect structures in one forward pass, and with a calculator where the network knows nothing.
 
     Args:
         model: Name of bundled weights (see ``ase-definet weights list``) or the path of a ``.safetensors`` file.
@@ -81,13 +84,22 @@ class DefiNetRelaxer:
         extrapolate: Use the prediction even if it is not expected to beat the ideal sites, on which the atoms are
             then left by default.
         max_strain: Largest principal strain of the host onto a cell.
-        refine_with: An ASE calculator that takes a few steps after the prediction, at fixed cell; None for none.
-        refine_steps: Largest number of its force evaluations; fewer if the forces fall below 0.05 eV/Å.
+        calculator: Relaxes, at fixed cell, what is outside the training data, also with atoms on no site of the host:
+            an ASE calculator, or a name of :data:`~ase_definet.relaxation.calculators.CALCULATORS`. It starts from
+            the ideal sites, or the prediction with ``extrapolate``. None for no calculator.
+        calculator_settings: Settings of a calculator given by name.
+        refine: Whether the calculator also goes on from the predictions that can be trusted.
+        fmax: Largest force at which the calculator stops, in eV/Å.
+        max_steps: Largest number of its force evaluations.
+        symmetry_breaking: Standard deviation of the random displacement around the defects by which a symmetric start
+            of the calculator can lose its symmetry, in Å; 0 for none.
+        seed: Of that displacement.
         working_set: How much the network processes at a time; by default chosen for the device.
 
     Raises:
         CheckpointError: The weights cannot be found or read.
         DeviceError: The device is not available.
+        CalculatorError: The calculator is unknown or not installed, or a setting of it makes no sense.
 
     Examples:
         >>> from ase.build import mx2
@@ -112,8 +124,13 @@ class DefiNetRelaxer:
         strict: bool = False,
         extrapolate: bool = False,
         max_strain: float = MAX_STRAIN,
-        refine_with: Any = None,
-        refine_steps: int | None = None,
+        calculator: Any = None,
+        calculator_settings: Mapping[str, Any] | None = None,
+        refine: bool = False,
+        fmax: float = FMAX,
+        max_steps: int = MAX_STEPS,
+        symmetry_breaking: float = SYMMETRY_BREAKING,
+        seed: int = 0,
         working_set: WorkingSet | None = None,
     ) -> None:
         if initial_positions not in {"ideal", "given"}:
@@ -135,12 +152,15 @@ class DefiNetRelaxer:
         self.strict = strict
         self.extrapolate = extrapolate
         self.max_strain = max_strain
-        if refine_steps is not None and refine_with is None:
-            raise DefiNetError("refine_steps without refine_with: give the ASE calculator that is to take the steps")
-        refine_steps = REFINE_STEPS if refine_steps is None else refine_steps
-        if refine_steps < 1:
-            raise DefiNetError(f"refine_steps must be at least 1, found {refine_steps}")
-        self.refine_with, self.refine_steps = refine_with, refine_steps
+        self.calculator = CalculatorStage.of(
+            calculator,
+            calculator_settings,
+            refine=refine,
+            fmax=fmax,
+            max_steps=max_steps,
+            symmetry_breaking=symmetry_breaking,
+            seed=seed,
+        )
         self.lattices = LatticeCache(self.working_set)
 
     @property
@@ -162,10 +182,12 @@ class DefiNetRelaxer:
             DefiNetError: The structure is unusable, the host does not fit, or atoms have no site.
         """
         item = self._prepare(atoms, host)
-        predicted = self._one(item)
-        for text in predicted.warnings:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DefiNetWarning)  # they are among those of the result
+            result = self._calculated(self._one(item), item)
+        for text in result.warnings:
             warnings.warn(text, DefiNetWarning, stacklevel=2)
-        return like(atoms, self._refined(predicted, item.atoms).atoms)
+        return like(atoms, result.atoms)
 
     def predict(self, atoms: object, host: object = None, **match_options: Any) -> RelaxResult:
         """Relax one structure and say how: see :class:`RelaxResult`.
@@ -179,7 +201,7 @@ class DefiNetRelaxer:
             DefiNetError: As in :meth:`relax`.
         """
         item = self._prepare(atoms, host, **match_options)
-        return self._refined(self._one(item), item.atoms)
+        return self._calculated(self._one(item), item)
 
     def _one(self, item: Item) -> RelaxResult:
         """Predict one structure, or raise what went wrong with it."""
@@ -211,7 +233,7 @@ class DefiNetRelaxer:
         batches = Batches(
             prepare=lambda index, atoms: self._prepare(atoms, host, index),
             run=self._run,
-            finish=lambda result, item: self._refined(result, item.atoms),
+            finish=self._calculated,
             device=self.device,
             most_sites=batch_sites,
         )
@@ -227,7 +249,8 @@ class DefiNetRelaxer:
         site_map = match_sites(
             given, host if _is_auto(host) else get_host(host), max_strain=self.max_strain, **match_options
         )
-        site_map.require_sites_only()
+        if self.calculator is None:
+            site_map.require_sites_only()
         matched = time.perf_counter()
         state = codes_of(given) if self.network.config.states else None
         prepared = self.network.prepare(sites_of(site_map, self.initial_positions, state))
@@ -235,8 +258,11 @@ class DefiNetRelaxer:
         judgement = self.domain.judge(given, site_map, place)
         said = {strain_notice(site_map)} if "strain" in judgement.outside else set()
         reasons = tuple(text for text in site_map.warnings if text not in said)
+        calculated = self.calculator is not None and self.calculator.serves(judgement.trust)
+        if self.strict and calculated and reasons:  # what the network does not know, the calculator does
+            raise StrictError("; ".join(reasons))
         reasons += tuple(one.reason for one in judgement.reservations)
-        if self.strict and reasons:
+        if self.strict and reasons and not calculated:
             raise StrictError("; ".join(reasons))
         charge = charge_of(given)
         if charge.note and not charge.value:  # worth saying, but no reason to distrust the prediction
@@ -316,7 +342,11 @@ class DefiNetRelaxer:
         if judgement.trust == "outside" and not self.extrapolate:
             method, expected_error = "none", None
             displacement = np.zeros_like(displacement)
-            reasons += (LEFT,)
+            reasons += (LEFT,) if self.calculator is None else ()
+        if item.site_map.extra and self.initial_positions == "ideal":
+            displacement = displacement.copy()
+            given = given_beside_extra_atoms(item.site_map)
+            displacement[given] = item.site_map.offsets[given]
         relaxed = displaced(item.atoms, item.site_map, displacement, self.initial_positions)
         forget_earlier(relaxed)
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())
@@ -346,11 +376,13 @@ class DefiNetRelaxer:
             method=method,
         )
 
-    def _refined(self, result: RelaxResult, given: Atoms) -> RelaxResult:
-        """Take a few steps with the calculator of :attr:`refine_with`, if there is one; see :func:`refined`."""
-        if self.refine_with is None:
+    def _calculated(self, result: RelaxResult, item: Item) -> RelaxResult:
+        """Relax with the calculator what the network does not know, or everything; see :class:`CalculatorStage`."""
+        if self.calculator is None or not self.calculator.serves(result.trust):
             return result
-        return refined(result, given, self.refine_with, self.refine_steps, strict=self.strict)
+        start = GIVEN if self.initial_positions == "given" else IDEAL
+        start = PREDICTION if result.method == "network" else start
+        return self.calculator.relaxed(result, item.atoms, start, strict=self.strict)
 
 
 def _is_auto(host: object) -> bool:

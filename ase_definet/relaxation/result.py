@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ase_definet.matching.site_map import SiteMap
-from ase_definet.relaxation.domain import Judgement, Trust
+from ase_definet.relaxation.domain import TRUST, Judgement, Trust
 from ase_definet.relaxation.inputs import by_atom, displaced
 from ase_definet.structures.conversion import as_structure
 
@@ -21,10 +21,59 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 Method: TypeAlias = Literal["network", "calculator", "none"]
 
+LEFT = (
+    "the network is not expected to beat the host's ideal sites here: the atoms were left on them; a calculator can "
+    "relax them (--calculator chgnet, calculator='chgnet'), and --extrapolate (extrapolate=True) takes the network's "
+    "answer all the same"
+)
+"""What is said where the network's answer was not taken."""
+
+
+@dataclass(frozen=True)
+class Calculation:
+    """What a calculator did to one structure.
+
+    Attributes:
+        calculator: Its name.
+        start: What it started from, in words: the prediction, the host's ideal sites, the given positions.
+        steps: Evaluations of the forces.
+        converged: Whether the largest force fell below :attr:`fmax_limit`.
+        fmax: Largest force of the geometry in the result, in eV/Å; None if that is the start.
+        fmax_limit: Largest force of a converged structure, in eV/Å.
+        energy: Energy of the geometry in the result, in eV; None if that is the start.
+        displaced: Largest displacement of a symmetric start, in Å; 0 if it was not symmetric.
+        seed: Of that displacement.
+        seconds: Wall time.
+        error: Why the calculator gave up, empty if it did not.
+    """
+
+    calculator: str
+    start: str
+    steps: int
+    converged: bool
+    fmax: float | None
+    fmax_limit: float
+    energy: float | None
+    displaced: float = 0.0
+    seed: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    def __str__(self) -> str:
+        """Return it in a line: ``chgnet, 23 steps from the prediction, largest force 0.041 eV/Å, converged``."""
+        text = f"{self.calculator}, {self.steps} steps from {self.start}"
+        if self.displaced:
+            text += f", whose symmetry was broken by at most {self.displaced:.3f} Å (seed {self.seed})"
+        if self.fmax is not None:
+            text += f", largest force {self.fmax:.3f} eV/Å"
+        if self.error:
+            return f"{text}, failed"
+        return f"{text}, {'converged' if self.converged else f'not converged to {self.fmax_limit:g} eV/Å'}"
+
 
 @dataclass(frozen=True, eq=False)
 class RelaxResult:
-    """What one pass of the network says of one structure.
+    """A relaxed structure, and how far it can be trusted.
 
     Attributes:
         atoms: The relaxed structure, in the caller's order, cell and images.
@@ -38,8 +87,9 @@ class RelaxResult:
             None where the weights have no such estimate, and where nothing supports one, because the structure lies
             outside the training data and no error was measured there.
         judgement: How far the result can be trusted, and why not further.
-        method: What moved the atoms: ``network``, ``calculator`` after it, or ``none`` where the network is not
-            expected to beat the ideal sites, on which the atoms were left.
+        method: What moved the atoms last: ``network``, ``calculator``, or ``none`` where the network is not expected
+            to beat the ideal sites, on which the atoms were left.
+        calculation: What the calculator did, also where it failed; None without one.
     """
 
     atoms: Atoms
@@ -52,6 +102,7 @@ class RelaxResult:
     expected_error: Array | None = None
     judgement: Judgement = field(default_factory=Judgement)
     method: Method = "network"
+    calculation: Calculation | None = None
 
     @property
     def trust(self) -> Trust:
@@ -71,7 +122,7 @@ class RelaxResult:
     @cached_property
     def atom_trust(self) -> Array:
         """Trust of every atom in the caller's order, as a place in ``domain.TRUST``, shape ``(n_atoms,)``."""
-        return by_atom(self.site_map, self.judgement.of_sites(self.site_map))
+        return by_atom(self.site_map, self.judgement.of_sites(self.site_map), TRUST.index("outside"))
 
     @property
     def kinds(self) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -25,6 +25,15 @@ Array: TypeAlias = NDArray[Any]
 OPTIMIZERS: Mapping[str, Any] = MappingProxyType({"BFGS": BFGS, "LBFGS": LBFGS, "FIRE": FIRE, "CG": SciPyFminCG})
 MAX_STEPS = 200
 
+LARGEST_FORCE = 1000.0
+"""A larger force than this, in eV/Å, is no force but a calculator that has lost its way."""
+
+LARGEST_MOVE = 6.0
+"""An atom further than this from where it started, in Å, has left the structure."""
+
+Step: TypeAlias = Callable[[int, float], object]
+"""Called after every evaluation of the forces, with their number so far and the largest force, in eV/Å."""
+
 
 @dataclass(frozen=True, eq=False)
 class Relaxation:
@@ -36,8 +45,10 @@ class Relaxation:
         fmax: Largest force at each step, shape ``(n,)``, in eV/Å.
         energies: Energy at each step, shape ``(n,)``, in eV.
         seconds: Wall time.
-        atoms: The last structure whose forces are known, or the one given, without its calculator; always finite.
+        atoms: The last structure; where the calculator gave up, the one of lowest energy, or the one given if there
+            is none. Without its calculator; always finite.
         error: Why the calculator gave up, empty if it did not.
+        best: Which step :attr:`atoms` is of, -1 where it is the structure given.
     """
 
     steps: int
@@ -47,6 +58,7 @@ class Relaxation:
     seconds: float
     atoms: Atoms
     error: str = ""
+    best: int = -1
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers, ready for JSON."""
@@ -64,7 +76,12 @@ class Relaxation:
 
 
 def relax_with(
-    atoms: Atoms, calculator: Any, optimizer: str = "BFGS", fmax: float = 0.05, max_steps: int = MAX_STEPS
+    atoms: Atoms,
+    calculator: Any,
+    optimizer: str = "BFGS",
+    fmax: float = 0.05,
+    max_steps: int = MAX_STEPS,
+    progress: Step = lambda _steps, _fmax: None,
 ) -> Relaxation:
     """Relax the atoms at fixed cell with an ASE calculator.
 
@@ -74,9 +91,10 @@ def relax_with(
         optimizer: One of :data:`OPTIMIZERS`, in any case.
         fmax: Largest force of a converged structure, in eV/Å.
         max_steps: Evaluations of the forces, at most.
+        progress: Called after each of them.
 
     Returns:
-        What happened, even where the calculator failed.
+        What happened, even where the calculator failed or the structure fell apart.
 
     Raises:
         CalculatorError: The optimizer is not known.
@@ -88,7 +106,7 @@ def relax_with(
     moving = atoms.copy()
     moving.set_constraint(sound(atoms))
     moving.pbc &= moving.cell.any(axis=1)  # calculators repeat a zero vector after 1 Å
-    recorder = _Recorder(calculator, fmax, max_steps)
+    recorder = _Recorder(calculator, fmax, max_steps, moving.positions.copy(), progress)
     moving.calc = recorder
     began = time.perf_counter()
     error = ""
@@ -107,8 +125,10 @@ def relax_with(
     moving.pbc = atoms.pbc
     if not error and not np.isfinite(moving.positions).all():
         error = _LOST
+    best = len(recorder.fmax) - 1
     if error:
-        moving.positions = atoms.positions if recorder.positions is None else recorder.positions
+        moving.positions = atoms.positions if recorder.lowest is None else recorder.lowest
+        best = int(np.argmin(recorder.energies)) if recorder.energies else -1
     return Relaxation(
         steps=len(recorder.fmax),
         converged=converged,
@@ -117,6 +137,7 @@ def relax_with(
         seconds=time.perf_counter() - began,
         atoms=moving,
         error=error,
+        best=best,
     )
 
 
@@ -132,18 +153,21 @@ class _Recorder(Calculator):
 
     implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
 
-    def __init__(self, inner: Any, limit: float, most: int) -> None:
+    def __init__(self, inner: Any, limit: float, most: int, start: Array, progress: Step) -> None:
         super().__init__()
-        self.inner, self.limit, self.most = inner, limit, most
+        self.inner, self.limit, self.most, self.start, self.progress = inner, limit, most, start, progress
         self.fmax: list[float] = []
         self.energies: list[float] = []
-        self.positions: Array | None = None
+        self.lowest: Array | None = None
 
     def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         """Evaluate energy and forces of a geometry."""
         super().calculate(atoms, properties, system_changes)
         if not np.isfinite(atoms.positions).all():
             raise CalculatorError(_LOST)
+        gone = np.linalg.norm(atoms.positions - self.start, axis=1)
+        if gone.max() > LARGEST_MOVE:
+            raise CalculatorError(f"atom {gone.argmax()} went {gone.max():.1f} Å away: the structure falls apart")
         self.results = {"forces": self.inner.get_forces(atoms), "energy": self.inner.get_potential_energy(atoms)}
         felt = self.results["forces"].copy()
         for constraint in atoms.constraints:  # sound ones, and what the optimizer sees
@@ -154,9 +178,17 @@ class _Recorder(Calculator):
             raise CalculatorError(
                 f"the forces on {wrong} of {len(felt)} atoms are not finite, at an energy of {energy:g} eV"
             )
-        self.positions = atoms.positions.copy()
-        self.fmax.append(float(np.linalg.norm(felt, axis=1).max()))
+        largest = float(np.linalg.norm(felt, axis=1).max())
+        if largest > LARGEST_FORCE:
+            atom = np.linalg.norm(felt, axis=1).argmax()
+            raise CalculatorError(
+                f"a force of {largest:.3g} eV/Å on atom {atom}: are two atoms on top of one another?"
+            )
+        if energy < min(self.energies, default=np.inf):
+            self.lowest = atoms.positions.copy()
+        self.fmax.append(largest)
         self.energies.append(energy)
+        self.progress(len(self.fmax), largest)
         # some optimizers go on for a while after the forces have fallen below their limit
         if self.fmax[-1] < self.limit or len(self.fmax) >= self.most:
             raise _Enough

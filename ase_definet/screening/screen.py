@@ -62,14 +62,14 @@ COLUMNS = (
     *("charge", "spin_multiplicity", "functional"),
     *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
     *("mean_expected_error", "mean_expected_error_near", "strain"),
-    *("trust", "method", "outside", "warnings", "seconds"),
+    *("trust", "method", "calculator", "steps", "fmax", "converged", "energy", "outside", "warnings", "seconds"),
 )
 NUMBERS = frozenset(
     (
         *("index", "sites", "density", "multiplicity", "charge", "spin_multiplicity"),
         *("largest_displacement", "mean_displacement"),
         *("mean_displacement_near", "largest_expected_error", "mean_expected_error", "mean_expected_error_near"),
-        *("strain", "seconds"),
+        *("steps", "fmax", "energy", "strain", "seconds"),
     )
 )
 """Columns that hold numbers."""
@@ -274,8 +274,8 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         structures: Atoms, or the error of a structure that could not be read.
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
-            which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``
-            and ``sha256`` of the weights.
+            which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``,
+            ``calculation`` (keyword arguments of the relaxer, a calculator by its name) and ``sha256`` of the weights.
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.
@@ -408,7 +408,12 @@ def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
     model = settings["model"]
     wanted = settings.get("sha256") or load_checkpoint(resolve_model(model)).sha256
     relaxer = _kept_relaxer(
-        model, settings["device"], settings["max_strain"], settings.get("extrapolate", False), wanted
+        model,
+        settings["device"],
+        settings["max_strain"],
+        settings.get("extrapolate", False),
+        json.dumps(settings.get("calculation", {})),
+        wanted,
     )
     if relaxer.sha256 != wanted:
         _kept_relaxer.cache_clear()
@@ -425,9 +430,11 @@ def _kept_relaxer(
     device: str,
     max_strain: float,
     extrapolate: bool,  # noqa: FBT001 - a cache wants arguments in order
+    calculation: str,
     _sha256: str,
 ) -> DefiNetRelaxer:
-    return DefiNetRelaxer(model, device=device, max_strain=max_strain, extrapolate=extrapolate)
+    options = json.loads(calculation)
+    return DefiNetRelaxer(model, device=device, max_strain=max_strain, extrapolate=extrapolate, **options)
 
 
 def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
@@ -461,6 +468,15 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
         "warnings": printable("; ".join(result.warnings)),
         "seconds": round(sum(result.timings.values()), 5),
     }
+    done = result.calculation
+    if done is not None:
+        row |= {
+            "calculator": printable(done.calculator),
+            "steps": done.steps,
+            "fmax": "" if done.fmax is None else round(done.fmax, 5),
+            "converged": "yes" if done.converged else "no",
+            "energy": "" if done.energy is None else round(done.energy, 6),
+        }
     if doubt is not None:
         row |= {
             "largest_expected_error": round(float(doubt.max()), 5),
@@ -810,6 +826,7 @@ def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str
     Raises:
         CheckpointError: The weights cannot be read.
         DeviceError: The device is not available.
+        CalculatorError: There is no such calculator here.
         ScreeningError: Dask is needed and not installed.
         DefiNetError: ``max_strain`` is not positive.
     """
@@ -865,7 +882,7 @@ def write_parquet(folder: Path) -> Path:
     source, target = folder / TABLE, folder / PARQUET
     if not source.exists():
         raise ScreeningError(f"{source}: no such file; expected a folder that `ase-definet screen` wrote")
-    whole = dict.fromkeys(("index", "sites", "multiplicity", "charge", "spin_multiplicity"), pa.int64())
+    whole = dict.fromkeys(("index", "sites", "multiplicity", "charge", "spin_multiplicity", "steps"), pa.int64())
     types = {name: whole.get(name, pa.float64()) if name in NUMBERS else pa.string() for name in COLUMNS}
     schema = pa.schema(list(types.items()))
     convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)

@@ -185,7 +185,7 @@ def screening(count: int) -> dict:
 def chgnet(count: int) -> list[dict]:
     """Relax the same cells with CHGNet at fixed cell, the way one would without a trained network."""
     from ase.optimize import FIRE, LBFGS  # noqa: PLC0415
-    from chgnet.model.dynamics import CHGNetCalculator  # noqa: PLC0415 - the [compare] extra
+    from chgnet.model.dynamics import CHGNetCalculator  # noqa: PLC0415 - the [chgnet] extra
 
     calculator = CHGNetCalculator(use_device="cpu")
     relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
@@ -263,7 +263,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m research.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats, cells up to 3,072 sites")
-    parser.add_argument("--compare", action="store_true", help="CHGNet too (pip install 'ase-definet[compare]')")
+    parser.add_argument("--compare", action="store_true", help="CHGNet too (pip install 'ase-definet[chgnet]')")
     parser.add_argument(
         "--machine", default=platform.processor() or platform.machine(), help="what to call this machine"
     )

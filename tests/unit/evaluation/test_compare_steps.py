@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.errors import CalculatorError, DefiNetWarning
-from ase_definet.evaluation.calculators import get_calculator
 from ase_definet.evaluation.compare_steps import compare_steps, fit_scale, scaled
+from ase_definet.relaxation.calculators import get_calculator
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.stepping import OPTIMIZERS, relax_with
 
@@ -222,11 +222,12 @@ def test_the_command_fits_and_takes_settings(tmp_path, copper):
 
 def test_refinement_steps_follow_the_prediction(copper, result):
     host = bulk("Cu", "fcc", a=3.61)
-    refined = DefiNetRelaxer(device="cpu", extrapolate=True, refine_with=EMT(), refine_steps=4).predict(copper, host)
+    options = {"calculator": EMT(), "refine": True, "max_steps": 4, "symmetry_breaking": 0}
+    refined = DefiNetRelaxer(device="cpu", extrapolate=True, **options).predict(copper, host)
     steps = relax_with(result.atoms, EMT(), "BFGS", 0.05, 4)
     assert np.abs(refined.atoms.positions - steps.atoms.positions).max() < 1e-6
     assert np.abs(refined.displacement - (refined.atoms.positions - copper.positions)).max() < 1e-12
-    assert refined.atoms.info["definet_refined"] == f"{steps.steps} steps of EMT"
+    assert refined.atoms.info["definet_calculation"].startswith(f"emt, {steps.steps} steps from the prediction")
     assert refined.method == refined.atoms.info["definet_method"] == "calculator"
     assert refined.atoms.calc is None
     assert np.array_equal(refined.site_displacement, result.site_displacement)
@@ -239,7 +240,7 @@ def test_a_refinement_that_fails_leaves_the_prediction(copper, result):
             raise RuntimeError("no convergence")
 
     with pytest.warns(DefiNetWarning, match="prediction alone: no convergence"):
-        refined = DefiNetRelaxer(device="cpu", extrapolate=True, refine_with=Failing()).predict(
+        refined = DefiNetRelaxer(device="cpu", extrapolate=True, calculator=Failing(), refine=True).predict(
             copper, bulk("Cu", "fcc", a=3.61)
         )
     assert np.abs(refined.atoms.positions - result.atoms.positions).max() < 1e-9
@@ -247,7 +248,7 @@ def test_a_refinement_that_fails_leaves_the_prediction(copper, result):
 
 
 def test_unknown_names():
-    with pytest.raises(CalculatorError, match="emt, chgnet, gpaw, vasp"):
+    with pytest.raises(CalculatorError, match="emt, lj, chgnet, .*, gpaw, vasp"):
         get_calculator("vasp6")
     with pytest.raises(CalculatorError, match="BFGS, LBFGS, FIRE, CG"):
         relax_with(bulk("Cu"), EMT(), "SGD")

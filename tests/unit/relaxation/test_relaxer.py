@@ -348,7 +348,7 @@ EXTRA = {"adatom": ("O_ads", _with_adatom), "displaced host atom": ("S_i", _with
 def test_atoms_on_no_site_are_refused_by_kind_and_name(relaxer, mos2, kind):
     name, change = EXTRA[kind]
     atoms = change(mos2.copy())
-    reason = rf"sits on no free site of host MoS2, .* {name} \({kind}\); DefiNet has no kind of site"
+    reason = rf"sits on no free site of host MoS2, .* {name} \({kind}\); the network has no kind of site"
     with pytest.raises(MatchError, match=reason):
         relaxer.predict(atoms)
     first, failed, last = relaxer.relax_many([mos2, atoms, mos2])
