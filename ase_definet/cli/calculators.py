@@ -11,9 +11,11 @@ def calculators_command() -> None:
 
     Any other ASE calculator is named as package.module:callable, and made with the settings of --set KEY=VALUE.
     """
-    from ase_definet.relaxation.calculators import CALCULATORS, is_installed
+    from ase_definet.relaxation.calculators import CALCULATORS, lacking_of
 
     for name, entry in CALCULATORS.items():
-        there = "installed" if is_installed(name) else f"not installed ({entry.install})"
+        lacking = lacking_of(name)
+        there = f"needs {lacking} ({entry.install})" if lacking else "ready"
         weights = "" if entry.weights == "none" else f"; weights {entry.weights}"
-        click.echo(f"{name:10s} {entry.what}{weights}; {entry.offline}; {there}")
+        offline = f"without network: {entry.offline}" if entry.weights == "downloaded" else entry.offline
+        click.echo(f"{name:10s} {entry.what}{weights}; {offline}; {there}")

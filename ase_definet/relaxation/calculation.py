@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,7 +10,7 @@ import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 from numpy.typing import NDArray
 
-from ase_definet.errors import CalculatorError, DefiNetWarning, StrictError
+from ase_definet.errors import CalculatorError, StrictError
 from ase_definet.matching.extra_atoms import ExtraKind
 from ase_definet.matching.site_map import SiteMap
 from ase_definet.matching.symmetry import space_group_operations
@@ -167,8 +166,6 @@ class CalculatorStage:
             )
         if strict and doubts:
             raise StrictError("; ".join(doubts))
-        for text in doubts:
-            warnings.warn(text, DefiNetWarning, stacklevel=4)
         return _with_calculation(result, run.atoms if useful else atoms, given, done, doubts)
 
 

@@ -40,6 +40,7 @@ class Entry:
         downloads: Returns what would be downloaded with these settings, and where it would be kept; None if nothing.
         offline: What to do on a machine without network.
         knows_state: Whether it can be told a charge and a spin multiplicity, see :func:`tell_state`.
+        ready: Returns what its package lacks outside of Python, empty if nothing.
     """
 
     make: Callable[..., Any]
@@ -50,6 +51,7 @@ class Entry:
     downloads: Callable[[Settings], tuple[str, Path] | None] = lambda _: None
     offline: str = "works offline"
     knows_state: bool = False
+    ready: Callable[[], str] = str
 
 
 def _extra(name: str) -> str:
@@ -162,6 +164,14 @@ def _vasp(**settings: Any) -> Any:
 
 _LONGEST = 120  # characters of another package's message
 _BUNDLED_SEVENNET = ("7net-0", "sevennet-0", "7net-l3i5", "sevennet-l3i5", "7net-mf-0", "sevennet-mf-0")
+
+
+def _vasp_command() -> str:
+    """Return what is missing for ASE to run VASP."""
+    from ase.config import cfg  # noqa: PLC0415
+
+    named = any(cfg.get(name) for name in ("ASE_VASP_COMMAND", "VASP_COMMAND", "VASP_SCRIPT"))
+    return "" if named or "vasp" in cfg.parser else "a command that runs VASP"
 
 
 def _of_sevennet(settings: Settings) -> tuple[str, Path] | None:
@@ -278,6 +288,7 @@ CALCULATORS: Mapping[str, Entry] = MappingProxyType(
             "VASP: PBE at Γ, run by ASE",
             offline="works offline with its POTCARs installed",
             knows_state=True,
+            ready=_vasp_command,
         ),
     }
 )
@@ -339,9 +350,9 @@ def get_calculator(name: str, **settings: Any) -> Any:
             f"unknown calculator {name!r}: expected {', '.join(CALCULATORS)}, or package.module:callable for any "
             "other"
         )
-    missing = CalculatorError(f"the calculator {name} needs {entry.module}, which is not installed: {entry.install}")
-    if not is_installed(name):
-        raise missing
+    lacking = lacking_of(name)
+    if lacking:
+        raise CalculatorError(f"the calculator {name} needs {lacking}: {entry.install}")
     download = entry.downloads(settings)
     if download is not None:
         what, kept = download
@@ -363,16 +374,18 @@ def get_calculator(name: str, **settings: Any) -> Any:
         raise CalculatorError(f"the calculator {name} cannot be made: {reason}") from error
 
 
-def is_installed(name: str) -> bool:
-    """Return whether the package of a calculator is there.
+def lacking_of(name: str) -> str:
+    """Return what is not installed of a calculator, empty if it can be made.
 
     Args:
         name: One of :data:`CALCULATORS`.
     """
+    entry = CALCULATORS[name]
     try:
-        return importlib.util.find_spec(CALCULATORS[name].module) is not None
+        there = importlib.util.find_spec(entry.module) is not None
     except (ImportError, ValueError):  # a package that is half there
-        return False
+        there = False
+    return entry.ready() if there else f"{entry.module}, which is not installed"
 
 
 def _custom(name: str, settings: Settings) -> Any:

@@ -182,9 +182,7 @@ class DefiNetRelaxer:
             DefiNetError: The structure is unusable, the host does not fit, or atoms have no site.
         """
         item = self._prepare(atoms, host)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DefiNetWarning)  # they are among those of the result
-            result = self._calculated(self._one(item), item)
+        result = self._calculated(self._one(item), item)
         for text in result.warnings:
             warnings.warn(text, DefiNetWarning, stacklevel=2)
         return like(atoms, result.atoms)

@@ -275,7 +275,8 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
             which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``,
-            ``calculation`` (keyword arguments of the relaxer, a calculator by its name) and ``sha256`` of the weights.
+            ``calculation`` (keyword arguments of the relaxer, with a calculator by its name) and ``sha256`` of the
+            weights.
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.

@@ -286,7 +286,6 @@ def test_refinement_moves_and_may_use_gradients():
     np.testing.assert_array_equal(refined.displacement, refined.atoms.positions - good(0).positions)
 
 
-@pytest.mark.filterwarnings("ignore:Springs failed")
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_refinement_that_fails_reaches_the_result_and_what_was_best_stays(case):
     spoil, text = SPOILED[case]
