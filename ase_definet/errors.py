@@ -35,6 +35,10 @@ class ScreeningError(DefiNetError, ValueError):
     """A screen cannot be started or resumed as requested."""
 
 
+class VariantsError(DefiNetError, ValueError):
+    """A search for the minima of a defect cannot be started or resumed as requested."""
+
+
 class CalculatorError(DefiNetError, ValueError):
     """A calculator or optimizer is unknown or not installed."""
 

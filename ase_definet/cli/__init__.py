@@ -29,6 +29,7 @@ from ase_definet.cli.relax import relax_command
 from ase_definet.cli.report import report_command
 from ase_definet.cli.screen import screen_command
 from ase_definet.cli.train import train_command
+from ase_definet.cli.variants import variants_command
 from ase_definet.cli.vasp import vasp_command
 from ase_definet.cli.weights import weights_group
 from ase_definet.errors import DefiNetWarning
@@ -104,6 +105,7 @@ for command in (
     calculators_command,
     enumerate_command,
     screen_command,
+    variants_command,
     report_command,
     plot_command,
     evaluate_command,

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
@@ -31,18 +32,39 @@ LIBRARY_SOURCE = "2DMD (Zenodo 14027373)"
 """Source of the hosts of the 2DMD data set."""
 
 _HBN_DATABASE = "h-BN database (QCS-Theory, MIT)"
+_ROUNDED = "PBE lattice constants, rounded to 0.01 Å"
+_CUBIC = np.eye(2)
+_FCC = ((0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0))
 _GPAW = "PBE, GPAW (research/experiments/pbe_hosts.py)"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A host of the library: in-plane vectors; number, two fractions and height of each atom; in Å."""
+    """A host of the library: in-plane vectors; number, two fractions and height of each atom; in Å.
+
+    The cell of a crystal may be a conventional one.
+    """
 
     axes: Array
     basis: Sequence[tuple[int, float, float, float]]
     source: str = LIBRARY_SOURCE
     height: float | None = None
     """Third vector of a crystal, in Å; None for a layer."""
+
+
+def _two_fcc(first: int, second: int, a: float, along: float) -> _Entry:
+    """Return a cubic crystal of two face-centred lattices, the second shifted along the space diagonal.
+
+    Args:
+        first: Atomic number.
+        second: Atomic number.
+        a: Lattice constant, in Å.
+        along: Shift in parts of the diagonal: 0.5 for rock salt, 0.25 for zinc blende.
+    """
+    basis = [
+        (z, x + shift, y + shift, a * (h + shift)) for z, shift in ((first, 0), (second, along)) for x, y, h in _FCC
+    ]
+    return _Entry(a * _CUBIC, basis, source=_ROUNDED, height=a)
 
 
 # Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al., npj 2D
@@ -85,6 +107,14 @@ _LIBRARY: Mapping[str, _Entry] = MappingProxyType(
             [(74, *_B, 1.57250990), (16, *_C, 0.0), (16, *_C, 3.14501981)],
             source=_GPAW,
         ),
+        "MgO": _two_fcc(12, 8, 4.25, 0.5),
+        "CdTe": _two_fcc(48, 52, 6.62, 0.25),
+        "GaN": _Entry(
+            3.22 * _HEXAGONAL,
+            [(31, *_B, 0.0), (31, *_C, 2.62), (7, *_B, 1.97), (7, *_C, 4.59)],
+            source=_ROUNDED,
+            height=5.24,
+        ),
     }
 )
 
@@ -107,7 +137,7 @@ def library() -> dict[str, Host]:
     """Return the built-in hosts by name.
 
     >>> sorted(library())
-    ['BN', 'BN-bulk', 'GaSe', 'InSe', 'MoS2', 'MoSe2', 'P', 'WS2', 'WSe2']
+    ['BN', 'BN-bulk', 'CdTe', 'GaN', 'GaSe', 'InSe', 'MgO', 'MoS2', 'MoSe2', 'P', 'WS2', 'WSe2']
     """
     return {name: _library_host(name) for name in _LIBRARY}
 
@@ -119,6 +149,8 @@ def _library_host(name: str) -> Host:
     cell[:2, :2] = entry.axes
     rows = np.array(entry.basis)
     positions = np.column_stack([rows[:, 1:3] @ entry.axes, rows[:, 3]])
+    if entry.source == _ROUNDED:  # conventional cells
+        return reduced(Atoms(rows[:, 0].astype(int), positions=positions, cell=cell, pbc=True), name, entry.source)
     return Host(name, rows[:, 0].astype(int), positions, cell, layered=entry.height is None, source=entry.source)
 
 

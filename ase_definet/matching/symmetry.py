@@ -43,6 +43,21 @@ def space_group_operations(
     return rotations, translations
 
 
+def point_group(cell: Array, positions: Array, numbers: Array, precision: float = 0.1) -> str:
+    """Return the point group of a structure in Hermann-Mauguin notation, ``1`` if spglib finds none.
+
+    Args:
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+        positions: Shape ``(n_atoms, 3)``, in Å.
+        numbers: Atomic numbers, shape ``(n_atoms,)``.
+        precision: Distance within which positions are equivalent, in Å.
+    """
+    import spglib  # noqa: PLC0415 - slow to import
+
+    found = _quietly(spglib.get_symmetry_dataset, _spglib_cell(cell, positions, numbers), symprec=precision)
+    return "1" if found is None else str(found.pointgroup)
+
+
 def primitive_cell(
     cell: Array, positions: Array, numbers: Array, precision: float = SYMMETRY_PRECISION
 ) -> tuple[Array, Array, Array] | None:

@@ -24,7 +24,7 @@ from ase_definet.structures.state import said_of
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ase_definet.relaxation.stepping import Step
+    from ase_definet.relaxation.stepping import Relaxation, Step
 
 Array: TypeAlias = NDArray[Any]
 
@@ -119,6 +119,26 @@ class CalculatorStage:
         """Return whether a result of this trust is relaxed with the calculator."""
         return self.refine or trust == "outside"
 
+    def run(self, atoms: Atoms, site_map: SiteMap) -> tuple[Relaxation, float]:
+        """Relax a structure from where it is, or from beside it if it is symmetric.
+
+        Args:
+            atoms: The start.
+            site_map: The match of the structure, for where its defects are.
+
+        Returns:
+            What happened, and the largest displacement of the start, in Å.
+
+        Raises:
+            CalculatorError: The calculator does not know an element of the structure.
+        """
+        from ase_definet.relaxation.stepping import relax_with  # noqa: PLC0415 - ASE's optimizers are slow to import
+
+        check_elements(self.calculator, atoms.numbers, self.name)
+        moved, displaced = break_symmetry(atoms, site_map, self.symmetry_breaking, self.seed)
+        optimizer = "LBFGS" if len(atoms) > MANY_ATOMS else "BFGS"
+        return relax_with(moved, self.calculator, optimizer, self.fmax, self.max_steps, self.progress), displaced
+
     def relaxed(self, result: RelaxResult, given: Atoms, start: str, *, strict: bool) -> RelaxResult:
         """Relax a result with the calculator; where that fails, what is best so far stays.
 
@@ -132,15 +152,10 @@ class CalculatorStage:
             CalculatorError: It does not know an element of the structure.
             StrictError: It failed or did not converge, and nothing doubtful is wanted.
         """
-        from ase_definet.relaxation.stepping import relax_with  # noqa: PLC0415 - ASE's optimizers are slow to import
-
         atoms = result.atoms
-        check_elements(self.calculator, atoms.numbers, self.name)
         said = said_of(given)
         ignored = tell_state(self.calculator, said.charge or 0, said.spin_multiplicity)
-        moved, displaced = break_symmetry(atoms, result.site_map, self.symmetry_breaking, self.seed)
-        optimizer = "LBFGS" if len(atoms) > MANY_ATOMS else "BFGS"
-        run = relax_with(moved, self.calculator, optimizer, self.fmax, self.max_steps, self.progress)
+        run, displaced = self.run(atoms, result.site_map)
         useful = run.best > 0 or (run.best == 0 and not run.error)
         done = Calculation(
             calculator=self.name,

@@ -187,19 +187,40 @@ class DefiNetRelaxer:
             warnings.warn(text, DefiNetWarning, stacklevel=2)
         return like(atoms, result.atoms)
 
-    def predict(self, atoms: object, host: object = None, **match_options: Any) -> RelaxResult:
+    def predict(
+        self, atoms: object, host: object = None, *, calculate: bool = True, **match_options: Any
+    ) -> RelaxResult:
         """Relax one structure and say how: see :class:`RelaxResult`.
 
         Args:
             atoms: An Atoms or a pymatgen Structure, in Å.
             host: Its host, if not the relaxer's own.
+            calculate: Whether the calculator, if there is one, does its part; otherwise the result is its start.
             match_options: ``kinds`` or ``substitutions`` for :func:`~ase_definet.matching.site_map.match_sites`.
 
         Raises:
             DefiNetError: As in :meth:`relax`.
         """
         item = self._prepare(atoms, host, **match_options)
-        return self._calculated(self._one(item), item)
+        result = self._one(item)
+        return self._calculated(result, item) if calculate else result
+
+    def predict_from(self, atoms: object, host: object = None) -> RelaxResult:
+        """Return the network's answer from the given positions instead of the ideal sites, without a calculator.
+
+        Args:
+            atoms: An Atoms or a pymatgen Structure, in Å.
+            host: Its host, if not the relaxer's own.
+
+        Raises:
+            DefiNetError: As in :meth:`relax`.
+        """
+        asked = self.initial_positions
+        self.initial_positions = "given"
+        try:
+            return self.predict(atoms, host, calculate=False)
+        finally:
+            self.initial_positions = asked
 
     def _one(self, item: Item) -> RelaxResult:
         """Predict one structure, or raise what went wrong with it."""

@@ -1,0 +1,1 @@
+"""Several minima of one defect: starts, relaxations, and what is distinct among their ends."""
