@@ -16,12 +16,16 @@ from ase_definet.structures.reading import read_structure
 LENGTH_TOLERANCE = 1e-6  # Å
 FILE_TOLERANCE = 1e-4  # Å, files are written with few decimals
 
-SITES = {"BN": 2, "BN-bulk": 4, "GaSe": 4, "InSe": 4, "MoS2": 3, "MoSe2": 3, "P": 4, "WS2": 3, "WSe2": 3}
+CRYSTALS = {"MgO": 2, "CdTe": 2, "GaN": 4}
+SITES = {"BN": 2, "BN-bulk": 4, "GaSe": 4, "InSe": 4, "MoS2": 3, "MoSe2": 3, "P": 4, "WS2": 3, "WSe2": 3} | CRYSTALS
 BONDS = {
     "BN": 1.45,
     "BN-bulk": 1.44,
+    "CdTe": 2.87,
+    "GaN": 1.97,
     "GaSe": 2.47,
     "InSe": 2.69,
+    "MgO": 2.13,
     "MoS2": 2.41,
     "MoSe2": 2.54,
     "P": 2.22,
@@ -58,11 +62,24 @@ def test_library_hosts_are_the_crystals_of_the_data():
     for name, host in hosts.items():
         assert host.name == name
         assert host.formula == name.removesuffix("-bulk")
-        assert host.layered == ("bulk" not in name)
+        assert host.layered == (name not in {"BN-bulk", *CRYSTALS})
         assert host.periodic == (True, True, not host.layered)
         assert host.nearest_neighbor == pytest.approx(BONDS[name], abs=0.02)
         assert np.linalg.det(host.cell) > 0
-        np.testing.assert_allclose(host.cell[2], [0, 0, VACUUM_LENGTH if host.layered else 6.67063814])
+        if name not in CRYSTALS:
+            np.testing.assert_allclose(host.cell[2], [0, 0, VACUUM_LENGTH if host.layered else 6.67063814])
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("MgO", bulk("MgO", "rocksalt", a=4.25)),
+        ("CdTe", bulk("CdTe", "zincblende", a=6.62)),
+        ("GaN", bulk("GaN", "wurtzite", a=3.22, c=5.24, u=0.376)),
+    ],
+)
+def test_crystals_of_the_library_are_primitive(name, like):
+    assert_same_crystal(library()[name], get_host(like), 0.01)
 
 
 @pytest.mark.parametrize(("alias", "name"), [*ALIASES.items(), ("mos2", "MoS2"), ("HBN", "BN"), ("wse2", "WSe2")])
@@ -83,10 +100,7 @@ def test_misspelt_name_gets_a_suggestion(wrong, meant):
 
 
 def test_unknown_name_lists_what_there_is():
-    with pytest.raises(
-        HostError,
-        match=r"unknown host 'xyzzy.cif'.*BN, BN-bulk, GaSe, InSe, MoS2, MoSe2, P, WS2, WSe2.*structure file",
-    ):
+    with pytest.raises(HostError, match=rf"unknown host 'xyzzy.cif'.*{', '.join(sorted(SITES))}.*structure file"):
         get_host("xyzzy.cif")
 
 
