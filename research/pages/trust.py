@@ -42,7 +42,8 @@ def head() -> list[str]:
         "",
         (
             "- `outside`: nothing supports the network's answer. The atoms are left on the host's ideal sites (`method` is "
-            "`none`), so that a pipeline does not get worse structures than it sent. `--extrapolate` takes the network's answer "
+            "`none`), so that a pipeline does not get worse structures than it sent, or a calculator relaxes them (`--calculator`, "
+            "[calculators](calculators.md)). `--extrapolate` takes the network's answer "
             "all the same, still without an expected error; `--strict` makes it an error."
         ),
         "",

@@ -26,6 +26,7 @@ UNUSABLE = {
     "count-steps, control": "--control {input} good.vasp",
     "collect": "{input} -o new.vasp",
     "screen": f"{{input}} {HOST} -o new --device cpu",
+    "variants": f"{{input}} {HOST} -o new --device cpu --calculator lj --without-distortions",
     "report": "{input} -o new.html",
     "data pack": f"{{input}} new.pack {HOST}",
     "data check": f"{{input}} {HOST}",
@@ -39,7 +40,7 @@ UNUSABLE = {
     "weights combine": "{input} new.safetensors --host-weights BN default",
 }
 """How every command that reads is given an input."""
-READ_NOTHING = {"hosts", "weights list", "enumerate"}
+READ_NOTHING = {"hosts", "calculators", "weights list", "enumerate"}
 USAGE = {
     "relax": [
         f"good.vasp {HOST} --model nonsense",
@@ -48,6 +49,14 @@ USAGE = {
         f"good.vasp {HOST} -o good.vasp --overwrite",
         "good.vasp --host MoS3",
         "good.vasp",
+        f"good.vasp {HOST} --calculator nonsense",
+        f"good.vasp {HOST} --calculator no_such_package:Thing",
+        f"good.vasp {HOST} --calculator emt --set nonsense",
+        f"good.vasp {HOST} --calculator emt --set mass=3",
+        f"good.vasp {HOST} --calculator emt --fmax nan",
+        f"good.vasp {HOST} --calculator emt --max-steps 0",
+        f"good.vasp {HOST} --calculator emt --set asap_cutoff=true --dft gpaw new",
+        f"good.vasp {HOST} --refine",
     ],
     "match": ["good.vasp --host MoS3", f"good.vasp {HOST} --max-strain nan"],
     "inputs": [
@@ -73,6 +82,17 @@ USAGE = {
         f"good.vasp {HOST} -o new --max-strain nan",
         f"good.vasp {HOST} -o good.vasp",
         "good.vasp --host MoS3 -o new",
+        f"good.vasp {HOST} -o new --calculator nonsense",
+        f"good.vasp {HOST} -o new --set rc=3",
+        f"good.vasp {HOST} -o new --fmax 0.1",
+    ],
+    "variants": [
+        f"good.vasp {HOST} -o new",
+        f"good.vasp {HOST} -o new --calculator nonsense",
+        f"good.vasp {HOST} -o new --calculator lj --without-distortions -n 0",
+        f"good.vasp {HOST} -o new --calculator lj --without-distortions --charge -1:1",
+        f"good.vasp {HOST} -o good.vasp --calculator lj --without-distortions",
+        "good.vasp --host MoS3 -o new --calculator lj --without-distortions",
     ],
     "report": [". -o good.vasp", "."],
     "enumerate": ["--host MoS2 --supercell 4 --defects v_S", "--host MoS3 --supercell 4x4 --defects v_S"],
@@ -91,6 +111,7 @@ USAGE = {
     "weights combine": ["default new.txt --host-weights BN default", "default new.safetensors"],
     "weights list": ["extra"],
     "hosts": ["extra"],
+    "calculators": ["extra"],
 }
 """What every command is asked and cannot mean."""
 
