@@ -91,3 +91,30 @@ def test_what_is_on_no_site_is_described(frames, hosts):
             assert k in extra or site_map.ambiguous, named
     assert kinds[ExtraKind.ADATOM] >= len(chosen) - 1
     assert set(kinds) == {ExtraKind.ADATOM, ExtraKind.SPLIT_INTERSTITIAL}
+
+
+def test_adatoms_are_too_few_for_a_marker_of_their_own(frames, hosts):
+    """What docs/calculators.md says of them."""
+    ground, compositions = [], set()
+    for atoms in frames:
+        if atoms.info["on_sites"] or atoms.info["excited"]:
+            continue
+        site_map = match_sites(atoms, hosts[atoms.info["host"]])
+        impurity = [extra for extra in site_map.extra if extra.kind is ExtraKind.ADATOM]
+        impurity = [extra for extra in impurity if extra.element not in {"B", "N"}]
+        if impurity:
+            name = atoms.info["id"].split("-q")[0]
+            ground.append((name, impurity[0].element, impurity[0].height))
+            compositions.add(name)
+    assert (len(ground), len(compositions)) == (49, 28)
+    each = Counter(element for _, element in {(name, element) for name, element, _ in ground})
+    assert (len(each), max(each.values()), min(each.values())) == (11, 5, 1)
+    errors = {"element": [], "any": []}
+    for name, element, height in ground:
+        others = [one for one in ground if one[0] != name]
+        like = [h for _, e, h in others if e == element]
+        if like:
+            errors["element"].append(abs(height - np.mean(like)))
+        errors["any"].append(abs(height - np.mean([h for *_, h in others])))
+    assert np.mean(errors["element"]) == pytest.approx(0.44, abs=0.005)
+    assert np.mean(errors["any"]) == pytest.approx(0.32, abs=0.005)
