@@ -38,6 +38,7 @@ MOST_ROWS = 20_000
 MOST_PICTURES = 300
 _STATE = ("charge", "spin_multiplicity", "functional")
 _PLAIN = ("", "PBE")
+_CALCULATION = ("calculator", "steps", "fmax", "converged", "energy")
 
 
 def write_report(
@@ -75,7 +76,8 @@ def write_report(
     run = {key: value for key, value in run.items() if value is not None}
     # where all is neutral PBE of any spin, three columns would say so in every row
     plain = all(not row["charge"] and row["spin_multiplicity"] == "" and row["functional"] in _PLAIN for row in table)
-    hidden = _STATE if plain else ()
+    calculated = any(row["calculator"] for row in table)
+    hidden = (*(_STATE if plain else ()), *(() if calculated else _CALCULATION))
     data = {
         "rows": kept,
         "pictures": drawn,

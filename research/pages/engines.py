@@ -38,8 +38,8 @@ def head(found: Mapping[str, Any]) -> list[str]:
         ),
         "",
         (
-            f"`{found['command']} NAME` measured it, on one core of a shared machine, to {found['fmax']:g} eV/Å, with "
-            f"{listed(packages)}. The network's rows are its answers with `--extrapolate`: by default, the atoms stay on the "
+            f"`{found['command']} NAME` measured it: relaxed to {found['fmax']:g} eV/Å or {found['max_steps']} force evaluations, "
+            f"with {listed(packages)}; seconds are those of one CPU core. The network's rows are its answers with `--extrapolate`: by default, the atoms stay on the "
             "host's sites where it is not expected to beat them."
         ),
         "",
@@ -50,8 +50,12 @@ def head(found: Mapping[str, Any]) -> list[str]:
 
 
 def measured(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engines that could be run."""
-    return {name: entry for name, entry in found["engines"].items() if "cases" in entry}
+    """Return the engines that were run on every defect."""
+    return {
+        name: entry
+        for name, entry in found["engines"].items()
+        if set(entry.get("cases", {})) == set(found["expected"])
+    }
 
 
 def summary(found: Mapping[str, Any]) -> list[str]:
@@ -82,6 +86,8 @@ def _verdict(entry: Mapping[str, Any]) -> str:
     if "refused" in entry:
         return "needs a calculator"
     word = "yes" if entry["as_expected"] else "no"
+    if not entry.get("converged", True):
+        word += ", not converged"
     return f"{word}, {entry['trust']}" if "trust" in entry else word
 
 
