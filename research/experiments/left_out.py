@@ -115,6 +115,11 @@ def denser(least: float) -> Chosen:
     return lambda group: (group.numbers != group.host_numbers).mean(axis=1) > least
 
 
+def either(*choices: Chosen) -> Chosen:
+    """Return the choice of pairs that any of some choices has."""
+    return lambda group: np.any([chosen(group) for chosen in choices], axis=0)
+
+
 def vacancy_beside(group: PairGroup) -> Array:
     """Choose pairs with a vacancy and a foreign atom."""
     numbers = group.numbers
@@ -166,7 +171,7 @@ class Experiment:
     chosen: Chosen
     subsets: Mapping[str, float]
     pack: str = "2dmd.pack"
-    steps: int = 800
+    steps: int = 600
     model: Mapping[str, Any] = field(default_factory=dict)
     initial: str = ""
     measured: tuple[str, ...] = ()
@@ -184,7 +189,7 @@ def _hbn(kind: str, words: str, chosen: Chosen) -> Experiment:
         lambda group: chosen(group) & group.subset.startswith("hbn/"),
         HBN,
         pack="bn-states.pack",
-        steps=450,
+        steps=350,
         model=STATES,
         initial="bn-base",
     )
@@ -198,18 +203,24 @@ def experiments() -> dict[str, Experiment]:
     """Return all experiments by name, in the order in which they are run."""
     even, shallow = dict.fromkeys(HIGH, 1.0), dict.fromkeys(LOW, 0.5)
     every = even | shallow
-    out = {
+    some = shallow | dict.fromkeys(("high/GaSe", "high/InSe", "high/MoS2", "high/WSe2"), 0.4)
+    antisites = defects(**dict.fromkeys(("BN", "BN-bulk"), ("B_N", "N_B")))
+    return {
         "bn-base": Experiment(
             "none", "nothing", nothing, {"high/BN": 1.0}, pack="bn-states.pack", steps=500, model=STATES
         ),
         "hbn-compositions-1": _hbn("composition", "a quarter of the compositions", compositions(0)),
         "host-MoS2": Experiment("host", "MoS2", host("MoS2"), every),
-        "host-InSe": Experiment("host", "InSe", host("InSe"), every),
-        "hbn-elements-1": _hbn("element", "Al, Ge, S, Sb", elements("Al", "Ge", "S", "Sb")),
         "hbn-charged": _hbn("charge", "all charges", _charged(1)),
-        "host-BN": Experiment("host", "h-BN", host("BN"), every),
-        "hbn-elements-2": _hbn("element", "Ga, Si, Se, P", elements("Ga", "Si", "Se", "P")),
-        "hbn-charge-2": _hbn("charge", "charges of magnitude 2", _charged(2)),
+        "hbn-elements-1": _hbn("element", "Al, Ge, S, Sb", elements("Al", "Ge", "S", "Sb")),
+        "host-InSe": Experiment("host", "InSe", host("InSe"), every),
+        "density-high": Experiment("density", "more than 7.5 % of the sites", denser(0.075), even),
+        "defects-1": Experiment(
+            "defect",
+            "W_Mo in MoS2, v_Se in WSe2, S_Se in InSe, v_Ga in GaSe",
+            defects(MoS2=("W_Mo",), WSe2=("v_Se",), InSe=("S_Se",), GaSe=("v_Ga",)),
+            some,
+        ),
         "2dmd-elements": Experiment(
             "element",
             "W and Se in MoS2",
@@ -217,39 +228,38 @@ def experiments() -> dict[str, Experiment]:
             {"high/MoS2": 0.2, "low/MoS2": 1.0, "high/BN": 0.5, "high/P": 0.5},
             measured=("low/MoS2",),
         ),
-        "defects-1": Experiment(
-            "defect",
-            "W_Mo in MoS2, v_Se in WSe2, S_Se in InSe, v_Ga in GaSe",
-            defects(MoS2=("W_Mo",), WSe2=("v_Se",), InSe=("S_Se",), GaSe=("v_Ga",)),
-            shallow | dict.fromkeys(("high/GaSe", "high/InSe", "high/MoS2", "high/WSe2"), 0.4),
+        "hbn-kinds": _hbn(
+            "defect", "antisites, and vacancies beside foreign atoms", either(vacancy_beside, antisites)
         ),
-        "density-high": Experiment("density", "more than 7.5 % of the sites", denser(0.075), even),
-        "hbn-compositions-2": _hbn("composition", "another quarter of the compositions", compositions(1)),
-        "host-WSe2": Experiment("host", "WSe2", host("WSe2"), every),
-        "hbn-vacancy-beside": _hbn("defect", "a vacancy beside a foreign atom", vacancy_beside),
-        "host-P": Experiment("host", "black P", host("P"), every),
+        "host-BN": Experiment("host", "h-BN", host("BN"), every),
+        "hbn-charge-2": _hbn("charge", "charges of magnitude 2", _charged(2)),
+        "hbn-states": _hbn(
+            "state",
+            "excited states and triplets",
+            states(lambda state: bool(state.excited) or state.spin_multiplicity == 3),  # noqa: PLR2004
+        ),
+        "hbn-elements-2": _hbn("element", "Ga, Si, Se, P", elements("Ga", "Si", "Se", "P")),
         "dilute-to-dense": Experiment(
             "density", "more than 3 defects (MoS2, WSe2)", denser(0.02), shallow | {"high/MoS2": 0.0, "high/WSe2": 0.0}
         ),
+        "host-WSe2": Experiment("host", "WSe2", host("WSe2"), every),
+        "hbn-compositions-2": _hbn("composition", "another quarter of the compositions", compositions(1)),
+        "defects-2": Experiment(
+            "defect",
+            "v_Mo in MoS2, S_Se in WSe2, v_In in InSe, In_Ga in GaSe",
+            defects(MoS2=("v_Mo",), WSe2=("S_Se",), InSe=("v_In",), GaSe=("In_Ga",)),
+            some,
+        ),
+        "host-P": Experiment("host", "black P", host("P"), every),
         "dense-to-dilute": Experiment(
             "density",
             "isolated defects (MoS2, WSe2)",
             lambda group: np.full(len(group), group.subset.startswith("low/")),
             dict.fromkeys(("high/MoS2", "high/WSe2"), 1.0) | dict.fromkeys(LOW, 0.0),
         ),
-        "defects-2": Experiment(
-            "defect",
-            "v_Mo in MoS2, S_Se in WSe2, v_In in InSe, In_Ga in GaSe",
-            defects(MoS2=("v_Mo",), WSe2=("S_Se",), InSe=("v_In",), GaSe=("In_Ga",)),
-            shallow | dict.fromkeys(("high/GaSe", "high/InSe", "high/MoS2", "high/WSe2"), 0.4),
-        ),
-        "hbn-excited": _hbn("state", "excited states", states(lambda state: bool(state.excited))),
-        "hbn-triplets": _hbn("state", "triplets", states(lambda state: state.spin_multiplicity == 3)),  # noqa: PLR2004
         "host-GaSe": Experiment("host", "GaSe", host("GaSe"), every),
         "hbn-elements-3": _hbn("element", "O, In, Sn, As", elements("O", "In", "Sn", "As")),
-        "hbn-antisites": _hbn("defect", "antisites", defects(BN=("B_N", "N_B"), **{"BN-bulk": ("B_N", "N_B")})),
     }
-    return out
 
 
 def thinned(group: PairGroup, chosen: Array, subsets: Mapping[str, float]) -> PairGroup | None:
