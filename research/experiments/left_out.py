@@ -375,7 +375,7 @@ def _measured(group: PairGroup, unrelaxed: Any, true: Array, result: Any) -> Mea
     return Measured(
         group.subset,
         group.host,
-        tuple(sorted({one.key for one in reservations})),
+        tuple(sorted({one.kind_key for one in reservations})),
         (float(np.abs(error).mean()), float(np.abs(ideal).mean())),
         np.array(columns, dtype=np.float32).T,
     )
