@@ -219,9 +219,9 @@ def summarise(scores: list[Score]) -> dict[str, Any]:
     Returns:
         ``subsets.NAME`` and ``overall`` (their mean; ``n`` is the sum), with ``n``, ``coordinate_mae``, ``a3`` to
         ``a6``, the same under ``ideal_sites``, ``unrelaxed`` and, where it could be fitted for all,
-        ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure``, ``trust``
-        (numbers of structures by trust level) and, where structures have an expected error, ``expected_error`` of
-        those (``n``); lengths in Å.
+        ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure``,
+        ``trust`` (numbers of structures by trust level) and, where structures have an expected error,
+        ``expected_error`` of those (``n``); lengths in Å.
     """
     names = sorted({score.subset for score in scores})
     subsets = {name: _table([score for score in scores if score.subset == name]) for name in names}

@@ -42,8 +42,8 @@ NEAR_DENSITY = 1.25
 prediction is used although its error was not measured there; the expected error is then unknown."""
 
 ALIKE, STRETCH = 0.3, 0.08
-"""Hosts of the same structure are alike if their sites, scaled to the same size, are this close, root mean square, in Å,
-and if that takes no more than this share of the lengths: InSe has those of GaSe and 7 % more."""
+"""Hosts of the same structure are alike if their sites, scaled to the same size, are this close (root mean square, in
+Å), and if the lengths differ by no more than this share: those of InSe are 7 % longer than those of GaSe."""
 
 SAME_STRAIN, SAME_OFFSET = 5e-4, 5e-3
 """A host of the user's that differs by less from the library's, in strain and in Å, is the library's."""
@@ -259,9 +259,9 @@ def _of_charge(atoms: Atoms, charges: Sequence[int]) -> Reservation:
 def _of_host(site_map: SiteMap, name: str, training: TrainingRecord) -> Iterator[Reservation]:
     """Yield reservations about a host that is not in the training data.
 
-    It is of the kind ``alike`` if hosts of the same structure are, and each of its elements was seen on the sites that
-    it has, as the host's own or as a substitution: MoSe2, after MoS2 with Se_S and WSe2 with Mo_W. Its defects are
-    compared with those of the hosts that it is like.
+    It is of the kind ``alike`` if hosts of the same structure are, and each of its elements was seen on the sites
+    that it has, as the host's own or as a substitution: MoSe2, after MoS2 with Se_S and WSe2 with Mo_W. Its defects
+    are compared with those of the hosts that it is like.
     """
     seen, high = _seen_in_alike_hosts(site_map.host, training)
     alike = bool(seen) and all(symbol in occupants for symbol, occupants in seen.items())

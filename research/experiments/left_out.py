@@ -131,10 +131,8 @@ def compositions(fold: int, folds: int = 4) -> Chosen:
     """Return the choice of one fold of the compositions of the h-BN database, all charges and both hosts together."""
 
     def chosen(group: PairGroup) -> Array:
-        out = []
-        for names in defects_of(group, count=True):
-            out.append(zlib.crc32(" ".join(sorted(names)).encode()) % folds == fold)
-        return np.array(out) & group.subset.startswith("hbn/")
+        own = (" ".join(sorted(names)) for names in defects_of(group, count=True))
+        return np.array([zlib.crc32(name.encode()) % folds == fold for name in own])
 
     return chosen
 
@@ -240,7 +238,10 @@ def experiments() -> dict[str, Experiment]:
         ),
         "hbn-elements-2": _hbn("element", "Ga, Si, Se, P", elements("Ga", "Si", "Se", "P")),
         "dilute-to-dense": Experiment(
-            "density", "more than 3 defects (MoS2, WSe2)", denser(0.02), shallow | {"high/MoS2": 0.0, "high/WSe2": 0.0}
+            "density",
+            "more than 3 defects (MoS2, WSe2)",
+            denser(0.02),
+            shallow | {"high/MoS2": 0.0, "high/WSe2": 0.0},
         ),
         "host-WSe2": Experiment("host", "WSe2", host("WSe2"), every),
         "hbn-compositions-2": _hbn("composition", "another quarter of the compositions", compositions(1)),
@@ -458,7 +459,11 @@ def done(name: str, experiment: Experiment, folder: Path) -> dict[str, Any]:
         "inside": {key: summary(rows) for key, rows in grouped(inside).items()},
         "columns": ["host", "respects", "network", "ideal_sites", "error", "expected"],
         "structures": [
-            [one.host, " ".join(one.words), *(round(float(v), 4) for v in (*one.mae, *one.atoms[:, [0, 2]].mean(axis=0)))]
+            [
+                one.host,
+                " ".join(one.words),
+                *(round(float(v), 4) for v in (*one.mae, *one.atoms[:, [0, 2]].mean(axis=0))),
+            ]
             for one in found
         ],
     }
@@ -510,16 +515,19 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with 2dmd.pack and bn-states.pack")
     parser.add_argument("names", nargs="*", help="parts of names of experiments; all by default")
     given = parser.parse_args()
-    wanted: Callable[[str], bool] = lambda name: not given.names or any(part in name for part in given.names)
+
+    def wanted(name: str) -> bool:
+        return not given.names or any(part in name for part in given.names)
+
     every = experiments()
     for name, experiment in every.items():
         base = any(one.initial == name and wanted(other) for other, one in every.items())
         if (OUT / f"{name}.json").exists() or not (wanted(name) or base):
             continue
-        if not experiment.kind == "none":
-            write(name, done(name, experiment, given.data))
-        else:
+        if experiment.kind == "none":
             trained(name, experiment, data_of(name, experiment, given.data))
+        else:
+            write(name, done(name, experiment, given.data))
     if wanted("hbn-database") and not (OUT / "hbn-database.json").exists():
         write("hbn-database", unseen_database(given.data))
 
