@@ -47,9 +47,9 @@ Chosen: TypeAlias = Callable[[PairGroup], Array]
 
 OUT = RESULTS / "left_out"
 RUNS = Path("runs/left_out")
-MOST = 120
+MOST = 80
 """Structures of one subset that are measured, at most."""
-KEPT = {"train": 450, "val": 60}
+KEPT = {"train": 450, "val": 40}
 """Pairs of one set of sites that are trained on and validated with, at most."""
 ATOM_COLUMNS = ("error", "ideal", "expected", "moved", "from_defect", "from_doubtful")
 """Of every atom, in Å: length of the true error, of that of the ideal site, the network's expected error, the predicted
@@ -60,12 +60,12 @@ LOW = ("low/MoS2", "low/WSe2")
 MODEL = {"features": 64, "layers": 4, "short_range_cutoff": 4.5, "vector_norm": True, "dropout": 0.15}
 STATES = {"states": True, "element_descriptors": True}
 BUDGET = {
-    "batch_size": 8,
+    "batch_size": 4,
     "optimizer": "muon",
     "loss": "components",
     "learning_rate": 2e-3,
     "weight_decay": 0.1,
-    "ema_decay": 0.995,
+    "ema_decay": 0.99,
     "warmup_steps": 80,
     "cosine_fraction": 0.75,
     "noisy_start_fraction": 0.4,
