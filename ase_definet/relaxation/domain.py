@@ -68,7 +68,8 @@ class Reservation:
         trust: Trust level of results in spite of it.
         error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
         sites: The sites concerned; None for all.
-        detail: What tells reservations of one word apart: ``1`` of a charge, ``low`` of a density, ``WS2`` of a host.
+        detail: What tells reservations of one word apart: of a charge, how many electrons it is from the closest
+            one seen; ``low`` of a density; ``WS2`` of a host.
         kind: What several details have in common, where something was measured of that: ``alike`` of a host.
     """
 
@@ -253,7 +254,8 @@ def _of_charge(atoms: Atoms, charges: Sequence[int]) -> Reservation:
         else f"the model was trained on charges {', '.join(f'{q:+d}' for q in charges)} in this host"
     )
     text = f"net charge {charge.value:+d}: {reason}{source}"
-    return Reservation("charge", text, detail=str(abs(charge.value)))
+    away = min((abs(charge.value - known) for known in charges), default=abs(charge.value))
+    return Reservation("charge", text, detail=str(away))
 
 
 def _of_host(site_map: SiteMap, name: str, training: TrainingRecord) -> Iterator[Reservation]:

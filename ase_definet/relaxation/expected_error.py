@@ -8,24 +8,46 @@ of the atom and of its structure, plus one term for each respect in which the st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from ase.data import atomic_numbers, covalent_radii
 from numpy.typing import NDArray
 
 from ase_definet.checkpoints.card import ErrorModelRecord
 from ase_definet.errors import CheckpointError
+from ase_definet.matching.naming import VACANCY_PREFIX
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import SiteMap
 from ase_definet.structures.neighbors import pairs_between
 
 Array: TypeAlias = NDArray[Any]
 
-FEATURES = ("one", "own", "moved", "from_defect", "mean_own", "mean_moved", "most_moved", "atoms", "defects")
-"""What the expected error is linear in, as logarithms but for the first, which is 1: the network's own estimate, the
-predicted displacement and the distance from the closest defect, of the atom; means of the first two (of their
-logarithms), the largest displacement, and the numbers of atoms and of defect sites, of the structure."""
+FEATURES = (
+    "one",
+    "own",
+    "moved",
+    "from_defect",
+    "mean_own",
+    "mean_moved",
+    "most_moved",
+    "atoms",
+    "vacancies",
+    "substitutions",
+    "misfit",
+    "charge",
+    "layer",
+    "layer_from_defect",
+    "layer_misfit",
+    "layer_vacancies",
+)
+"""What the expected error is linear in. Logarithms of the network's own estimate, of the predicted displacement and of
+the distance from the closest defect, of the atom; means of the first two and the largest of the second over the
+structure; logarithms of its numbers of atoms and, plus one, of vacancies and substitutions; by how much the largest
+substitution exceeds what it replaces in covalent radius (Å); the magnitude of the charge; and, for layers, which can
+buckle, 1, and some of these again."""
 
 FAR = 10.0
 """Distances from defects beyond this are all the same, in Å."""
@@ -34,22 +56,55 @@ OWN, MOVED, NEAR = 1e-4, 2e-3, 1.0
 """What is added to the network's estimate, to displacements and to distances before the logarithm is taken, in Å."""
 
 
-def features(own: Array, moved: Array, from_defect: Array, defects: int) -> Array:
-    """Return the features of all atoms of a structure, shape ``(n_atoms, 9)``, in the order of :data:`FEATURES`.
+@dataclass(frozen=True, slots=True)
+class Defective:
+    """What the expected error of a structure depends on, besides the network.
+
+    Attributes:
+        defects: How often each point defect occurs, by name.
+        charge: Net charge, in e.
+        layered: Whether the host is a layer.
+    """
+
+    defects: Mapping[str, int]
+    charge: int
+    layered: bool
+
+    @property
+    def misfit(self) -> float:
+        """By how much the largest substitution exceeds what it replaces, in covalent radius, in Å; at least 0."""
+        pairs = (name.split("_") for name in self.defects if not name.startswith(f"{VACANCY_PREFIX}_"))
+        radii = ((covalent_radii[atomic_numbers[own]], covalent_radii[atomic_numbers[host]]) for own, host in pairs)
+        return max([0.0, *(float(own - host) for own, host in radii)])
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of vacancies and of substitutions."""
+        empty = sum(n for name, n in self.defects.items() if name.startswith(f"{VACANCY_PREFIX}_"))
+        return empty, sum(self.defects.values()) - empty
+
+
+def features(own: Array, moved: Array, from_defect: Array, structure: Defective) -> Array:
+    """Return the features of all atoms of a structure, shape ``(n_atoms, n_features)``, as in :data:`FEATURES`.
 
     Args:
         own: The network's own estimate of each atom's error, shape ``(n_atoms,)``, in Å.
         moved: Length of its predicted displacement, shape ``(n_atoms,)``, in Å.
         from_defect: Its distance from the closest defect, shape ``(n_atoms,)``, in Å.
-        defects: Number of defect sites.
+        structure: What else counts.
     """
-    log_own, log_moved, one = np.log(own + OWN), np.log(moved + MOVED), np.ones(len(own))
-    columns = [one, log_own, log_moved, np.log(from_defect + NEAR), log_own.mean() * one, log_moved.mean() * one]
-    columns += [log_moved.max() * one, np.log(len(own)) * one, np.log(max(defects, 1)) * one]
-    return np.stack(columns, axis=1)
+    log_own, log_moved = np.log(own + OWN), np.log(moved + MOVED)
+    away = np.log(np.minimum(from_defect, FAR) + NEAR)
+    vacancies, substitutions = np.log1p(structure.counts)
+    misfit, layer = structure.misfit, float(structure.layered)
+    one = np.ones(len(own))
+    rows = [one, log_own, log_moved, away, log_own.mean(), log_moved.mean(), log_moved.max(), np.log(len(own))]
+    rows += [vacancies, substitutions, misfit, abs(structure.charge)]
+    rows += [layer, layer * away, layer * misfit, layer * vacancies]
+    return np.stack([row * one for row in rows], axis=1)
 
 
-def weights_of(record: ErrorModelRecord, respects: Sequence[str], host: str | None) -> Array | None:
+def weights_for(record: ErrorModelRecord, respects: Sequence[str], host: str | None) -> Array | None:
     """Return the weight of every feature for a structure; None if nothing was measured of one of its respects.
 
     Args:
@@ -73,7 +128,7 @@ def weights_of(record: ErrorModelRecord, respects: Sequence[str], host: str | No
     return weights
 
 
-def lengths(weights: Array, atoms: Array) -> Array:
+def expected_lengths(weights: Array, atoms: Array) -> Array:
     """Return expected lengths of errors in Å, shape ``(n_atoms,)``; the features as of :func:`features`."""
     return np.asarray(np.exp(atoms @ weights))
 

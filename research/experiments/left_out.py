@@ -34,6 +34,7 @@ from ase_definet.matching.naming import defect_name
 from ase_definet.relaxation.domain import Domain, Judgement
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure
+from ase_definet.structures.charges import charge_of
 from ase_definet.structures.metrics import minimum_image, rank_correlation
 from ase_definet.structures.state import State
 from ase_definet.training.card import export_weights
@@ -337,6 +338,7 @@ class Measured:
         words: The respects in which it lies outside the training data.
         mae: Coordinate MAE of the network and of the ideal sites, in Å.
         atoms: The columns of every atom.
+        defects: Its defects and their numbers, and its charge: ``C_B x1, v_N x1, +1``.
     """
 
     subset: str
@@ -344,6 +346,7 @@ class Measured:
     words: tuple[str, ...]
     mae: tuple[float, float]
     atoms: Array
+    defects: str = ""
 
 
 def measure(weights: Path, pack: PackedDataset, split: str = "test", most: int = MOST) -> Iterator[Measured]:
@@ -379,6 +382,7 @@ def _measured(group: PairGroup, unrelaxed: Any, true: Array, result: Any) -> Mea
         tuple(sorted({one.kind_key for one in reservations})),
         (float(np.abs(error).mean()), float(np.abs(ideal).mean())),
         np.array(columns, dtype=np.float32).T,
+        ", ".join([*(f"{name} x{n}" for name, n in site_map.defect_counts.items()), f"{charge_of(unrelaxed).value:+d}"]),
     )
 
 
@@ -426,6 +430,7 @@ def save_measured(path: Path, found: list[Measured]) -> None:
         mae=np.array([one.mae for one in found]),
         words=np.array([" ".join(one.words) for one in found]),
         host=np.array([one.host for one in found]),
+        defects=np.array([one.defects for one in found]),
         subset=np.array([one.subset for one in found]),
     )
 
@@ -434,8 +439,9 @@ def load_measured(path: Path) -> list[Measured]:
     """Read what :func:`save_measured` wrote."""
     with np.load(path) as file:
         parts = np.split(file["atoms"], np.cumsum(file["count"])[:-1])
-        rows = zip(file["subset"], file["host"], file["words"], file["mae"], parts, strict=True)
-        return [Measured(str(s), str(h), tuple(str(w).split()), (m[0], m[1]), a) for s, h, w, m, a in rows]
+        names = ("subset", "host", "words", "mae", "defects")
+        rows = zip(*(file[name] for name in names), parts, strict=True)
+        return [Measured(str(s), str(h), tuple(str(w).split()), (m[0], m[1]), a, str(d)) for s, h, w, m, d, a in rows]
 
 
 def done(name: str, experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -514,6 +520,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder with 2dmd.pack and bn-states.pack")
     parser.add_argument("names", nargs="*", help="parts of names of experiments; all by default")
+    parser.add_argument("--again", action="store_true", help="measure anew what was trained")
     given = parser.parse_args()
 
     def wanted(name: str) -> bool:
@@ -522,13 +529,14 @@ def main() -> None:
     every = experiments()
     for name, experiment in every.items():
         base = any(one.initial == name and wanted(other) for other, one in every.items())
-        if (OUT / f"{name}.json").exists() or not (wanted(name) or base):
+        there = (OUT / f"{name}.json").exists()
+        if (there and not given.again) or (given.again and not there) or not (wanted(name) or base):
             continue
         if experiment.kind == "none":
             trained(name, experiment, data_of(name, experiment, given.data))
         else:
             write(name, done(name, experiment, given.data))
-    if wanted("hbn-database") and not (OUT / "hbn-database.json").exists():
+    if wanted("hbn-database") and (given.again or not (OUT / "hbn-database.json").exists()):
         write("hbn-database", unseen_database(given.data))
 
 
