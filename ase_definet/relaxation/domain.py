@@ -161,6 +161,18 @@ class Domain:
         own = routed[place - 1].training if 0 < place <= len(routed) else self.card.general
         return own or self.card.training
 
+    def trained_on(self, host: Host, place: int = 0) -> bool:
+        """Return whether a host, given in any way, is in the training data of a network, to the digits of a file.
+
+        Args:
+            host: The host.
+            place: Index of the network that serves it, of several.
+        """
+        name, strain, offset = known_host(host)
+        training = self.training(place)
+        seen = training is None or name in training.hosts  # without a record, the library's hosts are taken as known
+        return name is not None and seen and abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
+
     def judge(self, atoms: Atoms, site_map: SiteMap, place: int = 0) -> Judgement:
         """Determine how far the result for a structure can be trusted.
 
@@ -347,12 +359,6 @@ def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
             f"{atom} is predicted {length[site]:.2f} Å from its site, further than a bond of the host is long "
             f"({bond:.2f} Å){more}: look at the result before you use it"
         )
-
-
-def is_as_trained(host: Host) -> bool:
-    """Whether a host, given in any way, is one of the library's to the digits of a file."""
-    name, strain, offset = known_host(host)
-    return name is not None and abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
 
 
 @lru_cache(maxsize=32)

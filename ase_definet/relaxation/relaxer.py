@@ -31,7 +31,7 @@ from ase_definet.model.protocol import DisplacementModel, Lattice, Routed
 from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.batching import Batches, alike
 from ase_definet.relaxation.devices import checked_device
-from ase_definet.relaxation.domain import Domain, far_moves, is_as_trained
+from ase_definet.relaxation.domain import Domain, far_moves
 from ase_definet.relaxation.inputs import (
     InitialPositions,
     Item,
@@ -281,7 +281,7 @@ class DefiNetRelaxer:
         return _numbers(prediction.displacement), None if expected is None else _numbers(expected)
 
     def _relative_to_pristine(self, items: list[Item], moved: Array) -> Array:
-        """Subtract the prediction for the pristine host, if that is not a host of the library.
+        """Subtract the prediction for the pristine host, unless the network was trained on it.
 
         A relaxed host is a fixed point of DFT, but for a layer relaxed with another code, a network may predict a
         uniform change of thickness that has nothing to do with the defects.
@@ -290,7 +290,9 @@ class DefiNetRelaxer:
         fields: dict[Hashable, Array] = {}
         for item in items:
             stop = start + item.n_sites
-            twin = None if is_as_trained(item.site_map.host) else pristine_twin(item.prepared)
+            place = item.prepared.place if isinstance(item.prepared, Routed) else 0
+            known = self.domain.trained_on(item.site_map.host, place)
+            twin = None if known else pristine_twin(item.prepared)
             if twin is not None:
                 key = twin_key(twin)
                 if key not in fields:
