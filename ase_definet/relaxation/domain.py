@@ -12,11 +12,12 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
-from ase_definet.checkpoints.card import HostRecord, ModelCard, TrainingRecord
+from ase_definet.checkpoints.card import ErrorModelRecord, HostRecord, ModelCard, TrainingRecord
 from ase_definet.errors import HostError, MatchError
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
+from ase_definet.relaxation.expected_error import weights_for
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.metrics import near_sites
 from ase_definet.structures.state import Said, excited_of, multiplicity_name, said_of
@@ -98,9 +99,13 @@ class Judgement:
 
     Attributes:
         reservations: Every respect in which the structure lies outside the training data.
+        error_model: How long errors are expected to be, if the weights were measured outside of their training data.
+        host: Name of the host in the library, if it is one.
     """
 
     reservations: tuple[Reservation, ...] = ()
+    error_model: ErrorModelRecord | None = None
+    host: str | None = None
 
     @property
     def trust(self) -> Trust:
@@ -123,7 +128,20 @@ class Judgement:
     @property
     def unsupported(self) -> tuple[str, ...]:
         """The respects in which nothing supports an expected error, one word each."""
-        return tuple(one.word for one in self.reservations if one.error_factor is None)
+        known = () if self.error_model is None else self.error_model.respects
+        without = (one for one in self.reservations if one.error_factor is None)
+        return tuple(one.word for one in without if not {one.key, one.kind_key} & set(known))
+
+    @property
+    def error_weights(self) -> Array | None:
+        """Weights of the features of an atom from which its error is expected; None if no model is for this."""
+        if self.error_model is None:
+            return None
+        known = self.error_model.respects
+        real = [one for one in self.reservations if one.word != "pristine"]
+        return weights_for(
+            self.error_model, [one.key if one.key in known else one.kind_key for one in real], self.host
+        )
 
     def of_sites(self, site_map: SiteMap) -> Array:
         """Return the trust level of every site as an index into :data:`TRUST`, shape ``(n_sites,)``.
@@ -182,7 +200,14 @@ class Domain:
             place: Index of the network that serves it, of several.
         """
         found = self._reservations(atoms, site_map, self.training(place))
-        return Judgement(tuple(self._judged(one, site_map) for one in found))
+        host, _, _ = known_host(site_map.host)
+        return Judgement(tuple(self._judged(one, site_map) for one in found), self._error_model(place), host)
+
+    def _error_model(self, place: int) -> ErrorModelRecord | None:
+        """Return how long the errors of one of several networks are expected to be."""
+        routed = self.card.routed
+        own = routed[place - 1].error_model if 0 < place <= len(routed) else None
+        return own or self.card.error_model
 
     def _judged(self, one: Reservation, site_map: SiteMap) -> Reservation:
         """Return a reservation with its measured trust level, if there is one."""

@@ -133,6 +133,25 @@ def expected_lengths(weights: Array, atoms: Array) -> Array:
     return np.asarray(np.exp(atoms @ weights))
 
 
+def expected_of_sites(site_map: SiteMap, charge: int, own: Array, displacement: Array, weights: Array) -> Array:
+    """Return the expected length of the error of every site, 0 on empty sites, shape ``(n_sites,)``, in Å.
+
+    Args:
+        site_map: The match of the structure.
+        charge: Its net charge, in e.
+        own: The network's own estimates, shape ``(n_sites,)``, in Å.
+        displacement: Predicted displacements, shape ``(n_sites, 3)``, in Å.
+        weights: As of :func:`weights_for`.
+    """
+    real = site_map.atom_index >= 0
+    structure = Defective(site_map.defect_counts, charge, site_map.host.layered)
+    moved = np.linalg.norm(displacement, axis=1)
+    away = distances_from_defects(site_map)
+    out = np.zeros(len(own))
+    out[real] = expected_lengths(weights, features(own[real], moved[real], away[real], structure))
+    return out
+
+
 def distances_from_defects(site_map: SiteMap) -> Array:
     """Return the distance of every site from the closest defect, at most :data:`FAR`, shape ``(n_sites,)``, in Å."""
     out = np.full(len(site_map.positions), FAR)

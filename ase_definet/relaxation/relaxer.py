@@ -32,6 +32,7 @@ from ase_definet.model.working_set import WorkingSet
 from ase_definet.relaxation.batching import Batches, alike
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import Domain, far_moves
+from ase_definet.relaxation.expected_error import expected_of_sites
 from ase_definet.relaxation.inputs import (
     InitialPositions,
     Item,
@@ -312,8 +313,8 @@ class DefiNetRelaxer:
         if self.strict and far:
             raise StrictError("; ".join(far))
         reasons = item.warnings + far
-        judgement, factor = item.judgement, item.judgement.error_factor
-        expected_error = None if expected is None or factor is None else factor * by_atom(item.site_map, expected)
+        judgement = item.judgement
+        expected_error = None if expected is None else self._expected_error(item, displacement, expected)
         method: Method = "network"
         if judgement.trust == "outside" and not self.extrapolate:
             method, expected_error = "none", None
@@ -347,6 +348,23 @@ class DefiNetRelaxer:
             judgement=judgement,
             method=method,
         )
+
+    @staticmethod
+    def _expected_error(item: Item, displacement: Array, own: Array) -> Array | None:
+        """Return the expected error of every atom in the caller's order; None if nothing supports one.
+
+        It is what the weights' error model says where they have one for such structures, else the network's own
+        estimate times the factor that was measured.
+        """
+        weights, factor = item.judgement.error_weights, item.judgement.error_factor
+        if weights is not None:
+            charge = charge_of(item.atoms).value
+            own = expected_of_sites(item.site_map, charge, own, displacement, weights)
+        elif factor is None:
+            return None
+        else:
+            own = factor * own
+        return by_atom(item.site_map, own)
 
     def _refined(self, result: RelaxResult, given: Atoms) -> RelaxResult:
         """Take a few steps with the calculator of :attr:`refine_with`, if there is one; see :func:`refined`."""

@@ -1,0 +1,230 @@
+"""Learn expected errors from what was left out, and put them on the card of weights.
+
+``python -m research.experiments.calibrate learn`` reads what :mod:`research.experiments.left_out` measured, fits the
+error models of :mod:`ase_definet.relaxation.expected_error` and writes ``research/results/calibration.json``: the
+models, which respects are ``near`` (the share of the ideal sites' error that was left), and, for each group of
+structures, the mean expected error beside the true one and their rank correlation over atoms. Each group is judged by
+a model that was fitted without it: without its composition in the h-BN database, without its experiment elsewhere.
+
+``python -m research.experiments.calibrate card WEIGHTS`` puts the models and the respects on the card of weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from ase_definet.checkpoints.card import ErrorModelRecord
+from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint, write_card
+from ase_definet.data import PackedDataset
+from ase_definet.matching.library import library
+from ase_definet.relaxation.expected_error import FEATURES, Defective, features
+from ase_definet.structures.metrics import rank_correlation
+from research.experiments.left_out import RUNS, Measured, experiments, load_measured, measure
+from research.paths import RESULTS
+
+Array: TypeAlias = NDArray[Any]
+
+OUT = RESULTS / "calibration.json"
+BETTER = 0.9
+"""What is left of the ideal sites' error, at most, where the network is said to be better."""
+ENOUGH = 10
+"""Structures that make a respect one that was tried."""
+RIDGE = 3e-3
+"""Weight of the square of a feature's weight, times its standard deviation, in the loss."""
+RIDGE_RESPECT = 1e-2
+FOLDS = 5
+ATOMS = 40
+"""Atoms of a structure in the fit, at most; evenly spread over distances from the defects."""
+DATABASE = "hbn-database"
+FAMILIES = {"states": ("hbn-",), "others": ("host-", "defects-", "density-", "2dmd-", "dilute-", "dense-", DATABASE)}
+"""Experiments from which a model is learned, by the beginnings of their names: one for the h-BN network, which knows
+states and element descriptors, one for all others."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One structure.
+
+    Attributes:
+        experiment: What was left out.
+        one: What was measured.
+        x: Features of all atoms.
+        fold: Which fold it belongs to.
+    """
+
+    experiment: str
+    one: Measured
+    x: Array
+    fold: int
+
+    @property
+    def group(self) -> str:
+        """The structures that are judged together."""
+        return f"{self.experiment} | {self.one.host} | {' '.join(self.one.words) or 'inside'}"
+
+
+def structure_of(one: Measured) -> Defective:
+    """Return what the expected error of a structure depends on, from its record."""
+    *names, charge = one.defects.split(", ")
+    counts = {name.split(" x")[0]: int(name.split(" x")[1]) for name in names}
+    return Defective(counts, int(charge), library()[one.host].layered)
+
+
+def sample_of(experiment: str, one: Measured) -> Sample:
+    """Return a structure with its features."""
+    x = features(one.atoms[:, 2], one.atoms[:, 3], one.atoms[:, 4], structure_of(one))
+    composition = one.defects.rpartition(",")[0]
+    return Sample(experiment, one, x, zlib.crc32(composition.encode()) % FOLDS)
+
+
+def samples(family: str) -> list[Sample]:
+    """Return what was measured in the experiments of a family."""
+    out = []
+    for path in sorted(RUNS.glob("*/atoms.npz")):
+        name = path.parent.name
+        mine = name != DATABASE if family == "states" else True
+        if mine and name.startswith(FAMILIES[family]):
+            out += [sample_of(name, one) for one in load_measured(path)]
+    return out
+
+
+# The fit
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights of the features, and what each respect adds."""
+
+    weights: Array
+    respects: Mapping[str, float]
+
+    def lengths(self, sample: Sample) -> Array:
+        """Return expected lengths of errors of all atoms, in Å."""
+        return np.asarray(np.exp(sample.x @ self.weights + sum(self.respects.get(w, 0.0) for w in sample.one.words)))
+
+
+def _chosen(sample: Sample) -> Array:
+    order = np.argsort(sample.one.atoms[:, 4], kind="stable")
+    return order[np.unique(np.linspace(0, len(order) - 1, ATOMS).astype(int))]
+
+
+def fit(rows: Sequence[Sample], names: Iterable[str] = FEATURES) -> Model:
+    """Fit a model: the negative log-likelihood of exponentially distributed errors, all groups with equal weight."""
+    words = sorted({word for row in rows for word in row.one.words})
+    wanted = [FEATURES.index(name) for name in names]
+    count: dict[str, int] = defaultdict(int)
+    for row in rows:
+        count[row.group] += 1
+    x, error, weight = [], [], []
+    for row in rows:
+        chosen = _chosen(row)
+        flags = np.array([[word in row.one.words for word in words]] * len(chosen), dtype=float).reshape(len(chosen), -1)
+        x.append(np.hstack([row.x[chosen][:, wanted], flags]))
+        error.append(np.maximum(row.one.atoms[chosen, 0], 1e-4))
+        weight.append(np.full(len(chosen), 1 / len(chosen) / np.sqrt(count[row.group])))
+    a, e, w = np.concatenate(x), np.concatenate(error), np.concatenate(weight)
+    w = w / w.sum()
+    mean, scale = a.mean(axis=0), a.std(axis=0)
+    scale[scale < 1e-9] = 1.0  # noqa: PLR2004
+    flag = np.arange(a.shape[1]) >= len(wanted)
+    mean, scale = np.where(flag | (np.arange(a.shape[1]) == 0), 0.0, mean), np.where(flag, 1.0, scale)
+    z = (a - mean) / scale
+    ridge = np.where(flag, RIDGE_RESPECT, RIDGE)
+    ridge[0] = 0.0
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        log = np.clip(z @ theta, -12, 3)
+        ratio = e * np.exp(-log)
+        return float(w @ (log + ratio) + ridge @ theta**2), z.T @ (w * (1 - ratio)) + 2 * ridge * theta
+
+    start = np.zeros(a.shape[1])
+    start[0] = np.log(w @ e)
+    theta = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    plain = theta / scale
+    weights = np.zeros(len(FEATURES))
+    weights[wanted] = plain[: len(wanted)]
+    weights[0] -= float((plain * mean).sum())
+    return Model(weights, dict(zip(words, map(float, plain[len(wanted) :]), strict=True)))
+
+
+def crossed(rows: Sequence[Sample], by: str) -> list[Array]:
+    """Return expected errors of all structures, each from a model that was fitted without its like.
+
+    Args:
+        rows: The structures.
+        by: ``fold`` (the compositions) or ``experiment``. Respects that only one experiment has tried are judged by
+            compositions.
+    """
+    tried: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for word in row.one.words:
+            tried[word].add(row.experiment)
+    alone = {word for word, where in tried.items() if len(where) == 1}
+    keys = [
+        f"{row.fold}" if by == "fold" or alone & set(row.one.words) else row.experiment for row in rows
+    ]
+    out: list[Array] = [np.empty(0)] * len(rows)
+    for key in sorted(set(keys)):
+        rest = [row for row, own in zip(rows, keys, strict=True) if own != key and not _same(row, key)]
+        model = fit(rest)
+        for k, own in enumerate(keys):
+            if own == key:
+                out[k] = model.lengths(rows[k])
+    return out
+
+
+def _same(row: Sample, key: str) -> bool:
+    """Return whether a structure may not help where a fold or an experiment is judged."""
+    return key in {str(row.fold), row.experiment}
+
+
+def judged(rows: Sequence[Sample], expected: Sequence[Array]) -> dict[str, dict[str, Any]]:
+    """Return how good expected errors are in each group."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for k, row in enumerate(rows):
+        groups[row.group].append(k)
+    out = {}
+    for name, own in sorted(groups.items()):
+        error = [rows[k].one.atoms[:, 0] for k in own]
+        mae = np.array([rows[k].one.mae for k in own])
+        true, guess = np.mean([e.mean() for e in error]), np.mean([expected[k].mean() for k in own])
+        raw = [rows[k].one.atoms[:, 2] for k in own]
+        out[name] = {
+            "structures": len(own),
+            "share": round(float(mae[:, 0].mean() / mae[:, 1].mean()), 3),
+            "error": round(float(true), 5),
+            "expected": round(float(guess), 5),
+            "ratio": round(float(guess / true), 2),
+            "rank_correlation": round(rank_correlation(np.concatenate([expected[k] for k in own]), np.concatenate(error)), 2),
+            "own_ratio": round(float(np.mean([r.mean() for r in raw]) / true), 2),
+            "own_rank_correlation": round(rank_correlation(np.concatenate(raw), np.concatenate(error)), 2),
+        }
+    return out
+
+
+def main() -> None:
+    """Learn."""
+    for family in FAMILIES:
+        rows = samples(family)
+        if not rows:
+            continue
+        for by in ("fold", "experiment") if family == "others" else ("fold",):
+            table = judged(rows, crossed(rows, by))
+            print(family, by)
+            for name, row in table.items():
+                print(f"{name:75s} n {row['structures']:4d} share {row['share']:.2f} err {row['error']:.4f} exp/err {row['ratio']:.2f} rank {row['rank_correlation']:.2f}   own {row['own_ratio']:.2f} {row['own_rank_correlation']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
