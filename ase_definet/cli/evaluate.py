@@ -16,6 +16,7 @@ from ase_definet.cli.common import (
     BadUsage,
     check_folder,
     device_option,
+    extrapolate_option,
     finite,
     make_relaxer,
     model_option,
@@ -47,6 +48,7 @@ _LEFT_OUT_SHOWN = 10
     is_flag=True,
     help="Only with charge, spin and excitation withheld; by default both ways where the weights know states.",
 )
+@extrapolate_option
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @click.option("--plot", type=FOLDER, help="Draw error against distance, parity and reliability into this folder.")
 @overwrite_option
@@ -60,6 +62,7 @@ def evaluate_command(
     limit: int | None,
     no_superposition: bool,
     without_state: bool,
+    extrapolate: bool,
     out: Path | None,
     plot: Path | None,
     overwrite: bool,
@@ -73,7 +76,7 @@ def evaluate_command(
     _check_targets(out, plot, overwrite=overwrite)
     from ase_definet.evaluation.scores import reliability, score_pairs, states_matter, summarise
 
-    relaxer = make_relaxer(model, device=device)
+    relaxer = make_relaxer(model, device=device, extrapolate=extrapolate)
     pack = _only(open_or_pack(data, host), subset)
     total = sum(min(len(group.indices(split)), limit or len(group)) for group in pack.groups)
     both = not without_state and states_matter(relaxer, pack, split)

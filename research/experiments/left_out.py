@@ -384,7 +384,9 @@ def _measured(group: PairGroup, unrelaxed: Any, true: Array, result: Any) -> Mea
         tuple(sorted({one.kind_key for one in reservations})),
         (float(np.abs(error).mean()), float(np.abs(ideal).mean())),
         np.array(columns, dtype=np.float32).T,
-        ", ".join([*(f"{name} x{n}" for name, n in site_map.defect_counts.items()), f"{charge_of(unrelaxed).value:+d}"]),
+        ", ".join(
+            [*(f"{name} x{n}" for name, n in site_map.defect_counts.items()), f"{charge_of(unrelaxed).value:+d}"]
+        ),
     )
 
 
