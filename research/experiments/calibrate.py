@@ -38,6 +38,8 @@ Array: TypeAlias = NDArray[Any]
 OUT = RESULTS / "calibration.json"
 BETTER = 0.9
 """What is left of the ideal sites' error, at most, where the network is said to be better."""
+RANK = 0.6
+"""Rank correlation over atoms that is wanted."""
 ENOUGH = 10
 """Structures that make a respect one that was tried."""
 RIDGE = 3e-3
@@ -292,8 +294,11 @@ def learn() -> None:
     out: dict[str, Any] = {
         "command": "python -m research.experiments.calibrate learn",
         "units": "Å; ratio: expected over true error; own: what the network's own estimate was worth",
+        "better": BETTER,
+        "rank_goal": RANK,
         "models": {},
         "near": {},
+        "shown": [f"{family}, by {by[-1]}" for family, by in FOLDED.items()],
         "judged": {},
         "experiments": sorted({path.parent.name for path in RUNS.glob("*/atoms.npz")}),
     }
@@ -372,6 +377,9 @@ def write_to_card(given: argparse.Namespace) -> None:
     for text in given.near:
         key, share, defects, source = text.split(";")
         near[key] = {"share": float(share), "source": source} | ({"defects": defects.split(",")} if defects else {})
+    for record in (values, *values.get("routed", [])):  # what is outside has no expected error, whatever its size
+        if model_ := record.get("error_model"):
+            record["error_model"] = model_ | {"respects": {k: v for k, v in model_["respects"].items() if k in near}}
     card = loaded.card.changed(**(values | {"near": near}))
     save_checkpoint(given.weights, loaded.model, card, overwrite=True)
     write_card(given.weights, overwrite=True)

@@ -23,7 +23,7 @@ from research.paths import RESULTS, ROOT
 
 OUT = RESULTS / "own_charged.json"
 SUBSET = "hbn/monolayer-charged"
-PAIRS = (10, 40)
+PAIRS = (40,)
 VALIDATED = 10
 FOLDER = Path("runs/own_charged")
 

@@ -39,7 +39,9 @@ def put_on(group: PairGroup, index: int, strain: float, stretch: float) -> tuple
     host = Atoms(group.unit_numbers, group.unit_positions * scale, cell=cell, pbc=pbc)
     numbers = group.numbers[index]
     real = numbers > 0
-    atoms = Atoms(numbers[real], group.sites[real] * scale, cell=group.cell * [[1 + strain], [1 + strain], [1]], pbc=pbc)
+    atoms = Atoms(
+        numbers[real], group.sites[real] * scale, cell=group.cell * [[1 + strain], [1 + strain], [1]], pbc=pbc
+    )
     chosen = np.array([index])
     moved = (group.offsets(chosen) + group.moves(chosen))[0][real]
     return host, atoms, moved - moved.mean(axis=0)
