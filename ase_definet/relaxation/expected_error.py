@@ -1,9 +1,9 @@
 """The expected error of every atom, learned from structures that were left out of training.
 
-A network's own estimate is fitted to validation pairs like those it was trained on. Outside of them it falls short, by
-how much depends on what is new and on the defect. Both are learned from networks that were trained without something
-and measured on it (research/experiments/left_out.py): the logarithm of the expected error is linear in a few features
-of the atom and of its structure, plus one term for each respect in which the structure lies outside the training data.
+A network's own estimate is fitted to validation pairs like those it was trained on. Outside of them it falls short;
+by how much depends on what is new and on the defect. Both are learned from networks that were trained without
+something and measured on it (research/experiments/left_out.py): the logarithm of the expected error is linear in a
+few features of the atom and of its structure, plus one term for each respect in which the structure lies outside.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ FEATURES = (
     "layer_misfit",
     "layer_vacancies",
 )
-"""What the expected error is linear in. Logarithms of the network's own estimate, of the predicted displacement and of
-the distance from the closest defect, of the atom; means of the first two and the largest of the second over the
+"""What the expected error is linear in. Logarithms of the network's own estimate, of the predicted displacement and
+of the distance from the closest defect, of the atom; means of the first two and the largest of the second over the
 structure; logarithms of its numbers of atoms and, plus one, of vacancies and substitutions; by how much the largest
 substitution exceeds what it replaces in covalent radius (Å); the magnitude of the charge; and, for layers, which can
 buckle, 1, and some of these again."""

@@ -45,7 +45,7 @@ def run(*words: object) -> str:
     """Run a command, show it, and return it as a line."""
     line = " ".join(map(str, words))
     print("$", line, flush=True)
-    subprocess.run([str(word) for word in words], check=True)  # noqa: S603
+    subprocess.run([str(word) for word in words], check=True)
     return line
 
 

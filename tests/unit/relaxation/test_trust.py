@@ -198,7 +198,7 @@ def test_hosts_of_one_structure_are_alike(host, found):
     places = dict(alike_hosts(get_host(host)))
     assert set(places) == found
     for name, pairs in places.items():
-        assert [other for _, other in pairs] == list(Formula(name))
+        assert [other for _, other in pairs] == list(Formula(name).count())
 
 
 MOLYBDENUM = {"defects": ["W_Mo", "v_Mo", "Se_S", "v_S"], "density": [0.01, 0.05]}
