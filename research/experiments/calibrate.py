@@ -228,44 +228,36 @@ def near_records(rows: Sequence[Sample], source: str) -> dict[str, dict[str, Any
     """Return the respects in which the networks were better than the ideal sites.
 
     A respect is judged by the structures that lie outside in it and otherwise only in respects that were found to be
-    near before it, for each host apart. One that says something of defects or elements is near for the hosts where
-    it was tried with success, one of the state for all, unless a host has shown otherwise.
+    near before it, or that come with it always, for each host apart. One that says something of defects, elements,
+    densities or hosts is near where it was tried with success, one of the state everywhere, unless a host has shown
+    otherwise.
     """
-    by: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for row in rows:
-        if row.one.words:
-            by[row.one.host, " ".join(row.one.words)].append(row)
+    hosts = sorted({row.one.host for row in rows})
     out: dict[str, dict[str, Any]] = {}
     words = sorted({word for row in rows for word in row.one.words})
     found = True
     while found:
         found = False
         for word in words:
-            if word in out:
+            own = {host: _alone(rows, word, host, _near_at(out, host)) for host in hosts}
+            tried = {host: some for host, some in own.items() if len(some) >= ENOUGH}
+            good = sorted(host for host, some in tried.items() if _share(some) < BETTER)
+            if word in out or not good:
                 continue
-            good, bad, own = [], [], []
-            for host in sorted({host for host, _ in by}):
-                mine = [
-                    row
-                    for (where, key), some in by.items()
-                    if where == host and word in key.split() and set(key.split()) <= {word, *_near_at(out, host)}
-                    for row in some
-                ]
-                if len(mine) < ENOUGH:
-                    continue
-                (good if _share(mine) < BETTER else bad).append(host)
-                own += mine if _share(mine) < BETTER else []
-            if not good:
-                continue
-            restricted = word.partition(":")[0] in OF_HOST or bad
-            out[word] = {
-                "share": round(_share(own), 3),
-                "structures": len(own),
-                **({"hosts": good} if restricted else {}),
-                "source": source,
-            }
+            restricted = word.partition(":")[0] in OF_HOST or len(good) < len(tried)
+            some = [row for host in good for row in tried[host]]
+            record = {"share": round(_share(some), 3), "structures": len(some)}
+            out[word] = record | ({"hosts": good} if restricted else {}) | {"source": source}
             found = True
     return out
+
+
+def _alone(rows: Sequence[Sample], word: str, host: str, near: set[str]) -> list[Sample]:
+    """Return the structures of a host that judge a respect."""
+    own = [row for row in rows if row.one.host == host and word in row.one.words]
+    always = set.intersection(*(set(row.one.words) for row in own)) if own else set()
+    allowed = near | {word} | {one for one in always if one.partition(":")[0] not in OF_HOST}
+    return [row for row in own if set(row.one.words) <= allowed]
 
 
 def _near_at(records: Mapping[str, Mapping[str, Any]], host: str) -> set[str]:
@@ -325,11 +317,10 @@ def learn() -> None:
 
 
 def shifted(model: Mapping[str, Any], weights: Path, pack: PackedDataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a model whose expected errors have the right mean for given weights, inside their training data.
+    """Return a model whose expected errors have the right mean for given weights, on their validation pairs.
 
-    The small networks of the experiments have larger errors. Layers and crystals are scaled apart, with the validation
-    pairs that lie inside. Where the factor is below one it does not go for structures outside, whose errors shrink
-    less with more training: the respects make up for it.
+    The small networks of the experiments have larger errors. Two factors are fitted to the weights, one for crystals
+    and one for layers.
 
     Args:
         model: As learned.
@@ -337,24 +328,34 @@ def shifted(model: Mapping[str, Any], weights: Path, pack: PackedDataset) -> tup
         pack: With validation pairs that the weights were not trained on.
 
     Returns:
-        The model, and how good it is on all validation pairs, by subset.
+        The model, and how good it is on all validation pairs, by subset, each judged without its composition.
     """
     record = ErrorModelRecord.model_validate(dict(model))
-    plain_model = Model(np.array([record.features.get(name, 0.0) for name in FEATURES]), record.respects)
+    first = Model(np.array([record.features.get(name, 0.0) for name in FEATURES]), record.respects)
     rows = [sample_of(one.subset, one) for one in measure(weights, pack, "val", 10_000)]
-    factors = []
+    expected: list[Array] = [np.empty(0)] * len(rows)
+    for fold in range(FOLDS):
+        scaled = _scaled(first, [row for row in rows if row.fold != fold])
+        for k, row in enumerate(rows):
+            if row.fold == fold:
+                expected[k] = scaled.lengths(row)
+    final = _scaled(first, rows)
+    values = {name: round(float(w), 4) for name, w in zip(FEATURES, final.weights, strict=True) if w}
+    return dict(model) | {"features": values}, judged(rows, expected)
+
+
+def _scaled(model: Model, rows: Sequence[Sample]) -> Model:
+    """Return a model whose mean expected error is the mean true one, for layers and for crystals of some structures."""
+    weights = model.weights.copy()
+    logs = []
     for layered in (False, True):
-        own = [row for row in rows if not row.one.words and library()[row.one.host].layered == layered]
-        ratio = [(row.one.atoms[:, 0].mean(), plain_model.lengths(row).mean()) for row in own]
-        factors.append(float(np.log(np.divide(*np.mean(ratio, axis=0)))) if ratio else 0.0)
-    features_ = dict(record.features)
-    features_["one"] = round(features_.get("one", 0.0) + factors[0], 4)
-    features_["layer"] = round(features_.get("layer", 0.0) + factors[1] - factors[0], 4)
-    back = -min(0.0, *factors) if factors else 0.0
-    respects = {word: round(value + back, 4) for word, value in record.respects.items()}
-    out = dict(model) | {"features": features_, "respects": respects}
-    scaled = Model(np.array([features_.get(name, 0.0) for name in FEATURES]), respects)
-    return out, judged(rows, [scaled.lengths(row) for row in rows])
+        own = [row for row in rows if library()[row.one.host].layered == layered]
+        true = sum(float(row.one.atoms[:, 0].mean()) for row in own)
+        guess = sum(float(model.lengths(row).mean()) for row in own)
+        logs.append(float(np.log(true / guess)) if own else 0.0)
+    weights[FEATURES.index("one")] += logs[0]
+    weights[FEATURES.index("layer")] += logs[1] - logs[0]
+    return Model(weights, model.respects)
 
 
 def write_to_card(given: argparse.Namespace) -> None:
@@ -374,8 +375,7 @@ def write_to_card(given: argparse.Namespace) -> None:
         near = joined(near, learned["near"]["states"], hosts)
         for name, row in table.items():
             print(f"{name:75s} {row}")
-    for text in given.near:
-        key, share, defects, source = text.split(";")
+    for key, share, defects, source in given.near:
         near[key] = {"share": float(share), "source": source} | ({"defects": defects.split(",")} if defects else {})
     for record in (values, *values.get("routed", [])):  # what is outside has no expected error, whatever its size
         if model_ := record.get("error_model"):
@@ -417,8 +417,9 @@ def main() -> None:
         "--near",
         action="append",
         default=[],
-        metavar="KEY;SHARE;DEFECTS;SOURCE",
-        help="a respect that was measured elsewhere; defects with commas between, none for all",
+        nargs=4,
+        metavar=("KEY", "SHARE", "DEFECTS", "SOURCE"),
+        help="a respect that was measured elsewhere; defects with commas between, '' for all",
     )
     given = parser.parse_args()
     if given.what == "learn":
