@@ -49,7 +49,7 @@ def fit_error_estimate(
     batches: list[SiteBatches],
     seed: int = 0,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     cross_fit: bool = True,
 ) -> tuple[DisplacementModel, dict[str, Any]]:
     """Return the network with an error estimate, and its reliability on structures not used in the fit.
