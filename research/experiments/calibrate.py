@@ -392,7 +392,7 @@ def joined(
     """Return the respects of both families; where both have tried one, that of more structures, for all their hosts."""
     out = dict(others)
     for key, record in states.items():
-        own = record if key.partition(":")[0] not in OF_HOST else record | {"hosts": record.get("hosts", list(hosts))}
+        own = record | {"hosts": record.get("hosts", list(hosts))}  # the other networks know no states
         before = out.get(key)
         if before is None:
             out[key] = own
