@@ -369,7 +369,7 @@ def _measured(group: PairGroup, unrelaxed: Any, true: Array, result: Any) -> Mea
     site_map = result.site_map
     still = ideal_sites(unrelaxed, site_map)
     error, ideal = result.atoms.positions - true, still - true
-    ideal = ideal - ideal.mean(axis=0)
+    error, ideal = error - error.mean(axis=0), ideal - ideal.mean(axis=0)
     moved = result.atoms.positions - still
     reservations = [one for one in result.judgement.reservations if one.word != "pristine"]
     defective = np.array([defect.site for defect in site_map.defects], dtype=int)
