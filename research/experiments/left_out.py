@@ -173,7 +173,7 @@ class Experiment:
     chosen: Chosen
     subsets: Mapping[str, float]
     pack: str = "2dmd.pack"
-    steps: int = 500
+    steps: int = 300
     model: Mapping[str, Any] = field(default_factory=dict)
     initial: str = ""
     batch_size: int = 4
@@ -184,7 +184,7 @@ def nothing(group: PairGroup) -> Array:
     return np.zeros(len(group), dtype=bool)
 
 
-def _hbn(kind: str, words: str, chosen: Chosen, steps: int = 250) -> Experiment:
+def _hbn(kind: str, words: str, chosen: Chosen, steps: int = 200) -> Experiment:
     return Experiment(
         kind,
         words,
@@ -220,6 +220,7 @@ def experiments() -> dict[str, Experiment]:
             "element", "W and Se in MoS2", elements("W", "Se"), {"high/MoS2": 0.3, "low/MoS2": 1.0}
         ),
         "density-chalcogens": Experiment("density", "more than 7.5 % of the sites", denser(0.075), chalcogens),
+        "hbn-compositions-2": _hbn("composition", "another quarter of the compositions", compositions(1)),
         "defects-metals": Experiment(
             "defect",
             "W_Mo in MoS2, v_Se in WSe2",
@@ -234,7 +235,6 @@ def experiments() -> dict[str, Experiment]:
             states(lambda state: bool(state.excited) or state.spin_multiplicity == 3),  # noqa: PLR2004
         ),
         "hbn-elements-2": _hbn("element", "Ga, Si, Se, P", elements("Ga", "Si", "Se", "P")),
-        "hbn-compositions-2": _hbn("composition", "another quarter of the compositions", compositions(1)),
         "dense-to-dilute": Experiment(
             "density",
             "isolated defects (MoS2, WSe2)",
