@@ -151,13 +151,13 @@ def left_out() -> list[str]:
             "network on the rest for some minutes of one core, fits its error estimate to the remaining validation pairs, and "
             "measures it on what was left out. A structure may be inside by its record although its composition was left out. "
             "Coordinate MAE, means over structures; *share* is what the network leaves of the error of the ideal sites, *better "
-            "in* the share of the structures in which it beats them. The last experiment is no small network: the bundled one for "
-            "neutral h-BN in PBE, before the whole h-BN database."
+            "in* the share of the structures in which it beats them. The h-BN database as a whole was no left-out part of small "
+            "networks: the bundled network of neutral h-BN in PBE has seen nothing of it."
         ),
         "",
         (
-            "These networks are trained for minutes, the bundled ones for hours: their shares are upper bounds as long as more "
-            "training helps outside too."
+            "These networks are trained for minutes, the bundled ones for hours. What more training does to errors outside was not "
+            "measured."
         ),
         "",
         "![Error left of what was left out](images/trust/left-out.png)",
@@ -255,11 +255,12 @@ def strain() -> list[str]:
         (
             "There are no DFT data of strained defects. `python -m research.experiments.strained 2dmd.pack` put validation pairs on "
             "hosts whose cell is strained in its plane, or whose layer is stretched along its normal, and compared the predicted "
-            "displacements with those of DFT in the unstrained host. What is left of the ideal sites' error hardly changes up to "
-            f"the bounds within which such structures are `near` ({percent(NEAR_STRAIN)} of strain, sites {NEAR_OFFSET:g} Å off): "
-            "the network neither sees the strain nor is upset by it. How much the true displacements change is not known, so the "
-            "expected error is unknown too. The same goes for densities of defects "
-            f"up to {NEAR_DENSITY:g} times the largest that was trained on, unless they were measured (above)."
+            "displacements with those of DFT in the unstrained host. Up to the bounds within which such structures are `near` "
+            f"({percent(NEAR_STRAIN)} of strain, sites {NEAR_OFFSET:g} Å off), the error left hardly changes where there are many "
+            "defects; that of isolated ones, which is small, grows as soon as the host is not the one trained on, and stays far "
+            "below that of the ideal sites. How much the true displacements change is not known, so the expected error is unknown "
+            f"too. The same goes for densities of defects up to {NEAR_DENSITY:g} times the largest that was trained on, unless "
+            "they were measured (above)."
         ),
         "",
         "![Share of the error left on strained hosts](images/trust/strain.png)",
@@ -394,7 +395,7 @@ def draw() -> None:
         signed = [row["offset"] * (1 if row["stretch"] > 0 else -1) for row in thick]
         both[1].plot(signed, [row["share"] for row in thick])
     both[0].set(xlabel="strain in the plane, %", ylabel="error left, of the ideal sites'", ylim=(0, 1))
-    both[1].set(xlabel="offset of the host's sites, Å (thinner < 0)")
+    both[1].set(xlabel="offset of the host's sites, Å (negative: thinner)")
     for axes, bound in zip(both, (100 * NEAR_STRAIN, NEAR_OFFSET), strict=True):
         axes.axvspan(-bound, bound, color="0.9")
     both[0].legend(fontsize=6, ncols=2)
