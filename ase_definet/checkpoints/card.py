@@ -128,6 +128,27 @@ class NearRecord(_Record):
     source: str | None = None
 
 
+class ErrorModelRecord(_Record):
+    """How long errors are expected to be, learned from structures that were left out of training.
+
+    The logarithm of the expected error of an atom, in Å, is a sum over features of the atom and its structure
+    (:mod:`ase_definet.relaxation.expected_error`) and over the respects in which the structure lies outside.
+
+    Attributes:
+        features: Weight of each feature, by name.
+        respects: What each respect adds, by its key (``charge:1``, ``host:alike``).
+        inside: Names of the hosts where the sum replaces the network's own estimate inside the training data too.
+        structures: How many structures it was learned from.
+        source: Where they come from.
+    """
+
+    features: dict[str, float]
+    respects: dict[str, float] = {}
+    inside: list[str] = []
+    structures: _Count | None = None
+    source: str | None = None
+
+
 class RoutedRecord(_Record):
     """One of several networks in a file, as its own card described it.
 
@@ -138,6 +159,7 @@ class RoutedRecord(_Record):
         version: Their version.
         parameters: Number of its weights.
         training: What it was trained on.
+        error_model: How long its errors are expected to be, where that is not as the card says of all networks.
     """
 
     hosts: list[str]
@@ -146,6 +168,7 @@ class RoutedRecord(_Record):
     version: str | None = None
     parameters: _Count | None = None
     training: TrainingRecord | None = None
+    error_model: ErrorModelRecord | None = None
 
 
 class ModelCard(_Record):
@@ -170,7 +193,8 @@ class ModelCard(_Record):
         limits: Where they end.
         expected_error: How reliable the estimate of their error is, by subset.
         near: How well they do just outside of the training data, by respect: ``charge:1``, ``functional``, ``spin``,
-            ``defects``, ``host:WS2``.
+            ``defects``, ``host:WS2``, ``host:alike``.
+        error_model: How long errors are expected to be where the network's own estimate does not hold.
         routed: Those for hosts of their own, where there are several networks.
         source: File that they were imported from.
         origin: Where that file came from.
@@ -191,6 +215,7 @@ class ModelCard(_Record):
     limits: str | None = None
     expected_error: dict[str, dict[str, Any]] | None = None
     near: dict[str, NearRecord] = {}
+    error_model: ErrorModelRecord | None = None
     routed: list[RoutedRecord] = []
     source: str | None = None
     origin: str | None = None

@@ -16,6 +16,7 @@ from ase_definet.cli.common import (
     BadUsage,
     check_folder,
     device_option,
+    extrapolate_option,
     finite,
     make_relaxer,
     model_option,
@@ -45,8 +46,9 @@ _LEFT_OUT_SHOWN = 10
 @click.option(
     "--without-state",
     is_flag=True,
-    help="Withhold charge, spin and excitation, to measure their effect.",
+    help="Only with charge, spin and excitation withheld; by default both ways where the weights know states.",
 )
+@extrapolate_option
 @click.option("--json", "out", type=FILE, help="Write everything to this file.")
 @click.option("--plot", type=FOLDER, help="Draw error against distance, parity and reliability into this folder.")
 @overwrite_option
@@ -60,6 +62,7 @@ def evaluate_command(
     limit: int | None,
     no_superposition: bool,
     without_state: bool,
+    extrapolate: bool,
     out: Path | None,
     plot: Path | None,
     overwrite: bool,
@@ -67,15 +70,17 @@ def evaluate_command(
     """Score weights on pairs relaxed with DFT.
 
     Prints the coordinate MAE in Å, averaged over structures, of the prediction, of the ideal sites and of a
-    superposition of single-defect fields; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
+    superposition of single-defect fields; A3 to A6 count the atoms within 3 to 6 Å of a defect site. Below, the same
+    with charge, spin and excitation withheld, where there are any, and the expected errors beside those found.
     """
     _check_targets(out, plot, overwrite=overwrite)
-    from ase_definet.evaluation.scores import reliability, score_pairs, summarise
+    from ase_definet.evaluation.scores import reliability, score_pairs, states_matter, summarise
 
-    relaxer = make_relaxer(model, device=device)
+    relaxer = make_relaxer(model, device=device, extrapolate=extrapolate)
     pack = _only(open_or_pack(data, host), subset)
     total = sum(min(len(group.indices(split)), limit or len(group)) for group in pack.groups)
-    with ProgressBar("scoring", total) as bar:
+    both = not without_state and states_matter(relaxer, pack, split)
+    with ProgressBar("scoring", total * (1 + both)) as bar:
         scores, left_out = score_pairs(
             relaxer,
             pack,
@@ -85,10 +90,19 @@ def evaluate_command(
             limit=limit,
             progress=bar.advance,
         )
+        blind = (
+            score_pairs(
+                relaxer, pack, split, superposition=False, with_state=False, limit=limit, progress=bar.advance
+            )[0]
+            if both
+            else []
+        )
     _show_left_out(left_out)
     result: dict[str, Any] = {"model": relaxer.model, "split": split, "data_sha256": pack.sha256}
     result["with_state"] = not without_state
     result |= summarise(scores) | {"left_out": left_out}
+    if blind:
+        result["without_state"] = summarise(blind)
     if all(score.expected_error is not None for score in scores):
         result["reliability"] = reliability(scores)
     for line in table_lines(result):
@@ -149,12 +163,47 @@ def table_lines(result: dict[str, Any]) -> list[str]:
             for other in (row.get("ideal_sites", {}), row.get("superposition", {}))
         )
         lines.append(f"{name:{width}s} {row['n']:6d} {own} {others} {1e3 * row['seconds_per_structure']:6.0f}")
-    if "expected_error" in result["overall"]:
-        own = result["overall"]["expected_error"]
+    if "without_state" in result:
+        lines += ["", *_without_state(rows, result["without_state"], width)]
+    if any("expected_error" in row for _, row in rows):
+        lines += ["", *_calibration(rows, width)]
+    return lines
+
+
+def _without_state(rows: list[tuple[str, Any]], blind: dict[str, Any], width: int) -> list[str]:
+    """Return the table that compares the predictions with and without the state, each with its share."""
+    lines = [
+        "with the state, and with charge, spin and excitation withheld: coordinate MAE in Å, of ideal sites"
+    ]
+    lines.append(f"{'subset':{width}s}      n    with           without             A3 with  without")
+    for name, row in rows:
+        other = blind["overall"] if name == "average" else blind["subsets"].get(name)
+        if other is None:
+            continue
+        still = row["ideal_sites"]["coordinate_mae"]
+        cells = [f"{one['coordinate_mae']:7.4f} {one['coordinate_mae'] / still:6.0%}" for one in (row, other)]
+        close = " ".join(f"{one.get('a3', float('nan')):8.4f}" for one in (row, other))
+        lines.append(f"{name:{width}s} {row['n']:6d} {cells[0]}   {cells[1]}        {close}")
+    return lines
+
+
+def _calibration(rows: list[tuple[str, Any]], width: int) -> list[str]:
+    """Return the table of expected errors and those found, with the trust levels of the structures."""
+    lines = ["expected error and error found: mean over atoms in Å, rank correlation over atoms and structures"]
+    lines.append(
+        f"{'subset':{width}s}      n expected    found  exp./found  atoms structures   inside/near/outside, unknown"
+    )
+    for name, row in rows:
+        levels = "/".join(str(n) for n in row["trust"].values())
+        own = row.get("expected_error")
+        if own is None:
+            lines.append(f"{name:{width}s} {0:6d} {'unknown':>8s} {'':42s}{levels}, {row['n']}")
+            continue
+        ratio = own["mean_estimate"] / own["mean_error"] if own["mean_error"] else float("nan")
         lines.append(
-            f"expected error: rank correlation with the error {own['rank_correlation']:.2f} (atoms), "
-            f"{own['rank_correlation_of_structures']:.2f} (structures); "
-            f"mean {own['mean_estimate']:.4f} Å expected, {own['mean_error']:.4f} Å found"
+            f"{name:{width}s} {own['n']:6d} {own['mean_estimate']:8.4f} {own['mean_error']:8.4f} {ratio:11.2f} "
+            f"{own['rank_correlation']:6.2f} {own['rank_correlation_of_structures']:10.2f}   {levels}, "
+            f"{row['n'] - own['n']}"
         )
     return lines
 

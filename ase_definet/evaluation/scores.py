@@ -18,7 +18,7 @@ from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host, library
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import SiteMap
-from ase_definet.relaxation.domain import SEEN_OFFSET, known_host
+from ase_definet.relaxation.domain import SEEN_OFFSET, TRUST, Trust, known_host
 from ase_definet.relaxation.inputs import displaced
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
@@ -48,9 +48,10 @@ class Score:
         predicted: Displacement of every atom from its host site, mean removed, shape ``(n_atoms, 3)``, in Å.
         true: The same as DFT found it, shape ``(n_atoms, 3)``, in Å.
         expected_error: Estimated length of the error of every atom, shape ``(n_atoms,)``, in Å; None where the
-            weights have no such estimate.
+            weights have no such estimate, and where nothing supports one.
         seconds: Spent on matching, graph and network.
         warnings: Reasons to distrust the prediction.
+        trust: Trust level of the prediction.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Score:
     expected_error: Array | None
     seconds: float
     warnings: tuple[str, ...]
+    trust: Trust = "inside"
 
 
 def score_pairs(
@@ -197,6 +199,7 @@ def _score(
         expected_error=result.expected_error,
         seconds=sum(result.timings.values()),
         warnings=result.warnings,
+        trust=result.trust,
     )
 
 
@@ -216,8 +219,9 @@ def summarise(scores: list[Score]) -> dict[str, Any]:
     Returns:
         ``subsets.NAME`` and ``overall`` (their mean; ``n`` is the sum), with ``n``, ``coordinate_mae``, ``a3`` to
         ``a6``, the same under ``ideal_sites``, ``unrelaxed`` and, where it could be fitted for all,
-        ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure`` and,
-        where the weights estimate it, ``expected_error``; lengths in Å.
+        ``superposition``, ``error_quantiles`` of the atoms, ``worst`` structures, ``seconds_per_structure``,
+        ``trust`` (numbers of structures by trust level) and, where structures have an expected error,
+        ``expected_error`` of those (``n``); lengths in Å.
     """
     names = sorted({score.subset for score in scores})
     subsets = {name: _table([score for score in scores if score.subset == name]) for name in names}
@@ -238,11 +242,13 @@ def _table(scores: list[Score]) -> dict[str, Any]:
     table["error_quantiles"]["max"] = float(error.max())
     table["worst"] = {score.id: score.maes["model"]["coordinate_mae"] for score in worst}
     table["seconds_per_structure"] = float(np.mean([score.seconds for score in scores]))
-    estimates = [score.expected_error for score in scores if score.expected_error is not None]
-    if len(estimates) == len(scores):
-        estimate = np.concatenate(estimates)
-        by_structure = [(u.mean(), s.error.mean()) for u, s in zip(estimates, scores, strict=True)]
+    table["trust"] = {level: sum(score.trust == level for score in scores) for level in TRUST}
+    known = [(score.expected_error, score.error) for score in scores if score.expected_error is not None]
+    if known:
+        estimate, error = (np.concatenate(values) for values in zip(*known, strict=True))
+        by_structure = [(expected.mean(), found.mean()) for expected, found in known]
         table["expected_error"] = {
+            "n": len(known),
             "rank_correlation": rank_correlation(estimate, error),
             "rank_correlation_of_structures": rank_correlation(*np.transpose(by_structure)),
             "mean_estimate": float(estimate.mean()),
@@ -258,11 +264,21 @@ def _mean_of(tables: list[dict[str, Any]]) -> dict[str, Any]:
     for key, first in tables[0].items():
         if not all(key in table for table in tables) or key == "worst":
             continue
-        if isinstance(first, dict):
+        if isinstance(first, dict) and key != "trust":
             out[key] = _mean_of([table[key] for table in tables])
+        elif key == "trust":
+            out[key] = {level: sum(table[key][level] for table in tables) for level in first}
         else:
             out[key] = float(np.mean([table[key] for table in tables])) if key != "n" else sum(t["n"] for t in tables)
     return out
+
+
+def states_matter(relaxer: DefiNetRelaxer, pack: PackedDataset, split: str) -> bool:
+    """Return whether the network knows states, and some pair of a split has one that is not the default."""
+    usual = np.array(State().codes)
+    chosen = (group.state[group.indices(split)] for group in pack.groups)
+    said = np.array([0, 1, 3])  # charge, multiplicity, excitation: what is withheld
+    return relaxer.network.config.states and any((codes[:, said] != usual[said]).any() for codes in chosen)
 
 
 def reliability(scores: list[Score], bins: int = 10) -> list[dict[str, float]]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
-from ase_definet.checkpoints.card import HostRecord, ModelCard, TrainingRecord
+from ase_definet.checkpoints.card import ErrorModelRecord, HostRecord, ModelCard, TrainingRecord
 from ase_definet.errors import HostError, MatchError
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
+from ase_definet.relaxation.expected_error import weights_for
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.metrics import near_sites
 from ase_definet.structures.state import Said, excited_of, multiplicity_name, said_of
@@ -39,6 +41,10 @@ NEAR_OFFSET = 0.15
 NEAR_DENSITY = 1.25
 """Strain, root mean square offset of the sites (Å), and factor over the largest density up to which the
 prediction is used although its error was not measured there; the expected error is then unknown."""
+
+ALIKE, STRETCH = 0.3, 0.08
+"""Hosts of the same structure are alike if their sites, scaled to the same size, are this close (root mean square, in
+Å), and if the lengths differ by no more than this share: those of InSe are 7 % longer than those of GaSe."""
 
 SAME_STRAIN, SAME_OFFSET = 5e-4, 5e-3
 """A host of the user's that differs by less from the library's, in strain and in Å, is the library's."""
@@ -64,7 +70,9 @@ class Reservation:
         trust: Trust level of results in spite of it.
         error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
         sites: The sites concerned; None for all.
-        detail: What tells reservations of one word apart: ``1`` of a charge, ``low`` of a density, ``WS2`` of a host.
+        detail: What tells reservations of one word apart: of a charge, how many electrons it is from the closest
+            one seen; ``low`` of a density; ``WS2`` of a host.
+        kind: What several details have in common, where something was measured of that: ``alike`` of a host.
     """
 
     word: str
@@ -73,11 +81,17 @@ class Reservation:
     error_factor: float | None = None
     sites: tuple[int, ...] | None = None
     detail: str = ""
+    kind: str = ""
 
     @property
     def key(self) -> str:
-        """Under which a card has what was measured of it: ``charge:1``, ``spin``."""
+        """Under which a card has what was measured of it: ``charge:1``, ``spin``, ``host:WS2``."""
         return f"{self.word}:{self.detail}" if self.detail else self.word
+
+    @property
+    def kind_key(self) -> str:
+        """Under which a card has what was measured of all of its kind: ``host:alike``."""
+        return f"{self.word}:{self.kind}" if self.kind else self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +100,13 @@ class Judgement:
 
     Attributes:
         reservations: Every respect in which the structure lies outside the training data.
+        error_model: How long errors are expected to be, if the weights were measured outside of their training data.
+        host: Name of the host in the library, if it is one.
     """
 
     reservations: tuple[Reservation, ...] = ()
+    error_model: ErrorModelRecord | None = None
+    host: str | None = None
 
     @property
     def trust(self) -> Trust:
@@ -111,7 +129,20 @@ class Judgement:
     @property
     def unsupported(self) -> tuple[str, ...]:
         """The respects in which nothing supports an expected error, one word each."""
-        return tuple(one.word for one in self.reservations if one.error_factor is None)
+        known = () if self.error_model is None else self.error_model.respects
+        without = (one for one in self.reservations if one.error_factor is None)
+        return tuple(one.word for one in without if not {one.key, one.kind_key} & set(known))
+
+    @property
+    def error_weights(self) -> Array | None:
+        """Weights of the features of an atom from which its error is expected; None if no model is for this."""
+        if self.error_model is None:
+            return None
+        known = self.error_model.respects
+        real = [one for one in self.reservations if one.word != "pristine"]
+        return weights_for(
+            self.error_model, [one.key if one.key in known else one.kind_key for one in real], self.host
+        )
 
     def of_sites(self, site_map: SiteMap) -> Array:
         """Return the trust level of every site as an index into :data:`TRUST`, shape ``(n_sites,)``.
@@ -149,6 +180,18 @@ class Domain:
         own = routed[place - 1].training if 0 < place <= len(routed) else self.card.general
         return own or self.card.training
 
+    def trained_on(self, host: Host, place: int = 0) -> bool:
+        """Return whether a host, given in any way, is in the training data of a network, to the digits of a file.
+
+        Args:
+            host: The host.
+            place: Index of the network that serves it, of several.
+        """
+        name, strain, offset = known_host(host)
+        training = self.training(place)
+        seen = training is None or name in training.hosts  # without a record, the library's hosts are taken as known
+        return name is not None and seen and abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
+
     def judge(self, atoms: Atoms, site_map: SiteMap, place: int = 0) -> Judgement:
         """Determine how far the result for a structure can be trusted.
 
@@ -158,11 +201,18 @@ class Domain:
             place: Index of the network that serves it, of several.
         """
         found = self._reservations(atoms, site_map, self.training(place))
-        return Judgement(tuple(self._judged(one, site_map) for one in found))
+        host, _, _ = known_host(site_map.host)
+        return Judgement(tuple(self._judged(one, site_map) for one in found), self._error_model(place), host)
+
+    def _error_model(self, place: int) -> ErrorModelRecord | None:
+        """Return how long the errors of one of several networks are expected to be."""
+        routed = self.card.routed
+        own = routed[place - 1].error_model if 0 < place <= len(routed) else None
+        return own or self.card.error_model
 
     def _judged(self, one: Reservation, site_map: SiteMap) -> Reservation:
         """Return a reservation with its measured trust level, if there is one."""
-        found = self.card.near.get(one.key)
+        found = self.card.near.get(one.key) or self.card.near.get(one.kind_key)
         if found is None:
             return one
         other = found.defects and not set(site_map.defect_counts) <= set(found.defects)
@@ -207,12 +257,7 @@ class Domain:
         if not site_map.all_defects:
             yield Reservation("pristine", "no defects found: the structure is the pristine host", "inside", 1.0)
         if seen is None or name is None:
-            known = ", ".join(training.hosts)
-            yield Reservation(
-                "host",
-                f"host {site_map.host.name} was not in the training data ({known})",
-                detail=name or site_map.host.name,
-            )
+            yield from _of_host(site_map, name or site_map.host.name, training)
             return
         yield from _of_defects(site_map, name, seen)
         strain += site_map.max_strain
@@ -254,7 +299,53 @@ def _of_charge(atoms: Atoms, charges: Sequence[int]) -> Reservation:
         else f"the model was trained on charges {', '.join(f'{q:+d}' for q in charges)} in this host"
     )
     text = f"net charge {charge.value:+d}: {reason}{source}"
-    return Reservation("charge", text, detail=str(abs(charge.value)))
+    away = min((abs(charge.value - known) for known in charges), default=abs(charge.value))
+    return Reservation("charge", text, detail=str(away))
+
+
+def _of_host(site_map: SiteMap, name: str, training: TrainingRecord) -> Iterator[Reservation]:
+    """Yield reservations about a host that is not in the training data.
+
+    It is of the kind ``alike`` if hosts of the same structure are, and each of its elements was seen on the sites
+    that it has, as the host's own or as a substitution: MoSe2, after MoS2 with Se_S and WSe2 with Mo_W. Its defects
+    are compared with those of the hosts that it is like.
+    """
+    seen, high = _seen_in_alike_hosts(site_map.host, training)
+    alike = bool(seen) and all(symbol in occupants for symbol, occupants in seen.items())
+    known = ", ".join(training.hosts)
+    reason = f"host {name} was not in the training data ({known})"
+    yield Reservation("host", reason, detail=name, kind="alike" if alike else "other")
+    if not alike:
+        return
+    new = [
+        defect
+        for defect in site_map.defect_counts
+        if defect.partition("_")[0] not in seen.get(defect.partition("_")[2], ())
+    ]
+    if new:
+        sites = tuple(defect.site for defect in site_map.defects if defect.name in new)
+        text = f"defects never seen in hosts like {name}: {', '.join(new)}"
+        yield Reservation("defects", text, sites=sites, kind="alike")
+    if site_map.density > high * 1.001:
+        yield _of_density(site_map, f"in hosts like {name}", (0.0, high))
+
+
+def _seen_in_alike_hosts(host: Host, training: TrainingRecord) -> tuple[dict[str, set[str]], float]:
+    """Return what was seen in all hosts that are like one.
+
+    Returns:
+        What was on the sites of each of its elements, ``v`` for nothing; and the largest share of defect sites.
+    """
+    out: dict[str, set[str]] = {}
+    high = 0.0
+    for name, places in alike_hosts(host):
+        if name not in training.hosts:
+            continue
+        for own, other in places:
+            there = {word.rpartition("_")[0] for word in training.hosts[name].defects if word.endswith(f"_{other}")}
+            out.setdefault(own, set()).update(there | {other})
+        high = max(high, training.hosts[name].density[1])
+    return out, high
 
 
 def _sites_where(chosen: Array) -> tuple[int, ...]:
@@ -271,13 +362,17 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
     low, high = seen.density
     # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
     if site_map.defects and not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
-        fewer = site_map.density < low
-        yield Reservation(
-            "density",
-            f"{site_map.density:.2%} of the sites are defects, training in {name} had {low:.2%} to {high:.2%}",
-            "near" if site_map.density <= high * NEAR_DENSITY else "outside",
-            detail="low" if fewer else "high",
-        )
+        yield _of_density(site_map, f"in {name}", (low, high))
+
+
+def _of_density(site_map: SiteMap, where: str, seen: tuple[float, float]) -> Reservation:
+    low, high = seen
+    return Reservation(
+        "density",
+        f"{site_map.density:.2%} of the sites are defects, training {where} had {low:.2%} to {high:.2%}",
+        "near" if site_map.density <= high * NEAR_DENSITY else "outside",
+        detail="low" if site_map.density < low else "high",
+    )
 
 
 def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
@@ -300,12 +395,6 @@ def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
         )
 
 
-def is_as_trained(host: Host) -> bool:
-    """Whether a host, given in any way, is one of the library's to the digits of a file."""
-    name, strain, offset = known_host(host)
-    return name is not None and abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
-
-
 @lru_cache(maxsize=32)
 def known_host(host: Host) -> tuple[str | None, float, float]:
     """Find the library host that a given host corresponds to.
@@ -314,19 +403,61 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
         Its library name, None for a different crystal; its largest principal strain against the library's cell; and
         the root mean square distance of its sites from the library's, in Å.
     """
-    from ase import Atoms  # noqa: PLC0415
-
     if is_library_host(host):
         return host.name, 0.0, 0.0
-    repeat = (2, 2, 1 if host.layered else 2)
-    atoms = Atoms(numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=True).repeat(repeat)
     for name, candidate in library().items():
         if candidate.composition != host.composition or candidate.layered != host.layered:
             continue
-        try:
-            found = match_sites(atoms, candidate)
-        except (HostError, MatchError):
-            continue
-        if not found.defect_counts:
+        found = _matched(host, candidate, host.numbers)
+        if found is not None:
             return name, found.max_strain, found.cost
     return None, 0.0, 0.0
+
+
+@lru_cache(maxsize=32)
+def alike_hosts(host: Host) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Find library hosts of the same structure with other elements.
+
+    The cell is scaled to the other's size first; what is left of the difference must be small (:data:`ALIKE`).
+
+    Returns:
+        The library name of each, and pairs of symbols: an element of the host, and what the other has in its place.
+    """
+    own = list(host.composition)
+    out = []
+    for name, candidate in library().items():
+        same = sorted(candidate.composition.values()) == sorted(host.composition.values())
+        if candidate.composition == host.composition or candidate.layered != host.layered or not same:
+            continue
+        if abs(_size(candidate) / _size(host) - 1) > STRETCH:
+            continue
+        for others in permutations(candidate.composition):
+            place = dict(zip(own, others, strict=True))
+            found = _matched(host, candidate, np.array([place[z] for z in host.numbers]), _size(candidate))
+            if found is not None and found.cost < ALIKE:
+                out.append((name, tuple((chemical_symbols[z], chemical_symbols[k]) for z, k in place.items())))
+    return tuple(out)
+
+
+def _size(host: Host) -> float:
+    """Return the length that scales a host's cell: root of the area of a layer, cube root of the volume, in Å."""
+    if host.layered:
+        return float(np.sqrt(np.linalg.norm(np.cross(host.cell[0], host.cell[1]))))
+    return float(np.cbrt(abs(np.linalg.det(host.cell))))
+
+
+def _matched(host: Host, candidate: Host, numbers: Array, size: float | None = None) -> SiteMap | None:
+    """Match a pristine host, with other elements and scaled to a size, to a candidate; None if it does not fit."""
+    from ase import Atoms  # noqa: PLC0415
+
+    scale = 1.0 if size is None else size / _size(host)
+    cell = host.cell * scale
+    if host.layered:
+        cell[2] = host.cell[2]
+    repeat = (2, 2, 1 if host.layered else 2)
+    atoms = Atoms(numbers=numbers, positions=host.positions * scale, cell=cell, pbc=True).repeat(repeat)
+    try:
+        found = match_sites(atoms, candidate)
+    except (HostError, MatchError):
+        return None
+    return None if found.defect_counts else found

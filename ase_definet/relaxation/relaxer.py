@@ -40,7 +40,8 @@ from ase_definet.relaxation.calculation import (
     CalculatorStage,
 )
 from ase_definet.relaxation.devices import checked_device
-from ase_definet.relaxation.domain import Domain, far_moves, is_as_trained
+from ase_definet.relaxation.domain import Domain, far_moves
+from ase_definet.relaxation.expected_error import expected_of_sites
 from ase_definet.relaxation.inputs import (
     InitialPositions,
     Item,
@@ -326,7 +327,7 @@ class DefiNetRelaxer:
         return _numbers(prediction.displacement), None if expected is None else _numbers(expected)
 
     def _relative_to_pristine(self, items: list[Item], moved: Array) -> Array:
-        """Subtract the prediction for the pristine host, if that is not a host of the library.
+        """Subtract the prediction for the pristine host, unless the network was trained on it.
 
         A relaxed host is a fixed point of DFT, but for a layer relaxed with another code, a network may predict a
         uniform change of thickness that has nothing to do with the defects.
@@ -335,7 +336,9 @@ class DefiNetRelaxer:
         fields: dict[Hashable, Array] = {}
         for item in items:
             stop = start + item.n_sites
-            twin = None if is_as_trained(item.site_map.host) else pristine_twin(item.prepared)
+            place = item.prepared.place if isinstance(item.prepared, Routed) else 0
+            known = self.domain.trained_on(item.site_map.host, place)
+            twin = None if known else pristine_twin(item.prepared)
             if twin is not None:
                 key = twin_key(twin)
                 if key not in fields:
@@ -355,8 +358,8 @@ class DefiNetRelaxer:
         if self.strict and far:
             raise StrictError("; ".join(far))
         reasons = item.warnings + far
-        judgement, factor = item.judgement, item.judgement.error_factor
-        expected_error = None if expected is None or factor is None else factor * by_atom(item.site_map, expected)
+        judgement = item.judgement
+        expected_error = None if expected is None else self._expected_error(item, displacement, expected)
         method: Method = "network"
         if judgement.trust == "outside" and not self.extrapolate:
             method, expected_error = "none", None
@@ -392,6 +395,23 @@ class DefiNetRelaxer:
             judgement=judgement,
             method=method,
         )
+
+    @staticmethod
+    def _expected_error(item: Item, displacement: Array, own: Array) -> Array | None:
+        """Return the expected error of every atom in the caller's order; None if nothing supports one.
+
+        It is what the weights' error model says where they have one for such structures, else the network's own
+        estimate times the factor that was measured.
+        """
+        weights, factor = item.judgement.error_weights, item.judgement.error_factor
+        if weights is not None:
+            charge = charge_of(item.atoms).value
+            own = expected_of_sites(item.site_map, charge, own, displacement, weights)
+        elif factor is None:
+            return None
+        else:
+            own = factor * own
+        return by_atom(item.site_map, own)
 
     def _calculated(self, result: RelaxResult, item: Item) -> RelaxResult:
         """Relax with the calculator what the network does not know, or everything; see :class:`CalculatorStage`."""

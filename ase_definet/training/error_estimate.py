@@ -45,7 +45,12 @@ class _Atoms:
 
 
 def fit_error_estimate(
-    network: DisplacementModel, batches: list[SiteBatches], seed: int = 0
+    network: DisplacementModel,
+    batches: list[SiteBatches],
+    seed: int = 0,
+    *,
+    steps: int | None = None,
+    cross_fit: bool = True,
 ) -> tuple[DisplacementModel, dict[str, Any]]:
     """Return the network with an error estimate, and its reliability on structures not used in the fit.
 
@@ -53,15 +58,18 @@ def fit_error_estimate(
         network: The trained network; not changed.
         batches: Groups with validation pairs.
         seed: Seed of the folds and the fit.
+        steps: Length of a fit; 1500 by default.
+        cross_fit: Whether to fit the estimate several times more to measure its reliability.
 
     Returns:
-        The network, and by subset ``rank_correlation`` of the atoms, ``rank_correlation_of_structures``,
-        ``mean_estimate``, ``mean_error`` (Å) and ``reliability`` (pairs of mean estimate and mean error in ten bins
-        of equal numbers of atoms), all by cross-fitting.
+        The network; and, unless it was not cross-fitted, by subset ``rank_correlation`` of the atoms,
+        ``rank_correlation_of_structures``, ``mean_estimate``, ``mean_error`` (Å) and ``reliability`` (pairs of mean
+        estimate and mean error in ten bins of equal numbers of atoms).
 
     Raises:
         TrainingError: There are fewer validation structures than folds.
     """
+    steps = steps or _STEPS
     atoms = _atoms(network, batches)
     structures = int(atoms.structure.max()) + 1
     if structures < FOLDS:
@@ -75,13 +83,13 @@ def fit_error_estimate(
         fold = torch.as_tensor(np.random.default_rng(seed).permutation(structures) % FOLDS, device=device)
         of_atom = fold[atoms.structure]
         estimate = torch.zeros_like(atoms.error)
-        for k in range(FOLDS):
-            _fit(out, atoms, of_atom != k)
+        for k in range(FOLDS if cross_fit else 0):
+            _fit(out, atoms, of_atom != k, steps)
             with torch.no_grad():
                 estimate[of_atom == k] = out.expected_error(atoms.features[of_atom == k])
-        _fit(out, atoms, torch.ones_like(of_atom, dtype=torch.bool))
+        _fit(out, atoms, torch.ones_like(of_atom, dtype=torch.bool), steps)
     out.eval().requires_grad_(requires_grad=False)
-    return out, _report(atoms, estimate)
+    return out, _report(atoms, estimate) if cross_fit else {}
 
 
 @torch.no_grad()
@@ -107,7 +115,7 @@ def _atoms(network: DisplacementModel, batches: list[SiteBatches]) -> _Atoms:
     return _Atoms(torch.cat(features), torch.cat(errors), torch.cat(structures), np.concatenate(subsets))
 
 
-def _fit(network: Any, atoms: _Atoms, chosen: Tensor) -> None:
+def _fit(network: Any, atoms: _Atoms, chosen: Tensor, steps: int) -> None:
     """Fit a new head to some atoms, with equal weights of all subsets."""
     head = network.error
     if head is None:
@@ -125,8 +133,8 @@ def _fit(network: Any, atoms: _Atoms, chosen: Tensor) -> None:
     counts = dict(zip(*np.unique(names, return_counts=True), strict=True))
     weight = torch.as_tensor([1.0 / counts[name] for name in names], device=error.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
-    for _ in range(_STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         part = torch.multinomial(weight, min(_ATOMS, len(index)), replacement=True)
         expected = network.expected_error(atoms.features[index[part]])
         loss = (expected.log() + error[part] / expected).mean()

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from ase_definet.checkpoints.format import save_checkpoint
 from ase_definet.cli import cli
+from ase_definet.cli.evaluate import table_lines
 from ase_definet.data import PairSource, pack_pairs
 from ase_definet.errors import StructureError
 from ase_definet.evaluation import scores as evaluate_module
@@ -311,10 +312,33 @@ def test_the_expected_error_is_compared_with_the_error(estimated):
     assert row["within_twice"] == pytest.approx(np.mean(error <= 2 * estimate))
 
 
-def test_no_error_is_expected_where_one_is_missing(estimated):
+def test_structures_without_an_expected_error_are_counted_apart(estimated):
     some = [replace(estimated[0], expected_error=None), *estimated[1:]]
-    assert "expected_error" not in summarise(some)["subsets"]["high/MoS2"]
-    assert "expected_error" in summarise(some)["subsets"]["low/MoS2"]
+    row = summarise(some)["subsets"]["high/MoS2"]
+    own = [score for score in some[1:] if score.subset == "high/MoS2"]
+    assert row["n"] == row["expected_error"]["n"] + 1 == N_VAL
+    assert row["expected_error"]["mean_error"] == pytest.approx(np.concatenate([s.error for s in own]).mean())
+    none = [replace(score, expected_error=None) for score in estimated]
+    assert "expected_error" not in summarise(none)["subsets"]["high/MoS2"]
+
+
+def test_the_calibration_of_every_subset_is_shown(estimated):
+    some = [replace(estimated[0], expected_error=None, trust="outside"), *estimated[1:]]
+    rows = [replace(s, expected_error=None, trust="near") if s.subset == "low/MoS2" else s for s in some]
+    table = {"model": "m", "split": "val"} | summarise(rows)
+    lines = table_lines(table)
+    start = next(k for k, line in enumerate(lines) if line.startswith("expected error"))
+    shown = {line.split()[0]: line.split() for line in lines[start + 2 :]}
+    own = table["subsets"]["high/MoS2"]["expected_error"]
+    ratio = own["mean_estimate"] / own["mean_error"]
+    assert shown["high/MoS2"][1:5] == [
+        str(N_VAL - 1),
+        f"{own['mean_estimate']:.4f}",
+        f"{own['mean_error']:.4f}",
+        f"{ratio:.2f}",
+    ]
+    assert shown["high/MoS2"][-2:] == [f"{N_VAL - 1}/0/1,", "1"]
+    assert shown["low/MoS2"][1:] == ["0", "unknown", "0/2/0,", "2"]
 
 
 def test_reliability_bins_hold_equal_numbers_of_atoms(estimated):

@@ -1,287 +1,139 @@
-"""An expected error is given where something supports it, and nowhere else."""
+"""Expected errors outside the training data, as the card's error model has them."""
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-import shutil
-import subprocess
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from ase import Atoms
-from ase.build import bulk
-from ase.io import read, write
-from click.testing import CliRunner
+from ase.geometry import get_distances
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ase_definet.checkpoints.bundled import resolve_model
-from ase_definet.checkpoints.card import ModelCard
-from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
-from ase_definet.cli import cli
-from ase_definet.matching.host import Host
-from ase_definet.matching.library import get_host
-from ase_definet.relaxation.domain import Domain
+from ase_definet.checkpoints.card import ErrorModelRecord, ModelCard
+from ase_definet.errors import CheckpointError
+from ase_definet.matching.site_map import match_sites
+from ase_definet.relaxation.domain import Domain, Judgement, Reservation
+from ase_definet.relaxation.expected_error import (
+    FAR,
+    FEATURES,
+    Defective,
+    distances_from_defects,
+    expected_lengths,
+    features,
+    weights_for,
+)
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
-from ase_definet.screening.html_report import write_report
-from tests.conftest import mos2_with_defects, pristine
-from tests.integration.test_report import BROWSER, QUIET, embedded
+from tests.conftest import pristine
 
-MOST = 0.2
-"""No estimate for what the weights know is larger, in Å."""
+OWN_ONLY = {"own": 1.0}
 
 
-def substituted(element: int, site: int, host: str = "MoS2", n: int = 6) -> Atoms:
-    """Return a host with one atom of its first element of this number replaced."""
-    atoms = pristine(host, n)
-    atoms.numbers[np.flatnonzero(atoms.numbers == site)[7]] = element
+def defective(n: int = 6, **info):
+    atoms = pristine("MoS2", n)
+    atoms.symbols[int(np.flatnonzero(atoms.symbols == "Mo")[3])] = "W"
+    del atoms[int(np.flatnonzero(atoms.symbols == "S")[11])]
+    atoms.info |= info
     return atoms
 
 
-def vacancy(site: int, host: str = "MoS2", n: int = 6) -> Atoms:
-    atoms = pristine(host, n)
-    del atoms[np.flatnonzero(atoms.numbers == site)[7]]
-    return atoms
+@pytest.mark.parametrize("n", [4, 6, 9])
+def test_distances_are_those_of_the_closest_image(n):
+    site_map = match_sites(defective(n), "MoS2")
+    sites = site_map.positions[[defect.site for defect in site_map.defects]]
+    _, expected = get_distances(site_map.positions, sites, cell=site_map.cell, pbc=site_map.host.periodic)
+    np.testing.assert_allclose(distances_from_defects(site_map), np.minimum(expected.min(axis=1), FAR), atol=1e-9)
 
 
-def charged() -> Atoms:
-    atoms = vacancy(16)
-    atoms.info["charge"] = -1
-    return atoms
+def test_a_pristine_structure_is_far_from_defects():
+    assert (distances_from_defects(match_sites(pristine("BN", 3), "BN")) == FAR).all()
 
 
-def strained() -> Atoms:
-    atoms = vacancy(16)
-    atoms.set_cell(atoms.cell.array * [[1.02], [1.02], [1]], scale_atoms=True)
-    return atoms
+def test_the_misfit_is_that_of_the_largest_substitution():
+    aluminium = Defective({"Al_B": 1, "C_N": 2, "v_N": 1}, 0, layered=True)
+    assert aluminium.misfit == pytest.approx(1.21 - 0.84)  # covalent radii of Cordero et al.
+    assert Defective({"C_B": 1}, 0, layered=True).misfit == 0  # smaller than what it replaces
+    assert aluminium.counts == (1, 3)
 
 
-def dense() -> Atoms:
-    atoms = pristine("MoS2", 6)
-    del atoms[np.flatnonzero(atoms.numbers == 16)[::3].tolist()]
-    return atoms
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), charge=st.integers(-2, 2), layered=st.booleans())
+def test_features_do_not_depend_on_the_order_of_atoms(seed, charge, layered):
+    rng = np.random.default_rng(seed)
+    own, moved, away = rng.exponential(0.02, 20), rng.exponential(0.05, 20), rng.uniform(0, 12, 20)
+    structure = Defective({"v_B": 1, "Ge_N": 1}, charge, layered)
+    found = features(own, moved, away, structure)
+    assert found.shape == (20, len(FEATURES))
+    order = rng.permutation(20)
+    np.testing.assert_allclose(features(own[order], moved[order], away[order], structure), found[order])
+    by_name = dict(zip(FEATURES, found.T, strict=True))
+    assert (by_name["charge"] == abs(charge)).all()
+    assert (by_name["layer_from_defect"] == layered * by_name["from_defect"]).all()
+    assert expected_lengths(rng.normal(size=len(FEATURES)), found).min() > 0
 
 
-def magnesia() -> Atoms:
-    atoms = bulk("MgO", "rocksalt", a=4.25, cubic=True).repeat(2)
-    del atoms[1]
-    return atoms
-
-
-def pressed() -> Atoms:
-    unit = flat()
-    return Atoms(unit.numbers, unit.positions, cell=unit.cell, pbc=(True, True, False)).repeat((6, 6, 1))[1:]
-
-
-def flat() -> Host:
-    """Return MoS2 with its sulfur 0.2 Å nearer to the metal than in the training data."""
-    unit = pristine("MoS2", 1)
-    middle = unit.positions[unit.numbers == 42, 2].mean()
-    unit.positions[:, 2] = middle + (unit.positions[:, 2] - middle) * 0.87
-    return get_host(unit, "MoS2 pressed flat")
-
-
-OUTSIDE = {
-    "Re_Mo": (lambda: substituted(75, 42), "MoS2", {"species", "defects"}),
-    "O_S": (lambda: substituted(8, 16), "MoS2", {"species", "defects"}),
-    "antisite S_Mo": (lambda: substituted(16, 42), "MoS2", {"defects"}),
-    "antisite Mo_S": (lambda: substituted(42, 16), "MoS2", {"defects"}),
-    "vanadium": (lambda: substituted(23, 42), "MoS2", {"species", "defects"}),
-    "MgO v_O": (magnesia, bulk("MgO", "rocksalt", a=4.25), {"species", "host"}),
-    "strained": (strained, "MoS2", {"strain"}),
-    "dense": (dense, "MoS2", {"density"}),
-    "sites": (pressed, flat(), {"sites"}),
-}
-NEAR = {
-    "antisite N_B": (lambda: substituted(7, 5, "BN"), "BN", {"density", "defects"}),
-    "charged": (charged, "MoS2", {"charge"}),
-}
-INSIDE = {
-    "v_S": (lambda: vacancy(16), "MoS2"),
-    "v_Mo": (lambda: vacancy(42), "MoS2"),
-    "W_Mo": (lambda: substituted(74, 42), "MoS2"),
-    "several": (lambda: mos2_with_defects(6), "MoS2"),
-    "isolated": (lambda: vacancy(16, n=14), "MoS2"),
-    "v_Se": (lambda: vacancy(34, "WSe2"), "WSe2"),
-    "v_N": (lambda: vacancy(7, "BN", 4), "BN"),
-    "pristine": (lambda: pristine("MoS2", 5), "MoS2"),
-    "host as atoms": (lambda: vacancy(16), pristine("MoS2", 1)),
-}
-
-
-@pytest.mark.parametrize("initial_positions", ["ideal", "given"])
-@pytest.mark.parametrize("case", OUTSIDE)
-def test_nothing_is_expected_where_nothing_is_known(case, initial_positions):
-    make, host, words = OUTSIDE[case]
-    result = DefiNetRelaxer(host=host, device="cpu", initial_positions=initial_positions).predict(make())
-    assert set(result.outside) == words
-    assert result.unsupported == result.outside
-    assert result.expected_error is None
-    assert "definet_expected_error" not in result.atoms.arrays
-    assert result.warnings
-
-
-@pytest.mark.parametrize("case", NEAR)
-def test_more_is_expected_where_the_network_was_tried(case):
-    make, host, words = NEAR[case]
-    relaxer = DefiNetRelaxer(host=host, device="cpu")
-    result = relaxer.predict(make())
-    assert set(result.outside) == words
-    assert result.unsupported == ()
-    relaxer.domain = Domain(ModelCard(), "bare")
-    bare = relaxer.predict(make())
-    assert bare.expected_error is None
-    assert result.expected_error.mean() > 0
-    assert result.warnings
-
-
-@pytest.mark.parametrize("case", INSIDE)
-def test_what_is_known_keeps_its_number(case):
-    make, host = INSIDE[case]
-    result = DefiNetRelaxer(host=host, device="cpu").predict(make())
-    assert set(result.outside) <= {"pristine"}
-    assert result.unsupported == ()
-    assert result.expected_error.shape == (len(result.atoms),)
-    assert (result.expected_error > 0).all()
-    assert result.expected_error.max() < MOST
-    np.testing.assert_array_equal(result.atoms.arrays["definet_expected_error"], result.expected_error)
-
-
-def test_an_estimate_that_was_there_before_is_not_handed_on(relaxer):
-    """The relaxed atoms of one prediction may be the input of the next."""
-    first = relaxer.relax(vacancy(16))
-    first.numbers[np.flatnonzero(first.numbers == 42)[3]] = 75
-    assert "definet_expected_error" in first.arrays
-    again = relaxer.predict(first)
-    assert again.expected_error is None
-    assert "definet_expected_error" not in again.atoms.arrays
-    assert "definet_expected_error" in first.arrays  # the input is the caller's
-
-
-@pytest.fixture
-def no_record(tmp_path) -> Path:
-    loaded = load_checkpoint(resolve_model("default"))
-    return save_checkpoint(tmp_path / "bare.safetensors", loaded.model, {"name": "bare"})
-
-
-def relaxed_by_command(tmp_path, atoms: Atoms, host: str, *options: str) -> tuple[str, dict]:
-    write(tmp_path / "in.vasp", atoms)
-    asked = ["relax", str(tmp_path / "in.vasp"), "--host", host, "--device", "cpu"]
-    asked += ["--report", str(tmp_path / "report.json"), "--vasp", str(tmp_path / "run"), *options]
-    done = CliRunner().invoke(cli, asked)
-    assert done.exit_code == 0, done.output
-    (record,) = json.loads((tmp_path / "report.json").read_text())
-    return done.output, record
-
-
-def test_the_command_says_that_it_is_unknown(tmp_path):
-    write(tmp_path / "host.cif", bulk("MgO", "rocksalt", a=4.25))
-    output, record = relaxed_by_command(tmp_path, magnesia(), str(tmp_path / "host.cif"))
-    assert "expected error unknown (outside the training data: species, host)" in output
-    assert not re.search(r"Å expected", output)
-    assert record["outside"] == ["species", "host"]
-    for key in ("mean_expected_error", "largest_expected_error", "largest_expected_error_atom"):
-        assert record[key] is None
-    assert "expected_error" not in (tmp_path / "run" / "README.txt").read_text()
-    assert "Å expected" not in (tmp_path / "run" / "README.txt").read_text()
-
-
-def test_the_command_says_what_is_expected(tmp_path):
-    output, record = relaxed_by_command(tmp_path, vacancy(16), "MoS2")
-    assert "unknown" not in output
-    assert (
-        f"error {record['mean_expected_error']:.3f} Å on average, at most {record['largest_expected_error']:.3f} Å"
-        in output
+def test_a_model_is_for_what_was_measured_only():
+    record = ErrorModelRecord(
+        features={"own": 1.0, "one": 0.5}, respects={"charge:1": 0.7, "spin": 0.2}, inside=["BN"]
     )
-    assert record["outside"] == []
-    assert 0 < record["mean_expected_error"] <= record["largest_expected_error"] < MOST
+    one = FEATURES.index("one")
+    assert weights_for(record, ["charge:1", "spin"], "MoS2")[one] == pytest.approx(1.4)
+    assert weights_for(record, ["charge:2"], "BN") is None
+    assert weights_for(record, ["charge:1", "strain"], "BN") is None
+    assert weights_for(record, [], "BN")[one] == 0.5
+    assert weights_for(record, [], "MoS2") is None  # inside, its own estimate is right there
+    with pytest.raises(CheckpointError, match="has the features magic; upgrade"):
+        weights_for(record.model_copy(update={"features": {"magic": 1.0}}), [], "BN")
 
 
-def test_weights_without_a_record(tmp_path, no_record):
-    output, record = relaxed_by_command(tmp_path, vacancy(16), "MoS2", "--model", str(no_record))
-    assert "expected error unknown (these weights have no record of their training data)" in output
-    assert record["mean_expected_error"] is None
+def carded(relaxer: DefiNetRelaxer, **entries) -> DefiNetRelaxer:
+    """Return a relaxer whose card says something else, of all its networks."""
+    values = relaxer.card.plain()
+    routed = [{k: v for k, v in one.items() if k != "error_model"} for one in values["routed"]]
+    out = DefiNetRelaxer(device="cpu")
+    out.card = ModelCard.read(values | {"routed": routed} | entries)
+    out.domain = Domain(out.card, out.model)
+    return out
 
 
 @pytest.fixture(scope="module")
-def screened(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("screen")
-    structures = {
-        "known": vacancy(16, n=5),
-        "Re_Mo": substituted(75, 42, n=5),
-        "several": mos2_with_defects(5),
-        "antisite": substituted(16, 42, n=5),
-        "pristine": pristine("MoS2", 5),
-    }
-    for name, atoms in structures.items():
-        atoms.info["name"] = name
-    write(folder / "in.extxyz", list(structures.values()))
-    asked = ["screen", str(folder / "in.extxyz"), "--host", "MoS2", "-o", str(folder / "out"), "--device", "cpu"]
-    done = CliRunner().invoke(cli, asked)
-    assert done.exit_code == 0, done.output
-    return folder / "out"
+def relaxer() -> DefiNetRelaxer:
+    return DefiNetRelaxer(device="cpu")
 
 
-def test_a_screen_leaves_the_unknown_empty(screened):
-    with (screened / "table.csv").open(newline="") as stream:
-        rows = {row["name"]: row for row in csv.DictReader(stream)}
-    for name, known in (
-        ("known", True),
-        ("Re_Mo", False),
-        ("several", True),
-        ("antisite", False),
-        ("pristine", True),
-    ):
-        for column in ("mean_expected_error", "largest_expected_error"):
-            assert bool(rows[name][column]) == known
-        assert bool(rows[name]["mean_expected_error_near"]) == (known and name != "pristine")
-    frames = {atoms.info["name"]: atoms for atoms in read(screened / "structures.extxyz", ":")}
-    assert {name for name, atoms in frames.items() if "definet_expected_error" in atoms.arrays} == {
-        *("known", "several", "pristine")
-    }
+def test_the_relaxer_takes_the_model_of_the_card(relaxer):
+    near = {"charge:1": {"share": 0.5}}
+    plain = carded(relaxer, near=near | {"charge:1": {"share": 0.5, "error_factor": 1.0}}, error_model=None)
+    own = plain.predict(defective(charge=1), "MoS2").expected_error
+    model = {"features": OWN_ONLY, "respects": {"charge:1": float(np.log(3.0))}}
+    found = carded(relaxer, near=near, error_model=model).predict(defective(charge=1), "MoS2")
+    assert found.trust == "near"
+    assert found.unsupported == ()
+    np.testing.assert_allclose(found.expected_error, 3 * (own + 1e-4), rtol=1e-4)
+    inside = carded(relaxer, near=near, error_model=model).predict(defective(), "MoS2")
+    np.testing.assert_allclose(inside.expected_error, relaxer.predict(defective(), "MoS2").expected_error)
+    hosts = model | {"inside": ["MoS2"]}
+    again = carded(relaxer, near=near, error_model=hosts).predict(defective(), "MoS2").expected_error
+    np.testing.assert_allclose(again, inside.expected_error + 1e-4, rtol=1e-4)
 
 
-def test_the_unknown_comes_first_in_the_report(screened, tmp_path):
-    data = embedded(write_report(screened, tmp_path / "r.html", rows=4).read_text(encoding="utf-8"))
-    names = [row["name"] for row in data["rows"]]
-    assert names[:2] == ["Re_Mo", "antisite"]
-    assert "pristine" not in names  # the one that is least doubtful
-    near = [row["mean_expected_error_near"] for row in data["rows"]]
-    assert near[:2] == ["", ""]
-    assert near[2] >= near[3] > 0
-    pictures = {int(index): picture["doubt"] for index, picture in data["pictures"].items()}
-    assert [pictures[int(row["index"])] is None for row in data["rows"]] == [True, True, False, False]
+def test_without_a_measurement_nothing_is_expected(relaxer):
+    model = {"features": OWN_ONLY, "respects": {"spin": 0.0}}
+    found = carded(relaxer, near={"charge:1": {"share": 0.5}}, error_model=model).predict(defective(charge=1), "MoS2")
+    assert (found.trust, found.expected_error, found.unsupported) == ("near", None, ("charge",))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_shows_the_unknown_as_unknown(screened, tmp_path):
-    page = write_report(screened, tmp_path / "r.html")
-    arguments = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
-    body = done.stdout.split('id="body"')[1].split("</tbody>")[0]
-    lines = body.split("<tr")[1:]
-    assert ["Re_Mo" in lines[0], "antisite" in lines[1], "pristine" in lines[4]] == [True] * 3
-    assert [line.count(">unknown<") for line in lines] == [3, 3, 0, 0, 0]
-    assert "expected error unknown (outside the training data: species, defects)" in done.stdout
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_outside_structure_has_no_expected_error_whatever_the_model_says(relaxer, order):
+    info = [{"charge": 1}, {"spin_multiplicity": 4}]
+    atoms = defective(**{k: v for i in order for k, v in info[i].items()})
+    model = {"features": OWN_ONLY, "respects": {"charge:1": 0.0, "spin": 0.0}}
+    found = carded(relaxer, near={"charge:1": {"share": 0.5}}, error_model=model).predict(atoms, "MoS2")
+    assert (found.trust, found.method, found.expected_error) == ("outside", "none", None)
 
 
-NODE = shutil.which("node")
-
-
-@pytest.mark.skipif(NODE is None, reason="no node here")
-@pytest.mark.parametrize("up", [False, True])
-def test_rows_are_sorted_with_the_unknown_at_the_doubtful_end(screened, tmp_path, up):
-    """The page's own functions, without a browser."""
-    page = write_report(screened, tmp_path / "r.html").read_text(encoding="utf-8")
-    script = page.split('"use strict";')[1].split("function fill()")[0]
-    script = script.replace('JSON.parse(document.getElementById("data").textContent)', json.dumps(embedded(page)))
-    script = script.replace("id => document.getElementById(id)", '() => ({ value: "", checked: false })')
-    script += f"\norder.up = {json.dumps(up)};\n"
-    script += "console.log(JSON.stringify(visible().map(row => [row.name, shown(row, order.column)])));"
-    done = subprocess.run([NODE, "-e", script], capture_output=True, text=True, check=True)
-    shown = json.loads(done.stdout)
-    names = [name for name, _ in shown]
-    assert set(names[:2] if not up else names[-2:]) == {"Re_Mo", "antisite"}
-    assert names[-1 if not up else 0] == "pristine"
-    assert {text for name, text in shown if name in {"Re_Mo", "antisite"}} == {"unknown"}
+def test_the_kind_of_a_respect_stands_for_it():
+    one = Reservation("host", "", "near", detail="NbSe2", kind="alike")
+    record = ErrorModelRecord(features=OWN_ONLY, respects={"host:alike": 0.4})
+    assert Judgement((one,), record).error_weights is not None
+    assert Judgement((replace(one, kind="other"),), record).error_weights is None

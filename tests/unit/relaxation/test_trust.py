@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, mx2
+from ase.formula import Formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ase_definet.checkpoints.card import ModelCard
 from ase_definet.checkpoints.combine import combine
 from ase_definet.errors import StrictError
+from ase_definet.matching.library import get_host
 from ase_definet.matching.site_map import match_sites
 from ase_definet.model.config import Coverage, HostRoutedConfig, RoutedConfig, SiteNetworkConfig
 from ase_definet.model.site_network import SiteNetwork
-from ase_definet.relaxation.domain import TRUST, Domain, Judgement, Reservation
+from ase_definet.relaxation.domain import TRUST, Domain, Judgement, Reservation, alike_hosts
 from ase_definet.relaxation.inputs import sites_of
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.structures.state import State
@@ -123,13 +125,21 @@ def test_strict_is_strict():
         strict.predict(replaced("MoS2", None, "S", charge=-1), "MoS2")
 
 
-def test_expected_errors_grow_by_what_was_measured(relaxer):
+def test_expected_errors_grow_outside(relaxer):
     neutral = relaxer.predict(replaced("MoS2", None, "S"), "MoS2")
     charged = relaxer.predict(replaced("MoS2", None, "S", charge=1), "MoS2")
-    factor = relaxer.card.near["charge:1"].error_factor
-    assert factor > 1
-    np.testing.assert_allclose(charged.expected_error, factor * neutral.expected_error, rtol=1e-5)
     assert neutral.trust == "inside"
+    assert charged.expected_error.mean() > neutral.expected_error.mean()
+
+
+def test_a_factor_alone_multiplies_the_networks_own_estimate():
+    relaxer = DefiNetRelaxer(device="cpu")
+    values = relaxer.card.plain()
+    near = {"charge:1": {"share": 0.5, "error_factor": 2.5}}
+    relaxer.domain = Domain(ModelCard.read(values | {"near": near, "error_model": None}), relaxer.model)
+    neutral = relaxer.predict(replaced("MoS2", None, "S"), "MoS2")
+    charged = relaxer.predict(replaced("MoS2", None, "S", charge=1), "MoS2")
+    np.testing.assert_allclose(charged.expected_error, 2.5 * neutral.expected_error, rtol=1e-5)
 
 
 def test_atoms_far_from_what_is_unknown_are_less_doubtful(relaxer):
@@ -163,6 +173,81 @@ def test_a_host_of_the_users_own_is_a_fixed_point(relaxer, thickness, n):
     together = next(iter(relaxer.relax_many([defective, host.repeat((n, n, 1))], host)))
     np.testing.assert_allclose(alone.site_displacement, together.site_displacement, atol=1e-5)
     assert np.abs(alone.site_displacement).max() > 0.02
+
+
+@pytest.mark.parametrize("name", ["MoSe2", "WS2"])
+def test_a_host_of_the_library_that_was_not_trained_on_is_a_fixed_point_too(relaxer, name):
+    result = relaxer.predict(pristine(name, 5), name)
+    assert np.abs(result.site_displacement).max() < SITES
+    assert relaxer.predict(pristine("MoS2", 5), "MoS2").site_displacement.any()  # its own answer, as in training
+
+
+def unit(formula: str, kind: str, a: float, thickness: float) -> Atoms:
+    atoms = mx2(formula, kind=kind, a=a, thickness=thickness, vacuum=8)
+    atoms.pbc = True
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("MoSe2", {"MoS2", "WSe2", "WS2"}),
+        ("InSe", {"GaSe"}),
+        ("BN", set()),
+        ("BN-bulk", set()),
+        ("P", set()),
+        (unit("NbS2", "2H", 3.35, 3.14), {"MoS2", "MoSe2", "WS2", "WSe2"}),
+        (unit("MoSe2", "1T", 3.30, 3.20), set()),
+        (unit("CrO2", "2H", 2.60, 2.30), set()),  # of the same structure, but much smaller
+    ],
+    ids=str,
+)
+def test_hosts_of_one_structure_are_alike(host, found):
+    places = dict(alike_hosts(get_host(host)))
+    assert set(places) == found
+    for name, pairs in places.items():
+        assert [other for _, other in pairs] == list(Formula(name).count())
+
+
+MOLYBDENUM = {"defects": ["W_Mo", "v_Mo", "Se_S", "v_S"], "density": [0.01, 0.05]}
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        ((None, "Se"), ["host:alike"]),
+        (("S", "Se"), ["host:alike"]),
+        (("Mo", "W"), ["host:alike"]),
+        (("Re", "W"), ["species", "host:alike", "defects:alike"]),
+        (("S", "W"), ["host:alike", "defects:alike"]),
+    ],
+)
+def test_an_alike_host_is_told_from_others(change, keys):
+    symbol, on = change
+    atoms = replaced("WSe2", symbol, on, n=5)
+    card = ModelCard.read({"training": {"elements": ["Mo", "S", "Se", "W"], "hosts": {"MoS2": MOLYBDENUM}}})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "WSe2"))
+    assert [one.kind_key for one in judgement.reservations] == keys
+    assert judgement.trust == "outside"  # nothing was measured
+    other = card.changed(training={"elements": ["Mo", "S", "Se", "W"], "hosts": {"MoS2": {"defects": ["v_S"]}}})
+    judgement = Domain(other, "x").judge(atoms, match_sites(atoms, "WSe2"))
+    assert judgement.reservations[-1].kind_key == "host:other"  # W and Se were never on such sites
+
+
+def test_many_defects_of_an_alike_host_are_a_respect_of_their_own():
+    atoms = pristine("WSe2", 5)
+    del atoms[[1, 5, 10, 20, 30, 40, 50]]
+    card = ModelCard.read({"training": {"elements": ["Mo", "S", "Se", "W"], "hosts": {"MoS2": MOLYBDENUM}}})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "WSe2"))
+    assert [one.key for one in judgement.reservations] == ["host:WSe2", "density:high"]
+
+
+@pytest.mark.parametrize(("charge", "key"), [(1, "charge:1"), (-2, "charge:2"), (3, "charge:1"), (-4, "charge:4")])
+def test_a_charge_is_as_far_as_from_the_closest_one_seen(charge, key):
+    atoms = replaced("MoS2", None, "S", charge=charge)
+    host = {"defects": ["v_S"], "charges": [0, 2]}
+    card = ModelCard.read({"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": host}}})
+    assert [one.key for one in Domain(card, "x").judge(atoms, match_sites(atoms, "MoS2")).reservations] == [key]
 
 
 def test_the_measured_share_decides():

@@ -71,3 +71,17 @@ def test_weights_fit_in_a_wheel_and_name_their_data():
 def test_changelog_and_citation_name_this_version():
     assert f"version: {__version__}" in (REPO / "CITATION.cff").read_text(encoding="utf-8")
     assert 'path = "ase_definet/__init__.py"' in (REPO / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_fine_tuning_on_charged_data_is_told_as_it_went():
+    text = (REPO / "docs" / "states.md").read_text(encoding="utf-8")
+    found = json.loads((RESULTS / "own_charged.json").read_text(encoding="utf-8"))
+    for name, row in found.items():
+        if isinstance(row, dict):
+            pairs = name.removeprefix("after ").removesuffix(" pairs")
+            line = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
+            for key in ("coordinate_mae", "a3"):
+                assert any(abs(float(cell) - row[key]) < 6e-5 for cell in re.findall(r"0\.\d{4}", line))
+            assert f"{row['coordinate_mae'] / row['ideal_sites']:.0%}".replace("%", " %") in line
+            assert name == "before" or f"{pairs} charged monolayers" in " ".join(text.split())
+            assert f"{row['n']} charged monolayers" in " ".join(text.split())

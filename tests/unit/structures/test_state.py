@@ -321,7 +321,14 @@ def test_the_command_says_what_it_withholds(dataset, tmp_path):
         done = CliRunner().invoke(cli, [*asked, "--json", str(out), *option])
         assert done.exit_code == 0, done.output
         assert ("charge and spin withheld" in done.output) == said
-        assert json.loads(out.read_text())["with_state"] == (not said)
+        result = json.loads(out.read_text())
+        assert result["with_state"] == (not said)
+        assert ("with the state, and with charge" in done.output) == (not said)  # both ways, if not asked for one
+        assert ("without_state" in result) == (not said)
+        if not said:
+            aware, blind = result["subsets"], result["without_state"]["subsets"]
+            assert set(aware) == set(blind)
+            assert any(aware[name]["coordinate_mae"] != blind[name]["coordinate_mae"] for name in aware)
 
 
 def test_relaxed_only_is_for_files(tmp_path):
