@@ -96,6 +96,7 @@ class Search:
     Attributes:
         variants: The distinct minima, lowest first.
         failed: Ends that are none: the calculator failed, or did not converge.
+        ends: The ends of all starts, in order.
         undistorted: The structure on the host's sites, in the order of the given one.
         site_map: The match of the given structure.
         resumed: Number of ends that were there already.
@@ -104,6 +105,7 @@ class Search:
 
     variants: tuple[Variant, ...]
     failed: tuple[End, ...]
+    ends: tuple[End, ...]
     undistorted: Atoms
     site_map: SiteMap
     resumed: int
@@ -167,7 +169,7 @@ def search(
         _summarise(folder, variants)
     said = said_of(given)
     ignored = tell_state(stage.calculator, said.charge or 0, said.spin_multiplicity)
-    return Search(variants, failed, ideal, site_map, resumed, tuple(filter(None, [ignored])))
+    return Search(variants, failed, tuple(ends), ideal, site_map, resumed, tuple(filter(None, [ignored])))
 
 
 def _relaxed(start: Start, site_map: SiteMap, stage: CalculatorStage, progress: Say, label: str) -> End:

@@ -43,12 +43,15 @@ FMAX = 0.02
 MAX_STEPS = 120
 """Force evaluations of one relaxation, at most."""
 
-STARTS = 12
+STARTS = 6
 SELF = 0.1
 """An atom closer than this to the defect is the defect, in Å."""
 
 DIMER = 2.80
 """Distance of the two Te that are held, in Å."""
+
+STILL = 0.005
+"""Neighbours that move by less on average do not move, in Å."""
 
 DIMER_LIMIT = 3.0
 """Two Te closer than this are a dimer, in Å."""
@@ -208,10 +211,9 @@ def dimer(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     relaxer = DefiNetRelaxer(
         host="CdTe", device="cpu", calculator=name, calculator_settings=settings, fmax=FMAX, max_steps=MAX_STEPS
     )
-    began = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        found = search(atoms, relaxer, Path(folder) / "v_Cd", STARTS)
-    seconds = time.process_time() - began
+    folder = Path(tempfile.gettempdir()) / "ase-definet-engines" / "-".join([name, *map(str, settings.values())])
+    folder.parent.mkdir(exist_ok=True)
+    found = search(atoms, relaxer, folder, STARTS)  # goes on where it was
     stage = relaxer.calculator
     if stage is None:
         raise AssertionError
@@ -219,7 +221,7 @@ def dimer(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     lowest = min((one.end.energy for one in found.variants), default=float("nan"))
     return {
         "starts": STARTS,
-        "seconds": seconds,
+        "steps": sum(end.calculation.steps for end in found.ends),
         "variants": [row | {"starts": row["starts"].split()} for row in table_rows(found.variants)],
         "failed": [end.name for end in found.failed],
         "shortest_te_te": [_shortest_te(one.end.atoms, where) for one in found.variants],
@@ -286,7 +288,7 @@ def save(label: str, found: dict[str, Any]) -> None:
     out["command"] = "python -m research.experiments.engines"
     out["expected"] = {case.name: case.expected for case in CASES}
     out["shell"] = {case.name: f"{case.shell[1]} {case.shell[0]}" for case in CASES}
-    out |= {"fmax": FMAX, "max_steps": MAX_STEPS, "dimer_limit": DIMER_LIMIT}
+    out |= {"fmax": FMAX, "max_steps": MAX_STEPS, "dimer_limit": DIMER_LIMIT, "still": STILL}
     out["engines"][label] = found
     OUT.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
     print("saved", label, list(found.get("cases", {})), flush=True)

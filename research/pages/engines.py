@@ -13,6 +13,8 @@ from research.pages.stored import result
 from research.paths import DOCS
 
 PAGE = DOCS / "engines.md"
+DIRECTIONS = ("outward", "inward")
+"""In which neighbours may be expected to move."""
 
 
 def page() -> str:
@@ -63,13 +65,14 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     engines = measured(found)
     rows = []
     for case, expected in found["expected"].items():
-        words = [_verdict(entry["cases"][case]) for entry in engines.values()]
+        still = found["still"] if expected in DIRECTIONS else 0
+        words = [_verdict(entry["cases"][case], still) for entry in engines.values()]
         rows.append([case, _expectation(found, case, expected), *words])
     return [
         "## In short",
         "",
         (
-            "`yes`: the neighbours move as DFT is known to move them; `no`: they do not. `outside` is the network's own "
+            "`yes`: the neighbours move as DFT is known to move them; `no`: they move the other way. `outside` is the network's own "
             "judgement of what it says."
         ),
         "",
@@ -79,13 +82,15 @@ def summary(found: Mapping[str, Any]) -> list[str]:
 
 def _expectation(found: Mapping[str, Any], case: str, expected: str) -> str:
     shell = found["shell"][case]
-    return f"{shell} {expected}" if expected in {"outward", "inward"} else expected
+    return f"{shell} {expected}" if expected in DIRECTIONS else expected
 
 
-def _verdict(entry: Mapping[str, Any]) -> str:
+def _verdict(entry: Mapping[str, Any], still: float) -> str:
     if "refused" in entry:
         return "needs a calculator"
     word = "yes" if entry["as_expected"] else "no"
+    if abs(entry["moved"]) < still:
+        word = "hardly moves"
     if not entry.get("converged", True):
         word += ", not converged"
     return f"{word}, {entry['trust']}" if "trust" in entry else word
@@ -119,6 +124,8 @@ def _state(entry: Mapping[str, Any]) -> str:
 def minima(found: Mapping[str, Any]) -> list[str]:
     """Return what the search for the minima of v_Cd in CdTe found."""
     engines = {name: entry["v_Cd"] for name, entry in measured(found).items() if "v_Cd" in entry}
+    if not engines:
+        return []
     limit = found["dimer_limit"]
     have = [name for name, entry in engines.items() if min(entry["shortest_te_te"], default=limit) < limit]
     rows = []
@@ -134,7 +141,7 @@ def minima(found: Mapping[str, Any]) -> list[str]:
                 "; ".join(lengths),
                 f"{held['above']:+.3f}",
                 f"{held['let_go']:.2f} ({held['let_go_above']:+.3f} eV)",
-                f"{entry['seconds']:.0f}",
+                f"{entry['steps']}",
             ]
         )
     some = next(iter(engines.values()))
@@ -162,7 +169,7 @@ def minima(found: Mapping[str, Any]) -> list[str]:
                 "minima (energy above the lowest, point group, shortest Te-Te in Å)",
                 "dimer held, eV above",
                 "Te-Te once let go, Å",
-                "seconds",
+                "force evaluations",
             ],
             rows,
         ),
