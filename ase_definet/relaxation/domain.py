@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoints.card import ErrorModelRecord, HostRecord, ModelCard, TrainingRecord
 from ase_definet.errors import HostError, MatchError
+from ase_definet.matching.complexes import neighbors, side_by_side
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
@@ -63,8 +64,8 @@ class Reservation:
     """One respect in which a structure lies outside the training data.
 
     Attributes:
-        word: ``host``, ``species``, ``defects``, ``density``, ``strain``, ``sites``, ``charge``, ``spin``,
-            ``functional``, ``excited``, ``pristine``, or ``training`` if the training data are unknown.
+        word: ``host``, ``species``, ``defects``, ``complex``, ``density``, ``strain``, ``sites``, ``charge``,
+            ``spin``, ``functional``, ``excited``, ``pristine``, or ``training`` if the training data are unknown.
         reason: The same as a sentence.
         trust: Trust level of results in spite of it.
         error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
@@ -350,6 +351,12 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
     if new:
         sites = tuple(defect.site for defect in site_map.defects if defect.name in new)
         yield Reservation("defects", f"defects never seen in {name}: {', '.join(new)}", sites=sites)
+    if seen.side_by_side is not None:
+        pairs = neighbors(site_map.positions, site_map.cell, site_map.host.periodic, site_map.host.nearest_neighbor)
+        beside = sorted(side_by_side(site_map.kinds[None], pairs) - set(seen.side_by_side))
+        if beside:
+            text = ", ".join(" beside a ".join(kinds.split("+")) for kinds in beside)
+            yield Reservation("complex", f"never seen in {name}: a {text}")
     low, high = seen.density
     # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
     if site_map.defects and not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:

@@ -242,6 +242,44 @@ def test_many_defects_of_an_alike_host_are_a_respect_of_their_own():
     assert [one.key for one in judgement.reservations] == ["host:WSe2", "density:high"]
 
 
+def beside(far: bool, first: str | None, second: str | None) -> Atoms:  # noqa: FBT001 - of a table
+    """Return h-BN with two defects, on neighbouring sites or far apart."""
+    atoms = pristine("BN", 6)
+    one = int(np.flatnonzero(atoms.symbols == "B")[0])
+    order = np.argsort(atoms.get_distances(one, range(len(atoms)), mic=True))
+    other = next(int(k) for k in (order[::-1] if far else order[1:]) if atoms.symbols[k] == "N")
+    empty = []
+    for site, symbol in ((one, first), (other, second)):
+        if symbol is None:
+            empty.append(site)
+        else:
+            atoms.symbols[site] = symbol
+    del atoms[empty]
+    return atoms
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize(
+    "seen", [None, [], ["substitution+vacancy"], ["substitution+substitution", "vacancy+vacancy"]]
+)
+@pytest.mark.parametrize(
+    ("kinds", "defects"),
+    [
+        ("substitution+vacancy", ("C", None)),
+        ("vacancy+vacancy", (None, None)),
+        ("substitution+substitution", ("C", "C")),
+    ],
+)
+def test_defects_that_were_never_neighbours_are_a_respect(far, seen, kinds, defects):
+    atoms = beside(far, *defects)
+    host = {"defects": ["C_B", "C_N", "v_B", "v_N"]} | ({} if seen is None else {"side_by_side": seen})
+    card = ModelCard.read({"training": {"elements": ["B", "C", "N"], "hosts": {"BN": host}}})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "BN"))
+    new = not far and seen is not None and kinds not in seen
+    assert [one.key for one in judgement.reservations] == (["complex"] if new else [])
+    assert judgement.trust == ("outside" if new else "inside")
+
+
 @pytest.mark.parametrize(("charge", "key"), [(1, "charge:1"), (-2, "charge:2"), (3, "charge:1"), (-4, "charge:4")])
 def test_a_charge_is_as_far_as_from_the_closest_one_seen(charge, key):
     atoms = replaced("MoS2", None, "S", charge=charge)
