@@ -233,8 +233,8 @@ def expected(card: Mapping[str, Any]) -> list[str]:
     ranked = sum(row["rank_correlation"] >= found["rank_goal"] for row in ratios)
     lines += [
         (
-            f"The mean is within a factor of {GOAL:g} of the true one in {good} of {len(ratios)} groups, the rank correlation at "
-            f"least {found['rank_goal']:g} in {ranked} of them."
+            f"Of the {len(ratios)} groups for which such a number is given, the mean is within a factor of {GOAL:g} of the true one "
+            f"in {good}, and the rank correlation at least {found['rank_goal']:g} in {ranked}."
         ),
         "",
     ]
