@@ -45,8 +45,8 @@ FEATURES = (*_OF_ALL, *(f"layer_{name}" for name in _OF_ALL))
 """What the expected error is linear in. Logarithms of the network's own estimate, of the predicted displacement and
 of the distance from the closest defect, of the atom, the last also squared; means of the first two and the largest of
 the second over the structure; logarithms of its numbers of atoms and, plus one, of vacancies and substitutions; by
-how much the largest substitution exceeds what it replaces in covalent radius (Å), also times the distance's logarithm;
-and the magnitude of the charge. All of them once more for layers, which can buckle."""
+how much the largest substitution exceeds what it replaces in covalent radius (Å), also times the logarithm of the
+distance; and the magnitude of the charge. All of them once more for layers, which can buckle."""
 
 FAR = 10.0
 """Distances from defects beyond this are all the same, in Å."""

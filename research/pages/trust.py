@@ -227,7 +227,10 @@ def expected(card: Mapping[str, Any]) -> list[str]:
     titles = ("experiment", "host", "outside in", "structures", "error, Å", "expected, Å", "ratio", "rank")
     lines += table(titles, rows)
     ratios = [
-        row for judged in found["shown"] for row in found["judged"][judged].values() if row["structures"] >= SHOWN
+        row
+        for judged in found["shown"]
+        for row in found["judged"][judged].values()
+        if row["structures"] >= SHOWN and row["given"]
     ]
     good = sum(1 / GOAL <= row["ratio"] <= GOAL for row in ratios)
     ranked = sum(row["rank_correlation"] >= found["rank_goal"] for row in ratios)
