@@ -47,6 +47,9 @@ ALIKE, STRETCH = 0.3, 0.08
 """Hosts of the same structure are alike if their sites, scaled to the same size, are this close (root mean square, in
 Å), and if the lengths differ by no more than this share: those of InSe are 7 % longer than those of GaSe."""
 
+TRIED_DENSITY = 5 / 3
+"""Factor over the largest density up to which a higher one was tried: 12.5 % after 7.5 %."""
+
 SAME_STRAIN, SAME_OFFSET = 5e-4, 5e-3
 """A host of the user's that differs by less from the library's, in strain and in Å, is the library's."""
 
@@ -365,11 +368,12 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
 
 def _of_density(site_map: SiteMap, where: str, seen: tuple[float, float]) -> Reservation:
     low, high = seen
+    beyond = "high" if site_map.density <= high * TRIED_DENSITY * 1.001 else "beyond"
     return Reservation(
         "density",
         f"{site_map.density:.2%} of the sites are defects, training {where} had {low:.2%} to {high:.2%}",
         "near" if site_map.density <= high * NEAR_DENSITY else "outside",
-        detail="low" if site_map.density < low else "high",
+        detail="low" if site_map.density < low else beyond,
     )
 
 

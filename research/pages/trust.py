@@ -22,12 +22,13 @@ GOAL = 3 / 2
 """Factor within which mean expected errors are wanted."""
 WORDS = {
     "charge": "charge, {} from one that was seen",
-    "density": "{}er density",
+    "density": "density, {}",
     "host": "host {}",
     "spin": "spin multiplicity",
     "species": "element",
     "defects": "defect",
     "excited": "excited state",
+    "complex": "kinds of neighbouring defects",
 }
 
 

@@ -242,6 +242,29 @@ def test_many_defects_of_an_alike_host_are_a_respect_of_their_own():
     assert [one.key for one in judgement.reservations] == ["host:WSe2", "density:high"]
 
 
+@pytest.mark.parametrize(
+    ("missing", "key", "trust"),
+    [
+        (2, None, "inside"),
+        (3, "density:high", "near"),
+        (4, "density:high", "outside"),
+        (9, "density:beyond", "outside"),
+    ],
+)
+def test_a_density_is_known_as_far_as_it_was_tried(missing, key, trust):
+    """Densities of up to a quarter more are near without a measurement, others if that was made, up to a bound."""
+    atoms = pristine("MoS2", 5)
+    del atoms[[int(k) for k in np.flatnonzero(atoms.symbols == "S")[::5][:missing]]]
+    host = {"defects": ["v_S"], "density": [0.01, 2.5 / 75]}
+    card = ModelCard.read({"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": host}}})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "MoS2"))
+    assert [one.key for one in judgement.reservations] == ([] if key is None else [key])
+    assert judgement.trust == trust
+    tried = card.changed(near={"density:high": {"share": 0.8}})
+    expected = "near" if key == "density:high" else trust
+    assert Domain(tried, "x").judge(atoms, match_sites(atoms, "MoS2")).trust == expected
+
+
 def beside(far: bool, first: str | None, second: str | None) -> Atoms:  # noqa: FBT001 - of a table
     """Return h-BN with two defects, on neighbouring sites or far apart."""
     atoms = pristine("BN", 6)
