@@ -239,7 +239,7 @@ def test_many_defects_of_an_alike_host_are_a_respect_of_their_own():
     del atoms[[1, 5, 10, 20, 30, 40, 50]]
     card = ModelCard.read({"training": {"elements": ["Mo", "S", "Se", "W"], "hosts": {"MoS2": MOLYBDENUM}}})
     judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "WSe2"))
-    assert [one.key for one in judgement.reservations] == ["host:WSe2", "density:high"]
+    assert [one.key for one in judgement.reservations] == ["host:WSe2", "density:beyond"]
 
 
 @pytest.mark.parametrize(
