@@ -36,6 +36,7 @@ class HostRecord(_Record):
         excited: Whether excited states were among them.
         sites: Sites of a supercell.
         training_pairs: Pairs of unrelaxed and relaxed structures.
+        side_by_side: Kinds of defects that were neighbours, as in ``substitution+vacancy``; None if not recorded.
     """
 
     defects: list[str]
@@ -46,6 +47,7 @@ class HostRecord(_Record):
     excited: bool = False
     sites: _Count | None = None
     training_pairs: _Count | None = None
+    side_by_side: list[str] | None = None
 
     def joined(self, other: HostRecord, *, disjoint: bool = False) -> HostRecord:
         """Return what was seen of either of two sets of pairs; the sites are those of this one.
@@ -64,6 +66,9 @@ class HostRecord(_Record):
                 "functionals": sorted({*self.functionals, *other.functionals}),
                 "excited": self.excited or other.excited,
                 "training_pairs": sum(counts) if disjoint else max(counts, default=None),
+                "side_by_side": None
+                if self.side_by_side is None or other.side_by_side is None
+                else sorted({*self.side_by_side, *other.side_by_side}),
             }
         )
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoints.card import ErrorModelRecord, HostRecord, ModelCard, TrainingRecord
 from ase_definet.errors import HostError, MatchError
+from ase_definet.matching.complexes import neighbors, side_by_side
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
@@ -46,6 +47,9 @@ ALIKE, STRETCH = 0.3, 0.08
 """Hosts of the same structure are alike if their sites, scaled to the same size, are this close (root mean square, in
 Å), and if the lengths differ by no more than this share: those of InSe are 7 % longer than those of GaSe."""
 
+TRIED_DENSITY = 5 / 3
+"""Factor over the largest density up to which a higher one was tried: 12.5 % after 7.5 %."""
+
 SAME_STRAIN, SAME_OFFSET = 5e-4, 5e-3
 """A host of the user's that differs by less from the library's, in strain and in Å, is the library's."""
 
@@ -63,9 +67,9 @@ class Reservation:
     """One respect in which a structure lies outside the training data.
 
     Attributes:
-        word: ``host``, ``species``, ``defects``, ``extra`` (atoms on no site), ``density``, ``strain``, ``sites``,
-            ``charge``, ``spin``, ``functional``, ``excited``, ``pristine``, or ``training`` if the training data are
-            unknown.
+        word: ``host``, ``species``, ``defects``, ``complex``, ``extra`` (atoms on no site), ``density``, ``strain``,
+            ``sites``, ``charge``, ``spin``, ``functional``, ``excited``, ``pristine``, or ``training`` if the training
+            data are unknown.
         reason: The same as a sentence.
         trust: Trust level of results in spite of it.
         error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
@@ -359,6 +363,12 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
     if new:
         sites = tuple(defect.site for defect in site_map.defects if defect.name in new)
         yield Reservation("defects", f"defects never seen in {name}: {', '.join(new)}", sites=sites)
+    if seen.side_by_side is not None:
+        pairs = neighbors(site_map.positions, site_map.cell, site_map.host.periodic, site_map.host.nearest_neighbor)
+        beside = sorted(side_by_side(site_map.kinds[None], pairs) - set(seen.side_by_side))
+        if beside:
+            text = ", ".join(" beside a ".join(kinds.split("+")) for kinds in beside)
+            yield Reservation("complex", f"never seen in {name}: a {text}")
     low, high = seen.density
     # a host seen with isolated defects is taken to be seen at any lower density, in cells of any size
     if site_map.defects and not (0.0 if low < DILUTE else low * 0.999) <= site_map.density <= high * 1.001:
@@ -367,11 +377,12 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
 
 def _of_density(site_map: SiteMap, where: str, seen: tuple[float, float]) -> Reservation:
     low, high = seen
+    beyond = "high" if site_map.density <= high * TRIED_DENSITY * 1.001 else "beyond"
     return Reservation(
         "density",
         f"{site_map.density:.2%} of the sites are defects, training {where} had {low:.2%} to {high:.2%}",
         "near" if site_map.density <= high * NEAR_DENSITY else "outside",
-        detail="low" if site_map.density < low else "high",
+        detail="low" if site_map.density < low else beyond,
     )
 
 

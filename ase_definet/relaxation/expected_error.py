@@ -25,11 +25,12 @@ from ase_definet.structures.neighbors import pairs_between
 
 Array: TypeAlias = NDArray[Any]
 
-FEATURES = (
+_OF_ALL = (
     "one",
     "own",
     "moved",
     "from_defect",
+    "from_defect_squared",
     "mean_own",
     "mean_moved",
     "most_moved",
@@ -37,17 +38,15 @@ FEATURES = (
     "vacancies",
     "substitutions",
     "misfit",
+    "misfit_from_defect",
     "charge",
-    "layer",
-    "layer_from_defect",
-    "layer_misfit",
-    "layer_vacancies",
 )
+FEATURES = (*_OF_ALL, *(f"layer_{name}" for name in _OF_ALL))
 """What the expected error is linear in. Logarithms of the network's own estimate, of the predicted displacement and
-of the distance from the closest defect, of the atom; means of the first two and the largest of the second over the
-structure; logarithms of its numbers of atoms and, plus one, of vacancies and substitutions; by how much the largest
-substitution exceeds what it replaces in covalent radius (Å); the magnitude of the charge; and, for layers, which can
-buckle, 1, and some of these again."""
+of the distance from the closest defect, of the atom, the last also squared; means of the first two and the largest of
+the second over the structure; logarithms of its numbers of atoms and, plus one, of vacancies and substitutions; by
+how much the largest substitution exceeds what it replaces in covalent radius (Å), also times the logarithm of the
+distance; and the magnitude of the charge. All of them once more for layers, which can buckle."""
 
 FAR = 10.0
 """Distances from defects beyond this are all the same, in Å."""
@@ -96,12 +95,11 @@ def features(own: Array, moved: Array, from_defect: Array, structure: Defective)
     log_own, log_moved = np.log(own + OWN), np.log(moved + MOVED)
     away = np.log(np.minimum(from_defect, FAR) + NEAR)
     vacancies, substitutions = np.log1p(structure.counts)
-    misfit, layer = structure.misfit, float(structure.layered)
-    one = np.ones(len(own))
-    rows = [one, log_own, log_moved, away, log_own.mean(), log_moved.mean(), log_moved.max(), np.log(len(own))]
-    rows += [vacancies, substitutions, misfit, abs(structure.charge)]
-    rows += [layer, layer * away, layer * misfit, layer * vacancies]
-    return np.stack([row * one for row in rows], axis=1)
+    misfit = structure.misfit
+    rows = [1.0, log_own, log_moved, away, away**2, log_own.mean(), log_moved.mean(), log_moved.max()]
+    rows += [np.log(len(own)), vacancies, substitutions, misfit, misfit * away, abs(structure.charge)]
+    table = np.stack([row * np.ones(len(own)) for row in rows], axis=1)
+    return np.hstack([table, structure.layered * table])
 
 
 def weights_for(record: ErrorModelRecord, respects: Sequence[str], host: str | None) -> Array | None:

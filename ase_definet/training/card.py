@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +13,11 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoints.card import HostRecord, ModelCard
 from ase_definet.checkpoints.format import save_checkpoint, write_card
+from ase_definet.data import PairGroup
+from ase_definet.matching.complexes import neighbors, side_by_side
+from ase_definet.matching.host import Host
 from ase_definet.matching.naming import defect_name
+from ase_definet.matching.site_kind import SiteKind
 from ase_definet.model.architectures import ARCHITECTURES, architecture_of
 from ase_definet.structures.state import State
 from ase_definet.training.error_estimate import FOLDS, fit_error_estimate
@@ -59,7 +64,6 @@ def build_card(run: Run, name: str, version: str) -> ModelCard:
 
 def training_record(run: Run) -> dict[str, Any]:
     """Return the training data and settings of a run as plain JSON values."""
-    hosts: dict[str, HostRecord] = {}
     elements: set[str] = set()
     labelled: dict[str, int] = {}
     for group, train in zip(run.groups, run.train_pairs, strict=True):
@@ -68,9 +72,7 @@ def training_record(run: Run) -> dict[str, Any]:
             continue
         numbers = group.numbers[train]
         elements |= {chemical_symbols[z] for z in np.unique(numbers) if z}
-        record = _host_record(numbers, group.host_numbers) | _states_record(group.state[train])
-        own = HostRecord.model_validate(record)
-        hosts[group.host] = hosts[group.host].joined(own, disjoint=True) if group.host in hosts else own
+    hosts = host_records(run.groups, run.train_pairs)
     return {
         "elements": sorted(elements),
         "hosts": {host: record.plain() for host, record in hosts.items()},
@@ -81,6 +83,31 @@ def training_record(run: Run) -> dict[str, Any]:
         **({"labelled_by_networks": labelled} if labelled else {}),
         **run.lineage,
     }
+
+
+def host_records(groups: Sequence[PairGroup], pairs: Sequence[Array]) -> dict[str, HostRecord]:
+    """Describe what is seen of each host, by its name.
+
+    Args:
+        groups: Groups of pairs; those that were labelled by other networks do not count.
+        pairs: Which pairs of each group.
+    """
+    hosts: dict[str, HostRecord] = {}
+    for group, chosen in zip(groups, pairs, strict=True):
+        if group.subset.startswith(LABELLED) or not len(chosen):
+            continue
+        record = _host_record(group.numbers[chosen], group.host_numbers) | _states_record(group.state[chosen])
+        own = HostRecord.model_validate(record | {"side_by_side": _complexes(group, group.numbers[chosen])})
+        hosts[group.host] = hosts[group.host].joined(own, disjoint=True) if group.host in hosts else own
+    return hosts
+
+
+def _complexes(group: PairGroup, numbers: Array) -> list[str]:
+    """Return the kinds of defects that are neighbours in some structure of a group."""
+    layered = not group.pbc[2]
+    host = Host(group.host, group.unit_numbers, group.unit_positions, group.unit_cell, layered=layered, source="")
+    kinds = np.where(numbers == 0, SiteKind.VACANCY, (numbers != group.host_numbers).astype(int))
+    return sorted(side_by_side(kinds, neighbors(group.sites, group.cell, host.periodic, host.nearest_neighbor)))
 
 
 def _host_record(numbers: Array, host_numbers: Array) -> dict[str, Any]:

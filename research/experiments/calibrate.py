@@ -51,6 +51,9 @@ ATOMS = 40
 DATABASE = "hbn-database"
 OF_HOST = ("defects", "species", "density", "host")
 """Respects of which nothing follows for hosts where they were not tried."""
+OF_SITES, CLOSE, FEW = ("defects", "species"), 4.0, 5
+"""Respects that are judged by the atoms close to some sites, in Å, and by structures with no other defects, if there are
+some."""
 SOURCE = "research/results/left_out, networks trained without them"
 FOLDED = {"states": ("fold",), "others": ("fold", "experiment")}
 FAMILIES = {"states": ("hbn-",), "others": ("host-", "defects-", "density-", "2dmd-", "dilute-", "dense-", DATABASE)}
@@ -241,12 +244,12 @@ def near_records(rows: Sequence[Sample], source: str) -> dict[str, dict[str, Any
         for word in words:
             own = {host: _alone(rows, word, host, _near_at(out, host)) for host in hosts}
             tried = {host: some for host, some in own.items() if len(some) >= ENOUGH}
-            good = sorted(host for host, some in tried.items() if _share(some) < BETTER)
+            good = sorted(host for host, some in tried.items() if _share(_purest(some, word), word) < BETTER)
             if word in out or not good:
                 continue
             restricted = word.partition(":")[0] in OF_HOST or len(good) < len(tried)
-            some = [row for host in good for row in tried[host]]
-            record = {"share": round(_share(some), 3), "structures": len(some)}
+            some = [row for host in good for row in _purest(tried[host], word)]
+            record = {"share": round(_share(some, word), 3), "structures": len(some)}
             out[word] = record | ({"hosts": good} if restricted else {}) | {"source": source}
             found = True
     return out
@@ -265,10 +268,30 @@ def _near_at(records: Mapping[str, Mapping[str, Any]], host: str) -> set[str]:
     return {word for word, record in records.items() if host in record.get("hosts", [host])}
 
 
-def _share(rows: Sequence[Sample]) -> float:
-    """Return what is left of the ideal sites' error, mean over structures."""
-    mae = np.array([row.one.mae for row in rows])
-    return float(mae[:, 0].mean() / mae[:, 1].mean())
+def _purest(rows: list[Sample], word: str) -> list[Sample]:
+    """Return the structures in which nothing is defective but what a respect is about, if there are some."""
+    if word not in OF_SITES:
+        return rows
+    pure = [row for row in rows if np.allclose(row.one.atoms[:, 4], row.one.atoms[:, 5])]
+    return pure if len(pure) >= FEW else rows
+
+
+def _share(rows: Sequence[Sample], word: str = "") -> float:
+    """Return what is left of the ideal sites' error, mean over structures.
+
+    Where a respect is about some sites, atoms close to them count: known vacancies elsewhere in a structure, which
+    the network does well, are no merit of what it makes of an unknown element.
+    """
+    if word not in OF_SITES:
+        mae = np.array([row.one.mae for row in rows])
+        return float(mae[:, 0].mean() / mae[:, 1].mean())
+    parts = []
+    for row in rows:
+        away, doubtful = row.one.atoms[:, 4], row.one.atoms[:, 5]
+        close = (doubtful <= away + 1e-3) & (doubtful < CLOSE)
+        parts.append(row.one.atoms[close][:, :2].mean(axis=0))
+    error, ideal = np.mean(parts, axis=0)
+    return float(error / ideal)
 
 
 def plain(model: Model, rows: Sequence[Sample]) -> dict[str, Any]:
@@ -285,7 +308,8 @@ def learn() -> None:
     """Fit the models, judge them, and write both."""
     out: dict[str, Any] = {
         "command": "python -m research.experiments.calibrate learn",
-        "units": "Å; ratio: expected over true error; own: what the network's own estimate was worth",
+        "units": "Å; ratio: expected over true error; own: what the network's own estimate was worth; given: whether "
+        "such structures have an expected error, or are outside",
         "better": BETTER,
         "rank_goal": RANK,
         "models": {},
@@ -299,7 +323,11 @@ def learn() -> None:
         out["models"][family] = plain(fit(rows), rows)
         out["near"][family] = near_records(rows, SOURCE)
         for by in FOLDED[family]:
-            out["judged"][f"{family}, by {by}"] = judged(rows, crossed(rows, by))
+            table = judged(rows, crossed(rows, by))
+            for key, row in table.items():
+                _, host, words = key.split(" | ")
+                row["given"] = words == "inside" or set(words.split()) <= _near_at(out["near"][family], host)
+            out["judged"][f"{family}, by {by}"] = table
     OUT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, table in out["judged"].items():
         print(name)
@@ -354,7 +382,7 @@ def _scaled(model: Model, rows: Sequence[Sample]) -> Model:
         guess = sum(float(model.lengths(row).mean()) for row in own)
         logs.append(float(np.log(true / guess)) if own else 0.0)
     weights[FEATURES.index("one")] += logs[0]
-    weights[FEATURES.index("layer")] += logs[1] - logs[0]
+    weights[FEATURES.index("layer_one")] += logs[1] - logs[0]
     return Model(weights, model.respects)
 
 

@@ -25,6 +25,7 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from ase_definet.checkpoints.bundled import resolve_model
+from ase_definet.checkpoints.card import ModelCard
 from ase_definet.checkpoints.format import load_checkpoint, save_checkpoint
 from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.data.packed import save_groups
@@ -37,7 +38,7 @@ from ase_definet.relaxation.result import RelaxFailure
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.metrics import minimum_image, rank_correlation
 from ase_definet.structures.state import State
-from ase_definet.training.card import training_record
+from ase_definet.training.card import host_records, training_record
 from ase_definet.training.config import make_config
 from ase_definet.training.error_estimate import fit_error_estimate
 from ase_definet.training.run import train
@@ -354,7 +355,7 @@ class Measured:
 def measure(weights: Path, pack: PackedDataset, split: str = "test", most: int = MOST) -> Iterator[Measured]:
     """Yield what the network makes of the pairs of a split."""
     relaxer = DefiNetRelaxer(str(weights), device="cpu", extrapolate=True)
-    relaxer.domain = OpenDomain(relaxer.card, relaxer.model)
+    relaxer.domain = OpenDomain(card_of(relaxer.card, pack), relaxer.model)
     for group in pack.groups:
         chosen = np.random.default_rng(1).permutation(group.indices(split))[:most]
         pairs = [group.atoms(int(k)) for k in chosen]
@@ -363,6 +364,22 @@ def measure(weights: Path, pack: PackedDataset, split: str = "test", most: int =
             if isinstance(result, RelaxFailure) or relaxed is None:
                 continue
             yield _measured(group, unrelaxed, relaxed.positions, result)
+
+
+def card_of(card: ModelCard, pack: PackedDataset) -> ModelCard:
+    """Return a card with a record of the hosts as it is made today, if the pack is what was trained on.
+
+    Neighbouring defects count as seen where they were trained on in earnest: not in the h-BN of 2DMD, which the
+    networks of the h-BN database see in every twentieth step, so as not to forget it.
+    """
+    if card.training is None or card.training.data_sha256 != pack.sha256:
+        return card
+    hosts = host_records(pack.groups, [group.indices("train") for group in pack.groups])
+    main = [group for group in pack.groups if group.subset.startswith("hbn/")]
+    for name, record in host_records(main, [group.indices("train") for group in main]).items():
+        hosts[name] = hosts[name].model_copy(update={"side_by_side": record.side_by_side})
+    training = card.training.plain() | {"hosts": {name: record.plain() for name, record in hosts.items()}}
+    return card.changed(training=training)
 
 
 def _measured(group: PairGroup, unrelaxed: Any, true: Array, result: Any) -> Measured:

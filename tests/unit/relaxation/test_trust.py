@@ -239,7 +239,68 @@ def test_many_defects_of_an_alike_host_are_a_respect_of_their_own():
     del atoms[[1, 5, 10, 20, 30, 40, 50]]
     card = ModelCard.read({"training": {"elements": ["Mo", "S", "Se", "W"], "hosts": {"MoS2": MOLYBDENUM}}})
     judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "WSe2"))
-    assert [one.key for one in judgement.reservations] == ["host:WSe2", "density:high"]
+    assert [one.key for one in judgement.reservations] == ["host:WSe2", "density:beyond"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "key", "trust"),
+    [
+        (2, None, "inside"),
+        (3, "density:high", "near"),
+        (4, "density:high", "outside"),
+        (9, "density:beyond", "outside"),
+    ],
+)
+def test_a_density_is_known_as_far_as_it_was_tried(missing, key, trust):
+    """Densities of up to a quarter more are near without a measurement, others if that was made, up to a bound."""
+    atoms = pristine("MoS2", 5)
+    del atoms[[int(k) for k in np.flatnonzero(atoms.symbols == "S")[::5][:missing]]]
+    host = {"defects": ["v_S"], "density": [0.01, 2.5 / 75]}
+    card = ModelCard.read({"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": host}}})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "MoS2"))
+    assert [one.key for one in judgement.reservations] == ([] if key is None else [key])
+    assert judgement.trust == trust
+    tried = card.changed(near={"density:high": {"share": 0.8}})
+    expected = "near" if key == "density:high" else trust
+    assert Domain(tried, "x").judge(atoms, match_sites(atoms, "MoS2")).trust == expected
+
+
+def beside(far: bool, first: str | None, second: str | None) -> Atoms:  # noqa: FBT001 - of a table
+    """Return h-BN with two defects, on neighbouring sites or far apart."""
+    atoms = pristine("BN", 6)
+    one = int(np.flatnonzero(atoms.symbols == "B")[0])
+    order = np.argsort(atoms.get_distances(one, range(len(atoms)), mic=True))
+    other = next(int(k) for k in (order[::-1] if far else order[1:]) if atoms.symbols[k] == "N")
+    empty = []
+    for site, symbol in ((one, first), (other, second)):
+        if symbol is None:
+            empty.append(site)
+        else:
+            atoms.symbols[site] = symbol
+    del atoms[empty]
+    return atoms
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize(
+    "seen", [None, [], ["substitution+vacancy"], ["substitution+substitution", "vacancy+vacancy"]]
+)
+@pytest.mark.parametrize(
+    ("kinds", "defects"),
+    [
+        ("substitution+vacancy", ("C", None)),
+        ("vacancy+vacancy", (None, None)),
+        ("substitution+substitution", ("C", "C")),
+    ],
+)
+def test_defects_that_were_never_neighbours_are_a_respect(far, seen, kinds, defects):
+    atoms = beside(far, *defects)
+    host = {"defects": ["C_B", "C_N", "v_B", "v_N"]} | ({} if seen is None else {"side_by_side": seen})
+    card = ModelCard.read({"training": {"elements": ["B", "C", "N"], "hosts": {"BN": host}}})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "BN"))
+    new = not far and seen is not None and kinds not in seen
+    assert [one.key for one in judgement.reservations] == (["complex"] if new else [])
+    assert judgement.trust == ("outside" if new else "inside")
 
 
 @pytest.mark.parametrize(("charge", "key"), [(1, "charge:1"), (-2, "charge:2"), (3, "charge:1"), (-4, "charge:4")])
