@@ -1,4 +1,4 @@
-"""Accuracy in a plain checkout, on the validation pairs of 2DMD that ship with the tests, scored as by ``evaluate``."""
+"""Accuracy in a plain checkout: validation pairs of 2DMD that ship with the tests, scored as `evaluate` does."""
 
 from __future__ import annotations
 
