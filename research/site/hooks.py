@@ -2,12 +2,13 @@
 
 A hook of MkDocs (mkdocs.yml). The pages under docs/ link to files of the repository as GitHub wants it; on the site, pages such as the
 changelog are pages there too, pictures are copied, and scripts are shown on pages of their own. Run as
-``python -m research.pages.site SITE`` it checks a site that was built: every link within it must lead to a file, and to an
+``python -m research.site.hooks SITE`` it checks a site that was built: every link within it must lead to a file, and to an
 anchor that is there.
 """
 
 from __future__ import annotations
 
+import inspect
 import posixpath
 import re
 import sys
@@ -193,20 +194,16 @@ def _commands(command: click.Command, name: str, above: click.Context | None) ->
     if above is not None:
         yield f"## {context.command_path}" if above.parent is None else f"### {context.command_path}"
         yield f"```console\n$ {context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```"
-        for part in (command.help or "").replace("\f", "").split("\n\n"):
-            text = part.strip("\n")
-            yield f"```console\n{text.removeprefix(chr(8)).strip()}\n```" if text.startswith("\b") else text
+        for text in inspect.cleandoc(command.help or "").split("\n\n"):
+            kept = text.startswith("\b")  # click leaves these lines as they are
+            yield f"```text\n{text.removeprefix(chr(8)).strip()}\n```" if kept else text
         records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
         if rows := [record for record in records if record is not None]:
-            lines = [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in rows]
-            yield "\n".join(["| option | |", "| --- | --- |", *lines])
+            lines = [f"| `{names}` | {' '.join(text.split()).replace('|', chr(92) + '|')} |" for names, text in rows]
+            yield "\n".join(["| argument or option | what it does |", "| --- | --- |", *lines])
     if isinstance(command, click.Group):
         for below in command.list_commands(context):
             yield from _commands(command.commands[below], below, context)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 class _Links(HTMLParser):

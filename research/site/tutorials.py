@@ -1,6 +1,6 @@
 """Run the tutorials and write their pages, with what they print.
 
-Run as ``python -m research.pages.tutorials [--check] [NAME...]``. A tutorial is a script under examples/tutorials in the percent
+Run as ``python -m research.site.tutorials [--check] [NAME...]``. A tutorial is a script under examples/tutorials in the percent
 format of Jupytext and many editors: cells of prose (``# %% [markdown]``) and of code (``# %%``); ``# %% hide`` is run and not shown.
 ``--check`` runs them too and compares: the text must be that of the page, and numbers may differ as they do between machines.
 """
@@ -145,9 +145,7 @@ def main() -> None:
         print(f"{target.relative_to(ROOT)}: {'differs' if found else 'as printed now'}")
     if wrong:
         shown = "\n".join(wrong)
-        raise SystemExit(
-            f"{shown}\n`python -m research.pages.tutorials` writes the pages anew; look at what changed."
-        )
+        raise SystemExit(f"{shown}\n`python -m research.site.tutorials` writes the pages anew; look at what changed.")
 
 
 if __name__ == "__main__":
