@@ -22,7 +22,7 @@ REQUIRED = (
 """Some of what an sdist must have: it is enough to run the tests and build the site."""
 LARGEST_WHEEL, LARGEST_SDIST = 40e6, 60e6
 """In bytes; the weights are most of it."""
-STRAY = re.compile(r"(^|/)(\.git|\.venv|__pycache__|runs|\.data|\.hypothesis|site|build|dist)(/|$)|\.py[co]$|\.pack$")
+STRAY = re.compile(r"^(\.data|build|dist|runs|site)/|(^|/)(\.git|\.hypothesis|\.venv|__pycache__)/|\.py[co]$|\.pack$")
 
 
 def tracked(folder: str) -> set[str]:
