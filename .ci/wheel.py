@@ -70,7 +70,9 @@ def main() -> None:
     """Build and check both."""
     out = Path(sys.argv[1]).resolve()
     subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True)
-    found = re.search(r'^__version__ = "(.+)"$', (ROOT / PACKAGE / "__init__.py").read_text(encoding="utf-8"), re.M)
+    found = re.search(
+        r'^__version__ = "(.+)"$', (ROOT / PACKAGE / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found, "no version"
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     problems = check_wheel(wheel, found[1]) + check_sdist(sdist, found[1])
