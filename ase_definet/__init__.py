@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """Version of the source, also read by the build, so that it is available in a checkout that is not installed."""
 
 if TYPE_CHECKING:

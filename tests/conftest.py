@@ -14,10 +14,13 @@ import pytest
 import torch
 from ase import Atoms
 
+import ase_definet
 from ase_definet.matching.library import library
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 
 REPO = Path(__file__).parent.parent
+PACKAGE = Path(ase_definet.__file__).parent
+"""What is tested: the checkout, or the wheel in an environment without it."""
 DATA = REPO.parent / "shared" / "data" / "2dmd.tar.xz"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 

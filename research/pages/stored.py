@@ -2,9 +2,10 @@
 
 import csv
 import json
+from importlib.resources import files
 from typing import Any
 
-from research.paths import RESULTS, ROOT
+from research.paths import RESULTS
 
 
 def result(name: str) -> Any:
@@ -19,7 +20,7 @@ def results(folder: str) -> dict[str, Any]:
 
 def card() -> dict[str, Any]:
     """Return the card of the bundled weights."""
-    path = ROOT / "ase_definet" / "weights" / "default.json"
+    path = files("ase_definet") / "weights" / "default.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))["card"])
 
 

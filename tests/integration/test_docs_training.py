@@ -89,6 +89,7 @@ def take_2dmd(folder: Path, pairs: int = 60) -> None:
                     (out / "CIF" / f"{name}_{what}.cif").write_bytes(member.read())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="bash, and a kill -9 of a whole process group")
 @pytest.mark.parametrize(
     "source",
     [make_2dmd, pytest.param(take_2dmd, marks=pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data"))],

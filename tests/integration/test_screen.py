@@ -142,6 +142,7 @@ def test_several_processes_give_the_same(many, whole, tmp_path):
     same(tmp_path / "results", whole)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_killed_worker_costs_nothing(many, whole, tmp_path):
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -206,6 +207,7 @@ def test_a_truncated_result_is_noticed(many, tmp_path):
         Results(tmp_path / "results", ASKED)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="bash, and a kill -9 of a whole process group")
 def test_enumeration_piped_into_a_killed_screen(tmp_path):
     """The commands as a user joins them; the first screen is killed hard after its first block."""
     program = f"{sys.executable} -c 'from ase_definet.cli import main; main()'"

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from ase_definet.cli import cli
-from tests.conftest import REPO
+from tests.conftest import PACKAGE, REPO
 
 _SAID = re.compile(r"(?:: |'|[$] )ase-definet (?P<name>[a-z][a-z-]*)")
 """How a message or a script names a command, where no backticks are."""
@@ -40,15 +40,21 @@ _COMMANDS = {
 }
 
 
+def _name(page: Path) -> str:
+    return page.relative_to(PACKAGE.parent if page.is_relative_to(PACKAGE) else REPO).as_posix()
+
+
 def _pages() -> list[Path]:
     pages = [REPO / "README.md", REPO / ".ci" / "run"]
     for folder, patterns in {
         "docs": ("*.md", "*.py", "*.sh"),
         "research": ("*.md", "*.py", "*.sh"),
         "examples": ("*.md", "*.sh", "*.py"),
-        "ase_definet": ("*.py", "*.html"),
+        "": ("CONTRIBUTING.md",),
     }.items():
-        pages += [page for pattern in patterns for page in sorted((REPO / folder).rglob(pattern))]
+        found = (REPO / folder).rglob if folder else (REPO / folder).glob
+        pages += [page for pattern in patterns for page in sorted(found(pattern))]
+    pages += [page for pattern in ("*.py", "*.html") for page in sorted(PACKAGE.rglob(pattern))]
     return [page for page in pages if page.exists()]
 
 
@@ -78,7 +84,7 @@ def _resolve(words: list[str]) -> tuple[click.Command, list[str]]:
     return found, words
 
 
-@pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(REPO)))
+@pytest.mark.parametrize("page", _pages(), ids=_name)
 def test_commands_that_are_named_exist(page):
     for line in _lines(page):
         command, rest = _resolve(re.sub(r"\$\{[^}]*\}|[\[\]()'\"`:,]", " ", line).split()[1:])
@@ -93,7 +99,7 @@ def test_pages_name_commands():
     assert named >= _COMMANDS
 
 
-@pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(REPO)))
+@pytest.mark.parametrize("page", _pages(), ids=_name)
 def test_messages_name_commands_that_exist(page):
     text = page.read_text(encoding="utf-8")
     assert {found["name"] for found in _SAID.finditer(text)} <= set(cli.commands)

@@ -101,10 +101,10 @@ def test_every_command_takes_debug():
         assert sum("--debug" in parameter.opts for parameter in command.params) == 1
 
 
-@pytest.mark.parametrize(
-    "error",
-    [MemoryError(), np._core._exceptions._ArrayMemoryError((3,), np.dtype(float)), torch.OutOfMemoryError("CUDA")],
-)
+NUMPY = (np._core if hasattr(np, "_core") else np.core)._exceptions._ArrayMemoryError  # core: before NumPy 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), NUMPY((3,), np.dtype(float)), torch.OutOfMemoryError("CUDA")])
 def test_too_little_memory_is_no_bug(error):
     assert error_text(error, Path("a.vasp")).startswith("a.vasp: out of memory: ")
     assert "bug" not in error_text(error)

@@ -32,7 +32,7 @@ from ase_definet.relaxation.inputs import sites_of
 from ase_definet.relaxation.lattices import LatticeCache, build_lattice
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.structures.state import State, state_of
-from tests.conftest import REPO, mos2_with_defects, pristine
+from tests.conftest import PACKAGE, mos2_with_defects, pristine
 
 SITE = SiteNetworkConfig(
     cutoff=5.0, features=8, layers=2, n_radial=6, embedding=4, states=True, error_head_features=4
@@ -219,7 +219,7 @@ def test_a_new_network_is_one_line_in_the_table(tmp_path, monkeypatch):
 
 def test_nothing_but_the_table_tells_networks_apart():
     kinds = {"SiteNetwork", "HostRoutedModel", "DefiNet", "SiteNetworkConfig", "DefiNetConfig", "HostRoutedConfig"}
-    for path in (REPO / "ase_definet").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
                 named = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}

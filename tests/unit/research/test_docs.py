@@ -12,7 +12,7 @@ from ase_definet.checkpoints.bundled import bundled_cards, resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from research.pages import readme
 from research.paths import RESULTS
-from tests.conftest import REPO
+from tests.conftest import PACKAGE, REPO
 
 
 def test_readme_table_is_that_of_card_and_scores():
@@ -55,8 +55,7 @@ def test_files_named_in_the_architecture_exist():
     text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", text)
     assert "cli/relax.py" in named
-    package = REPO / "ase_definet"
-    assert not [name for name in named if not (package / name).exists() and not (REPO / name).exists()]
+    assert not [name for name in named if not (PACKAGE / name).exists() and not (REPO / name).exists()]
 
 
 def test_weights_fit_in_a_wheel_and_name_their_data():

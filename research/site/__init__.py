@@ -1,0 +1,1 @@
+"""The site: what it adds to docs/, and the tutorials with their output."""
