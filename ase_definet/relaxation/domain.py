@@ -68,8 +68,8 @@ class Reservation:
 
     Attributes:
         word: ``host``, ``species``, ``defects``, ``complex``, ``extra`` (atoms on no site), ``density``, ``strain``,
-            ``sites``, ``charge``, ``spin``, ``functional``, ``excited``, ``pristine``, or ``training`` if the training
-            data are unknown.
+            ``sites``, ``charge``, ``spin``, ``functional``, ``excited``, ``pristine``, or ``training`` if the
+            training data are unknown.
         reason: The same as a sentence.
         trust: Trust level of results in spite of it.
         error_factor: Factor by which errors are expected to be larger; None if nothing supports a number.
