@@ -127,7 +127,9 @@ def minima(found: Mapping[str, Any]) -> list[str]:
     if not engines:
         return []
     limit = found["dimer_limit"]
-    have = [name for name, entry in engines.items() if min(entry["shortest_te_te"], default=limit) < limit]
+    have = [
+        name for name, entry in engines.items() if min([*entry["shortest_te_te"], entry["held"]["let_go"]]) < limit
+    ]
     rows = []
     for name, entry in engines.items():
         lengths = [
@@ -151,7 +153,7 @@ def minima(found: Mapping[str, Any]) -> list[str]:
         else "None of these potentials has the dimer as a minimum: what begins as a dimer ends in the symmetric one, also when "
         "two Te are first held at the dimer's distance and then let go. The row says how high the held dimer lies. These "
         "potentials were trained on bulk crystals near equilibrium, and the two electrons that the neutral vacancy lacks "
-        "are not in them: take the starts of `variants --dft` to DFT."
+        "are not in them: take the starts, which `variants` writes to `unrelaxed/`, to DFT."
     )
     return [
         "## The minima of v_Cd in CdTe",
