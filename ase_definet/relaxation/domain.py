@@ -47,8 +47,8 @@ ALIKE, STRETCH = 0.3, 0.08
 """Hosts of the same structure are alike if their sites, scaled to the same size, are this close (root mean square, in
 Å), and if the lengths differ by no more than this share: those of InSe are 7 % longer than those of GaSe."""
 
-TRIED_DENSITY = 5 / 3
-"""Factor over the largest density up to which a higher one was tried: 12.5 % after 7.5 %."""
+TRIED_DENSITY = 1.8
+"""Factor over the largest density up to which a higher one was tried: 12.5 % after 6.9 %."""
 
 SAME_STRAIN, SAME_OFFSET = 5e-4, 5e-3
 """A host of the user's that differs by less from the library's, in strain and in Å, is the library's."""
