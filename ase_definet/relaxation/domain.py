@@ -132,14 +132,17 @@ class Judgement:
     @property
     def unsupported(self) -> tuple[str, ...]:
         """The respects in which nothing supports an expected error, one word each."""
-        known = () if self.error_model is None else self.error_model.respects
-        without = (one for one in self.reservations if one.error_factor is None)
-        return tuple(one.word for one in without if not {one.key, one.kind_key} & set(known))
+        known = set() if self.error_model is None else set(self.error_model.respects)
+        return tuple(
+            one.word
+            for one in self.reservations
+            if one.error_factor is None and (one.trust == "outside" or not {one.key, one.kind_key} & known)
+        )
 
     @property
     def error_weights(self) -> Array | None:
         """Weights of the features of an atom from which its error is expected; None if no model is for this."""
-        if self.error_model is None:
+        if self.error_model is None or self.trust == "outside":
             return None
         known = self.error_model.respects
         real = [one for one in self.reservations if one.word != "pristine"]
