@@ -172,9 +172,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
 
 def _without_state(rows: list[tuple[str, Any]], blind: dict[str, Any], width: int) -> list[str]:
     """Return the table that compares the predictions with and without the state, each with its share."""
-    lines = [
-        "with the state, and with charge, spin and excitation withheld: coordinate MAE in Å, of ideal sites"
-    ]
+    lines = ["with the state, and with charge, spin and excitation withheld: coordinate MAE in Å, of ideal sites"]
     lines.append(f"{'subset':{width}s}      n    with           without             A3 with  without")
     for name, row in rows:
         other = blind["overall"] if name == "average" else blind["subsets"].get(name)
