@@ -47,8 +47,8 @@ ALIKE, STRETCH = 0.3, 0.08
 """Hosts of the same structure are alike if their sites, scaled to the same size, are this close (root mean square, in
 Å), and if the lengths differ by no more than this share: those of InSe are 7 % longer than those of GaSe."""
 
-TRIED_DENSITY = 5 / 3
-"""Factor over the largest density up to which a higher one was tried: 12.5 % after 7.5 %."""
+TRIED_DENSITY = 1.8
+"""Factor over the largest density up to which a higher one was tried: 12.5 % after 6.9 %."""
 
 SAME_STRAIN, SAME_OFFSET = 5e-4, 5e-3
 """A host of the user's that differs by less from the library's, in strain and in Å, is the library's."""
@@ -133,14 +133,17 @@ class Judgement:
     @property
     def unsupported(self) -> tuple[str, ...]:
         """The respects in which nothing supports an expected error, one word each."""
-        known = () if self.error_model is None else self.error_model.respects
-        without = (one for one in self.reservations if one.error_factor is None)
-        return tuple(one.word for one in without if not {one.key, one.kind_key} & set(known))
+        known = set() if self.error_model is None else set(self.error_model.respects)
+        return tuple(
+            one.word
+            for one in self.reservations
+            if one.error_factor is None and (one.trust == "outside" or not {one.key, one.kind_key} & known)
+        )
 
     @property
     def error_weights(self) -> Array | None:
         """Weights of the features of an atom from which its error is expected; None if no model is for this."""
-        if self.error_model is None:
+        if self.error_model is None or self.trust == "outside":
             return None
         known = self.error_model.respects
         real = [one for one in self.reservations if one.word != "pristine"]

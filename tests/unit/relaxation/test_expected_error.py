@@ -137,3 +137,6 @@ def test_the_kind_of_a_respect_stands_for_it():
     record = ErrorModelRecord(features=OWN_ONLY, respects={"host:alike": 0.4})
     assert Judgement((one,), record).error_weights is not None
     assert Judgement((replace(one, kind="other"),), record).error_weights is None
+    outside = Judgement((replace(one, trust="outside"),), record)  # as where it is near for other hosts only
+    assert outside.error_weights is None
+    assert outside.unsupported == ("host",)
