@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "ase_definet"
 REQUIRED = (
-    *("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "constraints.txt", "mkdocs.yml", "pyproject.toml"),
+    *("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "mkdocs.yml", "pyproject.toml"),
+    *("constraints.txt", "constraints-lowest.txt"),
     *("docs/index.md", "examples/mos2/POSCAR", "research/results/default-val.json", "tests/conftest.py"),
     *("tests/data/2dmd/LICENSE", "tests/data/2dmd/pairs.extxyz"),
 )

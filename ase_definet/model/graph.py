@@ -321,7 +321,7 @@ def build_graph(
         raise StructureError(f"expected a (3, 3) cell and 3 pbc flags, found {rows.shape} and {periodic.shape}")
     if not (np.isfinite(sites).all() and np.isfinite(rows).all()):
         raise StructureError("positions and cell must be finite")
-    if np.linalg.matrix_rank(rows[periodic]) < periodic.sum():
+    if periodic.any() and np.linalg.matrix_rank(rows[periodic]) < periodic.sum():
         raise StructureError("the periodic cell vectors must be linearly independent; check cell and pbc")
     a, b, c = periodic.tolist()
     target, source, shift, _ = neighbor_list(sites, rows, (a, b, c), cutoff, max_neighbors)
