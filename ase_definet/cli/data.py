@@ -102,10 +102,14 @@ def pack_command(
     """Pack the valid pairs of SOURCE into OUT.
 
     OUT is one compact file for training and evaluation; every pair is checked first. Properties of the relaxed
-    structures come from a table (--labels), or with --label from the structures themselves.
+    structures come from a table (--labels), or with --label from the structures themselves. With --labels, SOURCE may
+    be a packed data set, which is written to OUT with these labels.
     """
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
+    if source.is_file() and is_packed(source):
+        _label_packed(source, out, labels, names)
+        return
     found = references(source, host, fractions, seed, relaxed_only=relaxed_only)
     found, units = _labelled(found, labels, names)
     pack, problems = packed(found, out, workers, units)
@@ -178,6 +182,27 @@ def references(
         raise BadUsage(f"{error_text(error)}: --host") from error
 
 
+def is_packed(source: Path) -> bool:
+    """Return whether a file is a packed data set."""
+    from ase_definet.data import is_pack
+
+    return is_pack(source)
+
+
+def _label_packed(source: Path, out: Path, labels: Path | None, names: tuple[str, ...]) -> None:
+    """Write a packed data set with the labels of a table."""
+    from ase_definet.data import PackedDataset, label_pack, read_labels
+
+    if labels is None:
+        raise BadUsage(f"{source} is packed already; give --labels to add labels to it")
+    pack = label_pack(PackedDataset.open(source), read_labels(labels, names), out, warn=_warn)
+    click.echo(f"wrote {out}: {sum(len(g) for g in pack.groups)} pairs, labels {', '.join(pack.labels)}")
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning   {text}", err=True)
+
+
 def property_name(column: str) -> str:
     """Return the name of the property in a column: without its unit."""
     from ase_definet.data.labels import property_of
@@ -198,7 +223,7 @@ def _labelled(
     table = read_labels(labels, names)
     found, warnings = with_labels(found, table)
     for text in warnings:
-        click.echo(f"warning   {text}", err=True)
+        _warn(text)
     return found, dict(table.units)
 
 
@@ -213,7 +238,7 @@ def packed(
     with ProgressBar("reading pairs", len(pairs)) as bar:
         found = pack_pairs(pairs, out, workers=workers, progress=bar.advance, units=units, warn=warnings.append)
     for text in warnings:
-        click.echo(f"warning   {text}", err=True)
+        _warn(text)
     return found
 
 

@@ -115,15 +115,24 @@ def with_labels(pairs: Iterable[PairSource], table: LabelTable) -> tuple[list[Pa
     """
     found = list(pairs)
     out = [replace(one, labels=dict(one.labels) | dict(table.rows.get(one.id, {}))) for one in found]
-    warnings = list(table.warnings)
-    names = {one.id for one in found}
+    return out, mismatches(table, [one.id for one in found])
+
+
+def mismatches(table: LabelTable, ids: Sequence[str]) -> list[str]:
+    """Return the warnings of a table, and one about ids that are only in the table or only in the data.
+
+    Args:
+        table: The labels.
+        ids: The ids of the data.
+    """
+    warnings, names = list(table.warnings), set(ids)
     unknown = [key for key in table.rows if key not in names]
     if unknown:
         warnings.append(f"{len(unknown)} of {len(table.rows)} labelled ids are not in the data: {_some(unknown)}")
-    missing = [one.id for one in found if one.id not in table.rows]
+    missing = [key for key in ids if key not in table.rows]
     if missing:
-        warnings.append(f"{len(missing)} of {len(found)} structures have no labels in the table: {_some(missing)}")
-    return out, warnings
+        warnings.append(f"{len(missing)} of {len(ids)} structures have no labels in the table: {_some(missing)}")
+    return warnings
 
 
 def labels_in(unrelaxed: Atoms | None, relaxed: Atoms | None, names: Sequence[str]) -> dict[str, float]:

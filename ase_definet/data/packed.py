@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ase_definet.data.examine import MatchedPair, Problem, examine
-from ase_definet.data.labels import implausible, property_of
+from ase_definet.data.labels import LabelTable, implausible, mismatches, property_of
 from ase_definet.data.pairs import SPLITS, PairSource
 from ase_definet.errors import StructureError
 from ase_definet.matching.supercell import cells_of, waves_of
@@ -313,6 +313,29 @@ def pack_rows(
     groups = _plausible([_group_of(rows, names) for _, rows in building], names, warn)
     known = {name: property_of(name)[1] for name in names} | dict(units or {})
     return save_groups(groups, out, {name: known[name] for name in names}), problems
+
+
+def label_pack(
+    pack: PackedDataset, table: LabelTable, out: Path, *, warn: Callable[[str], object] = lambda _: None
+) -> PackedDataset:
+    """Write a data set that is packed already with the labels of a table, which replace its own.
+
+    Args:
+        pack: The data set.
+        table: The labels.
+        out: File to write; it appears only when it is complete.
+        warn: Called with each warning about the labels.
+    """
+    names = list(table.units)
+    for text in mismatches(table, [key for group in pack.groups for key in group.ids]):
+        warn(text)
+    rows = [[table.rows.get(key, {}) for key in group.ids] for group in pack.groups]
+    columns = [np.array([[row.get(name, np.nan) for name in names] for row in own], dtype=float) for own in rows]
+    groups = [
+        replace(group, labels=own.reshape(len(group), len(names)))
+        for group, own in zip(pack.groups, columns, strict=True)
+    ]
+    return save_groups(_plausible(groups, names, warn), out, {name: table.units[name] for name in names})
 
 
 def _plausible(groups: list[PairGroup], names: list[str], warn: Callable[[str], object]) -> list[PairGroup]:
