@@ -144,6 +144,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
     return loaded
 
 
+def holds_properties(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is marked as weights for properties; whether it is sound is for loading it to say."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            architecture = (file.metadata() or {}).get("architecture", "")
+    except (SafetensorError, OSError):
+        return False
+    return architecture in ARCHITECTURES and ARCHITECTURES[architecture].properties
+
+
 def load_properties(path: str | os.PathLike[str]) -> LoadedProperties:
     """Read a network for properties that :func:`save_checkpoint` wrote.
 
@@ -156,7 +166,7 @@ def load_properties(path: str | os.PathLike[str]) -> LoadedProperties:
     loaded = _load(path)
     if isinstance(loaded, LoadedModel):
         raise CheckpointError(
-            f"{path} holds a {ARCHITECTURES[loaded.architecture].title}, which predicts displacements, not properties; "
+            f"{path} holds a {ARCHITECTURES[loaded.architecture].title}, which predicts displacements: "
             "expected weights for properties"
         )
     return loaded
@@ -195,7 +205,12 @@ def _load(path: str | os.PathLike[str]) -> LoadedModel | LoadedProperties:
         raise CheckpointError(
             f"{path} is damaged: its content does not have the digest written with it; fetch or export it anew"
         )
-    known = {"config": config, "architecture": architecture, "card": card, "sha256": file_sha256(path)}
+    known: dict[str, Any] = {
+        "config": config,
+        "architecture": architecture,
+        "card": card,
+        "sha256": file_sha256(path),
+    }
     if isinstance(model, PropertyModel):
         return LoadedProperties(model=model, **known)
     return LoadedModel(model=model, **known)
@@ -314,9 +329,7 @@ def parsed(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]
     return value
 
 
-def model_of(
-    path: Path, config: NetworkConfig, tensors: Mapping[str, Tensor]
-) -> DisplacementModel | PropertyModel:
+def model_of(path: Path, config: NetworkConfig, tensors: Mapping[str, Tensor]) -> DisplacementModel | PropertyModel:
     """Build a network around tensors that must fit it exactly.
 
     Args:

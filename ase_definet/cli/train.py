@@ -169,7 +169,10 @@ class _Meter:
 def _table(run: TrainingRun) -> list[str]:
     width = max((len(name) for name in run.table), default=6)
     if not run.LOGGED:  # of properties
-        return [f"{name:{width}s}  " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()) for name, row in run.table.items()]
+        return [
+            f"{name:{width}s}  " + ", ".join(f"{k} {v:.4f}" for k, v in row.items())
+            for name, row in run.table.items()
+        ]
     lines = [f"{'subset':{width}s}  all atoms  within 3 Å  (ideal sites: the same), coordinate MAE on validation, Å"]
     for name, row in run.table.items():
         lines.append(

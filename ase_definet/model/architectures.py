@@ -17,8 +17,8 @@ from ase_definet.model.config import (
 )
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.host_routing import HostRoutedModel
-from ase_definet.model.protocol import DisplacementModel
 from ase_definet.model.property_model import PropertyModel
+from ase_definet.model.protocol import DisplacementModel
 from ase_definet.model.site_network import SiteNetwork
 from ase_definet.model.sparse_network import PropertyEnsemble, SparseNetwork
 
@@ -36,7 +36,7 @@ class Architecture:
     """
 
     config: type[NetworkConfig]
-    model: type[DisplacementModel] | type[PropertyModel]
+    model: type[DisplacementModel | PropertyModel]
     title: str
     trainable: bool = True
     properties: bool = False

@@ -470,19 +470,18 @@ def _tuples_of(values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: They are not lists of names or of numbers.
     """
     out: dict[str, Any] = {}
-    try:
-        for name in ("targets", "additive"):
-            if name in values:
-                if isinstance(values[name], str) or not all(isinstance(one, str) for one in values[name]):
-                    raise TypeError
-                out[name] = tuple(values[name])
-        for name in ("hosts", "kinds"):
-            if name in values:
-                out[name] = tuple(tuple(int(z) for z in one) for one in values[name])
-        if any(len(kind) != 3 for kind in out.get("kinds", ())):  # noqa: PLR2004 - as documented
-            raise TypeError
-    except TypeError as error:
-        raise ValueError("targets and additive must be lists of names, hosts and kinds lists of numbers") from error
+    for name in {"targets", "additive"} & set(values):
+        found = values[name]
+        if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) for one in found):
+            raise ValueError(f"{name} must be a list of names, found {found!r}")
+        out[name] = tuple(found)
+    for name in {"hosts", "kinds"} & set(values):
+        try:
+            out[name] = tuple(tuple(int(z) for z in one) for one in values[name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be a list of lists of numbers, found {values[name]!r:.60}") from error
+    if any(len(kind) != 3 for kind in out.get("kinds", ())):  # noqa: PLR2004 - as documented
+        raise ValueError("each kind of defect must be three numbers: element, element of the host, index of the host")
     return out
 
 
@@ -511,6 +510,11 @@ class PropertyEnsembleConfig:
     def targets(self) -> tuple[str, ...]:
         """Names of the properties of all networks."""
         return tuple(dict.fromkeys(name for member in self.members for name in member.targets))
+
+    @property
+    def additive(self) -> tuple[str, ...]:
+        """Those that are sums over defects and pairs."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.additive))
 
     @property
     def first(self) -> SparseNetworkConfig:

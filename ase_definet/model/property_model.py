@@ -17,8 +17,8 @@ class DefectBatch:
     """Structures as graphs of their defect sites alone, padded to the largest number of defects.
 
     Attributes:
-        kinds: Index of the kind of each defect in the config of the network, shape ``(n, n_defects)``; padding has the
-            number of kinds.
+        kinds: Index of the kind of each defect in the config of the network, shape ``(n, n_defects)``; padding has
+            the number of kinds.
         rows: Row of each pair of defects in :attr:`features`, shape ``(n, n_defects, n_defects)``.
         mask: 1 for a defect, 0 for padding, shape ``(n, n_defects)``.
         hosts: Index of the host of each structure in the config, shape ``(n,)``.

@@ -1,9 +1,9 @@
 """The sparse network: properties of a structure from the graph of its defect sites alone.
 
-Nodes are the defects (what is on the site, including nothing, and what the host has there), edges all pairs of them up
-to a large cutoff, with periodic images, described in the frame of the host and symmetrised by its point group. The host
-is a feature of every node. An additive property, such as the formation energy, is the sum of a term for each kind of
-defect (fitted before training), a term for each defect and one for each pair; the others are pooled by attention.
+Nodes are the defects (what is on the site, including nothing, and what the host has there), edges all pairs of them
+up to a large cutoff, with periodic images, described in the frame of the host and symmetrised by its point group.
+The host is a feature of every node. An additive property, such as the formation energy, is the sum of a term for each
+kind of defect (fitted before training), one for each defect and one for each pair; others are pooled by attention.
 
 References:
     Kazeev et al., npj Comput. Mater. 9, 113 (2023), the sparse representation of defects.
@@ -38,6 +38,7 @@ class SparseNetwork(PropertyModel):
     single: Tensor
     offset: Tensor
     scale: Tensor
+    trained: Tensor
 
     def __init__(self, config: SparseNetworkConfig) -> None:
         super().__init__()
@@ -60,19 +61,28 @@ class SparseNetwork(PropertyModel):
         self.register_buffer("single", torch.zeros(len(config.kinds) + 1, n_targets))
         self.register_buffer("offset", torch.zeros(max(len(config.hosts), 1), n_targets))
         self.register_buffer("scale", torch.ones(max(len(config.hosts), 1), n_targets))
+        self.register_buffer("trained", torch.ones(max(len(config.hosts), 1), n_targets))
 
     @torch.no_grad()
-    def set_base(self, single: Tensor, offset: Tensor, scale: Tensor) -> None:
+    def set_base(self, single: Tensor, offset: Tensor, scale: Tensor, trained: Tensor) -> None:
         """Set what the network starts from.
 
         Args:
             single: Term of each kind of defect, shape ``(n_kinds, n_targets)``; zero for properties that are pooled.
             offset: Typical value of each pooled property by host, shape ``(n_hosts, n_targets)``; zero for others.
             scale: Typical size of what these leave, by host, shape ``(n_hosts, n_targets)``.
+            trained: 1 where there are labels to learn from, else 0, by host, shape ``(n_hosts, n_targets)``.
         """
         self.single[:-1] = single
         self.offset.copy_(offset)
         self.scale.copy_(scale)
+        self.trained.copy_(trained)
+
+    def knows(self, host: int) -> dict[str, bool]:
+        """Return of which properties the network has learnt anything on a host."""
+        return {
+            name: bool(value) for name, value in zip(self.config.targets, self.trained[host].tolist(), strict=True)
+        }
 
     def base(self, batch: DefectBatch) -> Tensor:
         """Return the properties from single-defect terms and typical values alone, shape ``(n, n_targets)``."""
@@ -105,8 +115,7 @@ class SparseNetwork(PropertyModel):
             source: Any = additive if is_additive else pooled
             parts.append(source[:, places[is_additive]])
             places[is_additive] += 1
-        out = out + torch.stack(parts, dim=1) * scale if parts else out
-        return out
+        return out + torch.stack(parts, dim=1) * scale if parts else out
 
 
 class _Layer(nn.Module):
@@ -171,8 +180,8 @@ def _read_out(n_in: int, width: int, n_out: int, dropout: float) -> nn.Sequentia
 class PropertyEnsemble(PropertyModel):
     """Several networks: the mean of those that know a property, and an expected error from their spread.
 
-    The expected absolute error of a property is ``exp(a + b log(spread + c) + d log(n_defects))`` with numbers for each
-    host, fitted to validation data after training.
+    The expected absolute error of a property is ``exp(a + b log(spread + c) + d log(n_defects))`` with numbers for
+    each host, fitted to validation data after training.
 
     Args:
         config: Of the networks.
@@ -198,6 +207,15 @@ class PropertyEnsemble(PropertyModel):
         stacked = [torch.stack(parts) for parts in found.values()]
         mean = torch.stack([parts.mean(dim=0) for parts in stacked], dim=1)
         return mean, torch.stack([parts.std(dim=0, correction=0) for parts in stacked], dim=1)
+
+    def knows(self, host: int) -> dict[str, bool]:
+        """Return of which properties any of the networks has learnt anything on a host."""
+        out: dict[str, bool] = dict.fromkeys(self.config.targets, False)
+        for member in self.members:
+            network: Any = member
+            for name, known in network.knows(host).items():
+                out[name] |= known
+        return out
 
     def forward(self, batch: DefectBatch) -> Tensor:
         """Return the mean of the networks; see :meth:`PropertyModel.forward`."""

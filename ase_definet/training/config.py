@@ -149,7 +149,7 @@ class TrainConfig:
         if predicts_properties(self.model) and not self.targets:
             raise TrainingError(f"a {title} needs targets: names of labels in the data, such as formation_energy")
         if self.targets and not predicts_properties(self.model):
-            raise TrainingError(f"a {title} learns displacements and has no targets; use architecture = \"sparse\"")
+            raise TrainingError(f'a {title} learns displacements and has no targets; use architecture = "sparse"')
 
     def plain(self) -> dict[str, Any]:
         """Return all values as plain JSON, with the architecture among those of the model."""
@@ -220,10 +220,7 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     base = dict(PRESETS[preset]) if preset else {}
     values = base | dict(options)
     model = dict(base.get("model", {})) | dict(options.get("model", {}))
-    if isinstance(values.get("targets"), str):
-        values["targets"] = (values["targets"],)
-    if not all(isinstance(name, str) for name in values.get("targets", ())):
-        raise TrainingError(f"targets must be names of labels, found {values['targets']!r}")
+    values |= _targets_of(values)
     architecture = model.pop("architecture", "site")
     if not isinstance(architecture, str) or architecture not in MODELS:
         raise TrainingError(f"unknown architecture {architecture!r}: expected one of {', '.join(MODELS)}")
@@ -294,6 +291,17 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise TrainingError(f"sampling_weights must not be negative, and finite, found {dict(shares)}")
     if shares and not any(shares.values()):
         raise TrainingError("sampling_weights must not be negative, nor all zero")
+
+
+def _targets_of(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the targets of a config as a tuple of names; one name may stand alone."""
+    if "targets" not in values:
+        return {}
+    found = values["targets"]
+    names = (found,) if isinstance(found, str) else found
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise TrainingError(f"targets must be names of labels, found {found!r}")
+    return {"targets": tuple(names)}
 
 
 def _check_known(values: Mapping[str, Any], kind: type, where: str) -> None:

@@ -139,11 +139,13 @@ class PropertyRun(TrainingRun):
         single = torch.zeros(len(sizes.kinds), len(sizes.targets), dtype=torch.double)
         offset = torch.zeros(len(sizes.hosts), len(sizes.targets), dtype=torch.double)
         scale = torch.ones_like(offset)
+        trained = torch.zeros_like(offset)
         for host in range(len(sizes.hosts)):
             for column, additive in enumerate(self.network.is_additive):
                 own = chosen[(hosts[chosen] == host) & labels[chosen, column].isfinite()]
                 if not len(own):
                     continue
+                trained[host, column] = 1
                 values = labels[own, column] / per[own, column]
                 if additive:
                     counts = kinds[own] / per[own, column][:, None]
@@ -156,7 +158,7 @@ class PropertyRun(TrainingRun):
                     left = values - offset[host, column]
                 scale[host, column] = left.abs().mean().clamp_min(1e-6)
         for network in (self.network, self.average):
-            network.set_base(single.float(), offset.float(), scale.float())
+            network.set_base(single.float(), offset.float(), scale.float(), trained.float())
 
     def _typical(self) -> Tensor:
         """Return the mean size, by group and target, of what single-defect terms and typical values leave."""
@@ -229,7 +231,7 @@ class PropertyRun(TrainingRun):
     def _errors(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the averaged weights, and as shares of what is typical."""
         order, found = [], []
-        for part in chosen[self.counts[chosen].argsort().cpu()].split(_VALIDATION_BATCH):
+        for part in torch.split(chosen[self.counts[chosen].argsort().cpu()], _VALIDATION_BATCH):
             order.append(part)
             found.append(self.average(self.whole[part]))
         places = torch.cat(order)
@@ -246,4 +248,3 @@ class _Buckets(nn.Module):
 
     def forward(self, batches: list[DefectBatch]) -> Tensor:
         return torch.cat([self.network(batch) for batch in batches])
-

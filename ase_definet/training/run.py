@@ -397,7 +397,9 @@ def make_fabric(config: TrainConfig) -> Fabric:
         ) from error
 
 
-def train(config: TrainConfig, progress: Callable[[TrainingRun, float], object] = lambda _run, _loss: None) -> TrainingRun:
+def train(
+    config: TrainConfig, progress: Callable[[TrainingRun, float], object] = lambda _run, _loss: None
+) -> TrainingRun:
     """Train to the end, resuming from the last checkpoint in ``config.out``.
 
     Args:
@@ -487,7 +489,9 @@ def _row(run: TrainingRun, loss: float) -> dict[str, Any]:
         "learning_rate": run.rate(),
         "loss": loss,
     }
-    return row | {f"{name} {key}": run.table[name][key] for name in run.table for key in run.LOGGED or run.table[name]}
+    return row | {
+        f"{name} {key}": run.table[name][key] for name in run.table for key in run.LOGGED or run.table[name]
+    }
 
 
 def _all_or_none(fabric: Fabric, work: Callable[[], object]) -> None:
