@@ -48,7 +48,7 @@ class SparseNetwork(PropertyModel):
         self.kind = nn.Embedding(len(config.kinds) + 1, width)
         self.host = nn.Embedding(max(len(config.hosts), 1), width)
         self.pair_in = nn.Sequential(nn.Linear(n_features, edge), nn.SiLU(), nn.Linear(edge, edge))
-        self.envelope = nn.Linear(n_features, edge)
+        self.envelope = nn.Linear(n_features, edge, bias=False)  # no features, no message
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.is_additive = [name in config.additive for name in config.targets]
@@ -199,12 +199,27 @@ class PropertyEnsemble(PropertyModel):
 
     def spread(self, batch: DefectBatch) -> tuple[Tensor, Tensor | None]:
         """Return the mean and the standard deviation of the networks, shape ``(n, n_targets)``."""
+        return self.spread_of(batch, set(self.config.targets))
+
+    def spread_of(self, batch: DefectBatch, asked: set[str]) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation of the networks for some properties.
+
+        Args:
+            batch: The structures.
+            asked: Names of the properties; networks that know none of them do not run.
+
+        Returns:
+            Both of shape ``(n, n_targets)``, NaN for other properties.
+        """
         found: dict[str, list[Tensor]] = {name: [] for name in self.config.targets}
         for module, member in zip(self.members, self.config.members, strict=True):
+            if asked.isdisjoint(member.targets):
+                continue
             values = module(batch)
             for column, name in enumerate(member.targets):
                 found[name].append(values[:, column])
-        stacked = [torch.stack(parts) for parts in found.values()]
+        nothing = torch.full((1, len(batch)), float("nan"), device=batch.mask.device, dtype=batch.mask.dtype)
+        stacked = [torch.stack(parts) if parts else nothing for parts in found.values()]
         mean = torch.stack([parts.mean(dim=0) for parts in stacked], dim=1)
         return mean, torch.stack([parts.std(dim=0, correction=0) for parts in stacked], dim=1)
 

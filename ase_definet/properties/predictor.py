@@ -60,8 +60,10 @@ _NEVER = frozenset(
 """Respects in which a structure outside of the training data gets no number at all: the network's answer would be the
 property of something else."""
 
-_BLOCK_PAIRS = 1 << 19
-"""Pairs of defects in one pass: some 100 MB."""
+_BLOCK_PAIRS = 1 << 14
+"""Pairs of defects in one pass on a CPU: their channels then fit into its cache."""
+_BLOCK_PAIRS_CUDA = 1 << 19
+"""The same on a GPU: some hundred MB."""
 _KEPT = 8
 
 
@@ -165,6 +167,7 @@ class PropertyPredictor:
         supercell: int | Sequence[int] | Array,
         occupations: Array,
         potentials: ChemicalPotentials | None = None,
+        targets: Sequence[str] | None = None,
     ) -> dict[str, Array]:
         """Predict the properties of occupations of a supercell, without any matching: the way to rank many.
 
@@ -175,6 +178,7 @@ class PropertyPredictor:
             occupations: Atomic number on each site, 0 where empty, shape ``(n, n_sites)``. Sites are ordered cell by
                 cell as in :func:`~ase_definet.matching.supercell.cells_of`, and within a cell as in the host.
             potentials: Chemical potentials; those of the elements' reference phases by default.
+            targets: The only properties to predict, such as ``["formation_energy"]``: networks for others do not run.
 
         Returns:
             Arrays of shape ``(n,)``: each property by its name, NaN where nothing supports a value; its expected
@@ -196,7 +200,8 @@ class PropertyPredictor:
         lattice = Lattice(
             numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=host.periodic, supercell=matrix
         )
-        names = [*self.properties, *(f"{one}_error" for one in self.properties)]
+        wanted = self._wanted(targets)
+        names = [*wanted, *(f"{one}_error" for one in wanted)]
         out = {one: np.full(len(occupations), np.nan) for one in names}
         out["trust"] = np.full(len(occupations), TRUST.index("outside"))
         name, strain, offset = known_host(host)
@@ -212,14 +217,25 @@ class PropertyPredictor:
         other_cell = record.sites not in {None, n_sites}
         level = np.maximum(level, max(geometry, TRUST.index("near") if other_cell else 0))
         factor[:] = np.nan if geometry or other_cell else factor
-        values, errors = self._run(sites, occupations[known], potentials)
+        values, errors = self._run(sites, occupations[known], potentials, wanted)
         learnt = self.network.knows(sites.host)
-        for one in self.properties:
+        for one in wanted:
             if learnt.get(FORMATION_ENERGY if one == PER_DEFECT else one):
                 out[one][known] = values[one]
                 out[f"{one}_error"][known] = errors[one] * factor if one in errors else np.nan
         out["trust"][known] = level
         return out
+
+    def _wanted(self, targets: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the properties asked for, all by default.
+
+        Raises:
+            DefiNetError: The weights do not predict one of them.
+        """
+        unknown = [name for name in targets or () if name not in self.properties]
+        if unknown:
+            raise DefiNetError(f"{self.model} predicts {', '.join(self.properties)}, not {', '.join(unknown)}")
+        return tuple(name for name in self.properties if targets is None or name in targets)
 
     def _density(self, numbers: Array, sites: DefectSites, record: HostRecord) -> tuple[Array, Array]:
         """Return trust levels and factors of expected errors of structures, by their shares of defect sites.
@@ -234,7 +250,7 @@ class PropertyPredictor:
         for outside, word in (((density < low) & (density > 0), "low"), (density > high * 1.001, "high")):
             found = self.card.near.get(f"density:{word}")
             close = density <= high * NEAR_DENSITY
-            level[outside] = np.where(close[outside] if word == "high" else False, 1, 2)
+            level[outside] = np.where(close[outside], 1, 2)
             factor[outside] = np.nan
             if found is not None and found.share < 1:
                 level[outside] = 1
@@ -306,16 +322,21 @@ class PropertyPredictor:
 
     @torch.inference_mode()
     def _run(
-        self, sites: DefectSites, numbers: Array, potentials: ChemicalPotentials | None
+        self,
+        sites: DefectSites,
+        numbers: Array,
+        potentials: ChemicalPotentials | None,
+        wanted: Sequence[str] | None = None,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return values and expected errors of occupations that the network knows, in double precision."""
         count = (numbers != sites.host_numbers).sum(axis=1)
         order = np.argsort(count, kind="stable")
-        means = np.zeros((len(numbers), len(self.targets)))
-        errors = np.zeros_like(means) if isinstance(self.network, PropertyEnsemble) else None
-        for chosen in _blocks(order, count):
+        asked = {FORMATION_ENERGY if name == PER_DEFECT else name for name in wanted or self.targets}
+        means = np.full((len(numbers), len(self.targets)), np.nan)
+        errors = np.full_like(means, np.nan) if isinstance(self.network, PropertyEnsemble) else None
+        for chosen in _blocks(order, count, _BLOCK_PAIRS if self.device.type == "cpu" else _BLOCK_PAIRS_CUDA):
             batch = sites.batch(numbers[chosen]).to(self.device)
-            mean, error = self._estimate(batch)
+            mean, error = self._estimate(batch, asked)
             means[chosen] = mean.double().cpu().numpy()
             if errors is not None and error is not None:
                 errors[chosen] = error.double().cpu().numpy()
@@ -335,11 +356,11 @@ class PropertyPredictor:
             own[count == 0] = 0.0
         return values, expected
 
-    def _estimate(self, batch: DefectBatch) -> tuple[Tensor, Tensor | None]:
-        mean, spread = self.network.spread(batch)
-        if isinstance(self.network, PropertyEnsemble) and spread is not None:
+    def _estimate(self, batch: DefectBatch, asked: set[str]) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.network, PropertyEnsemble):
+            mean, spread = self.network.spread_of(batch, asked)
             return mean, self.network.expected_error(batch, spread)
-        return mean, None
+        return self.network(batch), None
 
 
 def supercell_matrix(supercell: int | Sequence[int] | Array, host: Host) -> Array:
@@ -367,14 +388,14 @@ def _level(value: float, seen: float, near: float) -> int:
     return int(value > seen) + int(value > near)
 
 
-def _blocks(order: Array, count: Array) -> list[Array]:
+def _blocks(order: Array, count: Array, most: int) -> list[Array]:
     """Split structures, sorted by their number of defects, into blocks of at most so many pairs."""
     out, start = [], 0
     while start < len(order):
-        stop = min(len(order), start + _BLOCK_PAIRS)
+        stop = min(len(order), start + most)
         size = count[order[start:stop]].astype(float)
         cost = np.maximum(size, 1) ** 2 * np.arange(1, stop - start + 1)
-        stop = start + max(1, int(np.searchsorted(cost, _BLOCK_PAIRS, side="right")))
+        stop = start + max(1, int(np.searchsorted(cost, most, side="right")))
         out.append(order[start:stop])
         start = stop
     return out
