@@ -57,7 +57,11 @@ def test_tables_join_by_id(tmp_path, opener):
         ("id,gap_eV\nown-0-0,1.0\n", "1 of 2 structures have no labels in the table: own-0-1", 1),
         ("id,gap_eV\nown-0-0,1.0\nown-0-0,1.1\nown-0-1,1.2\n", "1 ids have several rows that differ", 1),
         ("id,gap_eV\nown-0-0,1.0\nown-0-0,1.0\nown-0-1,1.2\n", "1 rows repeat an id with the same labels", 2),
-        ("id,gap_eV\nown-0-0,wide\nown-0-1,1.2\n", "1 labels are no numbers and are left out: own-0-0: gap_eV is 'wide'", 1),
+        (
+            "id,gap_eV\nown-0-0,wide\nown-0-1,1.2\n",
+            "1 labels are no numbers and are left out: own-0-0: gap_eV is 'wide'",
+            1,
+        ),
     ],
 )
 def test_bad_rows_are_one_warning_and_the_others_are_used(tmp_path, text, words, kept):
@@ -68,7 +72,10 @@ def test_bad_rows_are_one_warning_and_the_others_are_used(tmp_path, text, words,
 
 @pytest.mark.parametrize(
     ("column", "factor", "words"),
-    [("gap_eV", 1000.0, "gap: 2 of 2 labels"), ("formation_energy_eV", 96485.0, "per defect site, expected -30 to 60")],
+    [
+        ("gap_eV", 1000.0, "gap: 2 of 2 labels"),
+        ("formation_energy_eV", 96485.0, "per defect site, expected -30 to 60"),
+    ],
 )
 def test_labels_that_cannot_be_in_ev_are_left_out(tmp_path, column, factor, words):
     text = f"id,{column}\nown-0-0,{factor * 1.5}\nown-0-1,{factor * 1.2}\n"
@@ -82,7 +89,8 @@ def test_labels_that_cannot_be_in_ev_are_left_out(tmp_path, column, factor, word
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("name,gap_eV\na,1\n", "column `id`"), ("id,gap_eV\na,1\n", "has no column energy"), ("", "nothing")]
+    ("text", "words"),
+    [("name,gap_eV\na,1\n", "column `id`"), ("id,gap_eV\na,1\n", "has no column energy"), ("", "nothing")],
 )
 def test_tables_that_cannot_be_used_are_errors(tmp_path, text, words):
     with pytest.raises(StructureError, match=words):

@@ -83,7 +83,9 @@ def test_directions_of_an_anisotropic_host_differ():
     host = library()["P"]
     sites = DefectSites(lattice(host, 6), config(host, cutoff=13.0, n_radial=20))
     cells = cells_of(sites.table.supercell).tolist()
-    zigzag, armchair = ([cells.index(cell) * 4 for cell in pair] for pair in (([0, 0, 0], [1, 0, 0]), ([0, 0, 0], [0, 1, 0])))
+    zigzag, armchair = (
+        [cells.index(cell) * 4 for cell in pair] for pair in (([0, 0, 0], [1, 0, 0]), ([0, 0, 0], [0, 1, 0]))
+    )
     features = sites.table.features
     rows = [int(sites.table.of_sites(np.array([a]), np.array([b]))[0]) for a, b in (zigzag, armchair)]
     angular = features.reshape(len(features), -1, 7)
@@ -194,7 +196,14 @@ def test_networks_for_properties_are_no_networks_for_displacements():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"targets": "gap"}, {"targets": [1]}, {"hosts": [1]}, {"kinds": [[0, 16]]}, {"additive": ["other"]}, {"dropout": 1.0}],
+    [
+        {"targets": "gap"},
+        {"targets": [1]},
+        {"hosts": [1]},
+        {"kinds": [[0, 16]]},
+        {"additive": ["other"]},
+        {"dropout": 1.0},
+    ],
 )
 def test_config_refuses_what_is_wrong(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))[:4]):
