@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The weights for properties: energies, gaps and moments of 2DMD. Killed, it goes on where it was.
+# properties.sh TABLE: TABLE is 2dmd_labels.csv.xz; 2DMD is expected in ./2dmd, or packed in .data/2dmd.pack.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+version=0.1.0
+mkdir -p .data runs
+
+# run RECIPE SEED: train and export, unless that is done
+run() {
+  [ -e "runs/$1-$2.safetensors" ] && return
+  sed -e "s|^seed = .*|seed = $2|" -e "s|^out = .*|out = \"runs/$1-$2\"|" "research/recipes/$1.toml" > "runs/$1-$2.toml"
+  ase-definet train "runs/$1-$2.toml"
+  ase-definet weights export "runs/$1-$2" "runs/$1-$2.safetensors" --version $version
+}
+
+[ -e .data/2dmd.pack ] || ase-definet data pack 2dmd .data/2dmd.pack
+[ -e .data/labels.csv ] || python -m research.recipes.labels_2dmd "$1" .data/labels.csv
+[ -e .data/properties.pack ] || ase-definet data pack .data/2dmd.pack .data/properties.pack --labels .data/labels.csv
+
+members=()
+for member in gaps-0 energies-0 gaps-tmd-0 energies-1 gaps-1 energies-2 gaps-tmd-1 energies-3; do
+  run "${member%-*}" "${member##*-}"
+  members+=("runs/$member.safetensors")
+done
+ase-definet weights ensemble ase_definet/weights/properties/default.safetensors "${members[@]}" \
+  --data .data/properties.pack --name default --version $version --overwrite
+ase-definet evaluate --data .data/properties.pack --properties default --pair-additive \
+  --json research/results/properties-val.json --plot research/results/plots/properties --overwrite
