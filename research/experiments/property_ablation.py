@@ -137,7 +137,7 @@ def full(group: PairGroup, column: int, inputs: tuple[Tensor, Tensor, Tensor], *
     train, val = (torch.as_tensor(group.labelled(split, column)) for split in ("train", "val"))
     everything = np.arange(len(group))
     count = torch.as_tensor((group.numbers != group.host_numbers).sum(axis=1)).float()
-    left = torch.as_tensor((group.labels[:, column] - single.predict(group, everything))).float() / count
+    left = torch.as_tensor(group.labels[:, column] - single.predict(group, everything)).float() / count
     scale = left[train].abs().mean()
     sites = torch.cat([inputs[0], inputs[2 if relaxed else 1]], dim=-1)
     mean, deviation = (f(sites[train].float().flatten(0, 1), 0) for f in (torch.mean, torch.std))
