@@ -22,7 +22,8 @@ FILES = {"data": "a.pack", "out": "run"}
 def test_presets_are_sound_and_survive_json(preset):
     config = make_config(FILES, preset)
     assert make_config(json.loads(json.dumps(config.plain()))) == config
-    assert isinstance(config.model, DefiNetConfig if preset == "paper" else SiteNetworkConfig)
+    kinds = {"paper": DefiNetConfig, "properties": SparseNetworkConfig}
+    assert isinstance(config.model, kinds.get(preset, SiteNetworkConfig))
 
 
 def test_the_command_line_knows_all_presets():
