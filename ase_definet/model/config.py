@@ -403,7 +403,6 @@ class SparseNetworkConfig:
         heads: Attention heads of the pooled properties.
         dropout: Dropout rate of updates and read-outs.
         pairs: Whether defects see each other; without, properties follow from the counts of defects.
-        triangles: Whether a pair also sees the two sides of each triangle that it closes with a third defect.
     """
 
     targets: tuple[str, ...] = ()
@@ -419,7 +418,6 @@ class SparseNetworkConfig:
     heads: int = within(8, 1, 1000)
     dropout: float = 0.1
     pairs: bool = True
-    triangles: bool = False
 
     def check(self) -> None:
         """Check that the sizes are valid; see :meth:`SiteNetworkConfig.check`."""

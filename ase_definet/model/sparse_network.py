@@ -130,8 +130,6 @@ class _Layer(nn.Module):
         self.sender = nn.Linear(width, edge)
         self.pair_mix = nn.Linear(edge, edge)
         self.pair_update = nn.Linear(edge, edge)
-        self.sides = nn.Linear(edge, 2 * edge) if config.triangles else None
-        self.close = nn.Linear(edge, edge, bias=False) if config.triangles else None
         self.message = nn.Linear(edge, width)
         self.update = nn.Sequential(
             nn.Linear(2 * width, width), nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(width, width)
@@ -140,13 +138,7 @@ class _Layer(nn.Module):
     def forward(self, defects: Tensor, pairs: Tensor, envelope: Tensor) -> tuple[Tensor, Tensor]:
         """Return the updated defects ``(n, n_defects, F)`` and pairs ``(n, n_defects, n_defects, E)``."""
         own = self.norm(defects)
-        normal = self.pair_norm(pairs)
-        mixed = self.receiver(own)[:, :, None] + self.sender(own)[:, None] + self.pair_mix(normal)
-        if self.sides is not None and self.close is not None:
-            one, other = (functional.silu(self.sides(normal)) * envelope.repeat(1, 1, 1, 2)).chunk(2, dim=-1)
-            # the sum over the third defect, for each channel a product of matrices
-            closed = (one.permute(0, 3, 1, 2) @ other.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            mixed = mixed + self.close(closed)
+        mixed = self.receiver(own)[:, :, None] + self.sender(own)[:, None] + self.pair_mix(self.pair_norm(pairs))
         change = self.pair_update(functional.silu(mixed))
         pairs = pairs + change
         received = (functional.silu(change + pairs) * envelope).sum(dim=2)

@@ -5,9 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=0.1.0
 mkdir -p .data runs
+members=()
 
 # run RECIPE SEED: train and export, unless that is done
 run() {
+  members+=("runs/$1-$2.safetensors")
   [ -e "runs/$1-$2.safetensors" ] && return
   sed -e "s|^seed = .*|seed = $2|" -e "s|^out = .*|out = \"runs/$1-$2\"|" "research/recipes/$1.toml" > "runs/$1-$2.toml"
   ase-definet train "runs/$1-$2.toml"
@@ -18,11 +20,13 @@ run() {
 [ -e .data/labels.csv ] || python -m research.recipes.labels_2dmd "$1" .data/labels.csv
 [ -e .data/properties.pack ] || ase-definet data pack .data/2dmd.pack .data/properties.pack --labels .data/labels.csv
 
-members=()
-for member in gaps-0 energies-0 gaps-tmd-0 energies-1 gaps-1 energies-2 gaps-tmd-1 energies-3; do
-  run "${member%-*}" "${member##*-}"
-  members+=("runs/$member.safetensors")
-done
+run energies 0
+run gaps 0
+run energies-dropout 0
+run energies-wide 0
+run gaps-tmd 0
+run energies 1
+run gaps 1
 ase-definet weights ensemble ase_definet/weights/properties/default.safetensors "${members[@]}" \
   --data .data/properties.pack --name default --version $version --overwrite
 ase-definet evaluate --data .data/properties.pack --properties default --pair-additive \
