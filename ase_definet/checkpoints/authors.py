@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from ase_definet.checkpoints.card import ModelCard
 from ase_definet.checkpoints.format import LoadedModel, existing_file, file_sha256, model_of, some_of
 from ase_definet.errors import CheckpointError
 from ase_definet.model.config import DefiNetConfig
+
+if TYPE_CHECKING:
+    from ase_definet.model.protocol import DisplacementModel
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_state_dict")
 _ANCHOR = "atom_emb.embeddings.weight"
@@ -61,7 +65,7 @@ def import_authors_checkpoint(
         source=path.name,
     )
     return LoadedModel(
-        model=model_of(path, config, tensors),
+        model=cast("DisplacementModel", model_of(path, config, tensors)),
         config=config,
         architecture="definet",
         card=card,

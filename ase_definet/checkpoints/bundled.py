@@ -16,6 +16,9 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 SUFFIX = ".safetensors"
 
+PROPERTIES = WEIGHTS / "properties"
+"""Folder of the bundled weights for properties, likewise."""
+
 
 @dataclass(frozen=True, slots=True)
 class BundledWeights:
@@ -44,6 +47,18 @@ def bundled_cards() -> dict[str, BundledWeights]:
     return cards
 
 
+def bundled_properties() -> dict[str, Path]:
+    """List the weights for properties that come with the package, by name."""
+    return {path.stem: path for path in sorted(PROPERTIES.glob(f"*{SUFFIX}"))}
+
+
+def resolve_properties(name_or_path: str | os.PathLike[str]) -> Path:
+    """Find weights for properties by the name of bundled ones or by their path; see :func:`resolve_model`."""
+    bundled = bundled_properties()
+    name = os.fspath(name_or_path)
+    return bundled[name] if name in bundled else _file_or_hint(name, bundled)
+
+
 def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     """Find a checkpoint by the name of a bundled model or by its path.
 
@@ -58,8 +73,11 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     """
     bundled = bundled_models()
     name = os.fspath(name_or_path)
-    if name in bundled:
-        return bundled[name]
+    return bundled[name] if name in bundled else _file_or_hint(name, bundled)
+
+
+def _file_or_hint(name: str, bundled: dict[str, Path]) -> Path:
+    """Return the file of this path, or raise an error that says what else there is."""
     run = Path(name) if Path(name).is_dir() else Path(name).parent
     if (Path(name).is_dir() or Path(name).suffix == ".pt") and (run / "last.pt").exists():
         raise CheckpointError(

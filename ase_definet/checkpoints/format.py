@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from ase_definet.checkpoints.bundled import SUFFIX
 from ase_definet.checkpoints.card import ModelCard
 from ase_definet.errors import CheckpointError
-from ase_definet.model.architectures import ARCHITECTURES, architecture_of, build_network
+from ase_definet.model.architectures import ARCHITECTURES, architecture_of, build_model
 from ase_definet.model.config import NetworkConfig
+from ase_definet.model.property_model import PropertyModel
 from ase_definet.model.protocol import DisplacementModel
 from ase_definet.structures.files import keep_existing, replacing
 
@@ -39,22 +40,42 @@ _HARMLESS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedModel:
-    """A network with its weights, and what is known about them.
+class _Loaded:
+    """What is known about weights.
 
     Attributes:
-        model: The network, in evaluation mode, on the CPU.
         config: Its sizes and cutoff.
         architecture: Its key in :data:`~ase_definet.model.architectures.ARCHITECTURES`.
         card: Where the weights come from.
         sha256: Digest of the file they were read from.
     """
 
-    model: DisplacementModel
     config: NetworkConfig
     architecture: str
     card: ModelCard
     sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel(_Loaded):
+    """A network for displacements with its weights, and what is known about them.
+
+    Attributes:
+        model: The network, in evaluation mode, on the CPU.
+    """
+
+    model: DisplacementModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedProperties(_Loaded):
+    """A network for properties with its weights, and what is known about them.
+
+    Attributes:
+        model: The network, in evaluation mode, on the CPU.
+    """
+
+    model: PropertyModel
 
 
 def save_checkpoint(
@@ -102,7 +123,57 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
-    """Read a network that :func:`save_checkpoint` wrote.
+    """Read a network for displacements that :func:`save_checkpoint` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The network and its provenance.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not ours, too new, does not fit its architecture, or holds a
+            network for properties.
+    """
+    loaded = _load(path)
+    if isinstance(loaded, LoadedProperties):
+        raise CheckpointError(
+            f"{path} holds a {ARCHITECTURES[loaded.architecture].title}, which predicts properties: it cannot relax; "
+            "expected weights for displacements"
+        )
+    return loaded
+
+
+def holds_properties(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is marked as weights for properties; whether it is sound is for loading it to say."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            architecture = (file.metadata() or {}).get("architecture", "")
+    except (SafetensorError, OSError):
+        return False
+    return architecture in ARCHITECTURES and ARCHITECTURES[architecture].properties
+
+
+def load_properties(path: str | os.PathLike[str]) -> LoadedProperties:
+    """Read a network for properties that :func:`save_checkpoint` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: As for :func:`load_checkpoint`, or the file holds a network for displacements.
+    """
+    loaded = _load(path)
+    if isinstance(loaded, LoadedModel):
+        raise CheckpointError(
+            f"{path} holds a {ARCHITECTURES[loaded.architecture].title}, which predicts displacements: "
+            "expected weights for properties"
+        )
+    return loaded
+
+
+def _load(path: str | os.PathLike[str]) -> LoadedModel | LoadedProperties:
+    """Read a network of any kind.
 
     Args:
         path: The file.
@@ -134,7 +205,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
         raise CheckpointError(
             f"{path} is damaged: its content does not have the digest written with it; fetch or export it anew"
         )
-    return LoadedModel(model=model, config=config, architecture=architecture, card=card, sha256=file_sha256(path))
+    known: dict[str, Any] = {
+        "config": config,
+        "architecture": architecture,
+        "card": card,
+        "sha256": file_sha256(path),
+    }
+    if isinstance(model, PropertyModel):
+        return LoadedProperties(model=model, **known)
+    return LoadedModel(model=model, **known)
 
 
 def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
@@ -168,7 +247,7 @@ def write_card(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path
         OutputExistsError: The card exists and ``overwrite`` is False.
     """
     path = Path(path)
-    loaded = load_checkpoint(path)
+    loaded = _load(path)
     content = {
         "architecture": loaded.architecture,
         "config": dataclasses.asdict(typing.cast("Any", loaded.config)),
@@ -250,7 +329,7 @@ def parsed(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]
     return value
 
 
-def model_of(path: Path, config: NetworkConfig, tensors: Mapping[str, Tensor]) -> DisplacementModel:
+def model_of(path: Path, config: NetworkConfig, tensors: Mapping[str, Tensor]) -> DisplacementModel | PropertyModel:
     """Build a network around tensors that must fit it exactly.
 
     Args:
@@ -273,7 +352,7 @@ def model_of(path: Path, config: NetworkConfig, tensors: Mapping[str, Tensor]) -
         _check_size(path, architecture, part, parts[name])
     try:
         with torch.random.fork_rng(devices=[]):  # loading must not change the random numbers of the caller
-            model = build_network(config)
+            model = build_model(config)
     except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is damaged: no {architecture} network has {config}") from error
     _check_tensors(path, architecture, model.state_dict(), tensors)

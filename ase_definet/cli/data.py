@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,18 @@ _relaxed_only = click.option(
     is_flag=True,
     help="All structures of SOURCE are relaxed ones, which start from the sites of their host.",
 )
+_labels = click.option(
+    "--labels",
+    type=IN_FILE,
+    help="Table of properties (CSV with a column `id`; units in the names: formation_energy_eV).",
+)
+_label = click.option(
+    "--label",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Property to take: a column of the table, an info key or a calculator result (energy); repeatable.",
+)
 _workers = click.option("--workers", type=click.IntRange(min=1), help="Number of processes; by default one per core.")
 
 
@@ -71,6 +83,8 @@ def data_group() -> None:
 @_fractions
 @_seed
 @_relaxed_only
+@_labels
+@_label
 @_workers
 @overwrite_option
 def pack_command(
@@ -80,17 +94,28 @@ def pack_command(
     fractions: tuple[float, float, float],
     seed: int,
     relaxed_only: bool,
+    labels: Path | None,
+    names: tuple[str, ...],
     workers: int | None,
     overwrite: bool,
 ) -> None:
     """Pack the valid pairs of SOURCE into OUT.
 
-    OUT is one compact file for training and evaluation; every pair is checked first.
+    OUT is one compact file for training and evaluation; every pair is checked first. Properties of the relaxed
+    structures come from a table (--labels), or with --label from the structures themselves. With --labels, SOURCE may
+    be a packed data set, which is written to OUT with these labels.
     """
     refuse_existing(out, overwrite=overwrite)
     check_folder(out.parent)
+    if source.is_file() and is_packed(source):
+        _label_packed(source, out, labels, names)
+        return
     found = references(source, host, fractions, seed, relaxed_only=relaxed_only)
-    pack, problems = packed(found, out, workers)
+    found, units = _labelled(found, labels, names)
+    pack, problems = packed(found, out, workers, units)
+    missing = [name for name in names if property_name(name) not in pack.labels]
+    if missing:
+        click.echo(f"warning   no structure has a label {', '.join(missing)}", err=True)
     show_problems(problems)
     n = sum(len(group) for group in pack.groups)
     click.echo(f"wrote {out}: {n} pairs, {out.stat().st_size / 1e6:.1f} MB, sha256 {pack.sha256[:12]}")
@@ -133,7 +158,7 @@ def info_command(pack: Path) -> None:
     for name, groups in sorted(opened.subsets.items()):
         click.echo(name)
         for group in groups:
-            for line in _describe(group):
+            for line in (*_describe(group), *_describe_labels(group, opened.labels)):
                 click.echo(f"  {line}")
 
 
@@ -157,13 +182,64 @@ def references(
         raise BadUsage(f"{error_text(error)}: --host") from error
 
 
-def packed(pairs: Iterable[PairSource], out: Path, workers: int | None = None) -> tuple[PackedDataset, list[Problem]]:
+def is_packed(source: Path) -> bool:
+    """Return whether a file is a packed data set."""
+    from ase_definet.data import is_pack
+
+    return is_pack(source)
+
+
+def _label_packed(source: Path, out: Path, labels: Path | None, names: tuple[str, ...]) -> None:
+    """Write a packed data set with the labels of a table."""
+    from ase_definet.data import PackedDataset, label_pack, read_labels
+
+    if labels is None:
+        raise BadUsage(f"{source} is packed already; give --labels to add labels to it")
+    pack = label_pack(PackedDataset.open(source), read_labels(labels, names), out, warn=_warn)
+    click.echo(f"wrote {out}: {sum(len(g) for g in pack.groups)} pairs, labels {', '.join(pack.labels)}")
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning   {text}", err=True)
+
+
+def property_name(column: str) -> str:
+    """Return the name of the property in a column: without its unit."""
+    from ase_definet.data.labels import property_of
+
+    return property_of(column)[0]
+
+
+def _labelled(
+    found: list[PairSource], labels: Path | None, names: tuple[str, ...]
+) -> tuple[list[PairSource], dict[str, str]]:
+    """Join the labels of a table to pairs, or have them read from the structures; return the units, too."""
+    from dataclasses import replace
+
+    from ase_definet.data import read_labels, with_labels
+
+    if labels is None:
+        return [replace(one, label_names=names) for one in found], {}
+    table = read_labels(labels, names)
+    found, warnings = with_labels(found, table)
+    for text in warnings:
+        _warn(text)
+    return found, dict(table.units)
+
+
+def packed(
+    pairs: Iterable[PairSource], out: Path, workers: int | None = None, units: dict[str, str] | None = None
+) -> tuple[PackedDataset, list[Problem]]:
     """Pack pairs with a progress bar."""
     from ase_definet.data import pack_pairs
 
     pairs = list(pairs)
+    warnings: list[str] = []
     with ProgressBar("reading pairs", len(pairs)) as bar:
-        return pack_pairs(pairs, out, workers=workers, progress=bar.advance)
+        found = pack_pairs(pairs, out, workers=workers, progress=bar.advance, units=units, warn=warnings.append)
+    for text in warnings:
+        _warn(text)
+    return found
 
 
 def show_problems(problems: list[Problem], shown: int | None = SHOWN) -> None:
@@ -200,6 +276,16 @@ def _describe(group: PairGroup) -> Iterable[str]:
         length: Any = np.linalg.norm(group.moves(relaxed), axis=2)[numbers[relaxed] > 0]
         quantiles = ", ".join(f"{q:.0%} {np.quantile(length, q):.3f}" for q in (0.5, 0.9, 0.99))
         yield f"displacement of the atoms, Å: mean {length.mean():.4f}, {quantiles}, largest {length.max():.3f}"
+
+
+def _describe_labels(group: PairGroup, labels: Mapping[str, str]) -> Iterable[str]:
+    import numpy as np
+
+    for (name, unit), values in zip(labels.items(), group.labels.T, strict=True):
+        known = values[np.isfinite(values)]
+        if len(known):
+            span = f"{known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}"
+            yield f"{name}, {unit}: {len(known)} labels, {span}"
 
 
 def open_or_pack(source: Path, host: str | None) -> PackedDataset:

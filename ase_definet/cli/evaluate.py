@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ase_definet.cli.common import (
     model_option,
     overwrite_option,
     refuse_existing,
+    training_missing,
 )
 from ase_definet.cli.data import open_or_pack
 from ase_definet.cli.progress import ProgressBar
@@ -41,6 +43,14 @@ _LEFT_OUT_SHOWN = 10
 @click.option("--subset", multiple=True, metavar="NAME", help="Only this subset, such as high/MoS2; repeatable.")
 @device_option
 @click.option("--limit", type=click.IntRange(min=1), help="Largest number of pairs per set of sites, evenly spread.")
+@click.option(
+    "--properties",
+    metavar="WEIGHTS",
+    help="Score weights for properties instead: bundled ones by name (default), or a .safetensors file.",
+)
+@click.option(
+    "--pair-additive", is_flag=True, help="Fit the pair-additive baseline of additive properties, too (minutes)."
+)
 @click.option("--no-superposition", is_flag=True, help="Omit the sum of single-defect fields.")
 @click.option(
     "--without-state",
@@ -58,6 +68,8 @@ def evaluate_command(
     subset: tuple[str, ...],
     device: str,
     limit: int | None,
+    properties: str | None,
+    pair_additive: bool,
     no_superposition: bool,
     without_state: bool,
     out: Path | None,
@@ -67,8 +79,13 @@ def evaluate_command(
     """Score weights on pairs relaxed with DFT.
 
     Prints the coordinate MAE in Å, averaged over structures, of the prediction, of the ideal sites and of a
-    superposition of single-defect fields; A3 to A6 count the atoms within 3 to 6 Å of a defect site.
+    superposition of single-defect fields; A3 to A6 count the atoms within 3 to 6 Å of a defect site. With
+    --properties, prints MAE, RMSE, R² and rank correlation of every labelled property.
     """
+    if properties is not None or _holds_properties(model):
+        pack = _only(open_or_pack(data, host), subset)
+        _evaluate_properties(properties or model, pack, split, out, plot, baseline=pair_additive, overwrite=overwrite)
+        return
     _check_targets(out, plot, overwrite=overwrite)
     from ase_definet.evaluation.scores import reliability, score_pairs, summarise
 
@@ -104,7 +121,77 @@ def evaluate_command(
             click.echo(f"wrote {path}")
 
 
-def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
+def _holds_properties(model: str) -> bool:
+    """Return whether --model is a file of weights for properties."""
+    from ase_definet.checkpoints.format import holds_properties
+
+    return Path(model).is_file() and holds_properties(model)
+
+
+def _evaluate_properties(
+    weights: str,
+    pack: PackedDataset,
+    split: str,
+    out: Path | None,
+    plot: Path | None,
+    *,
+    baseline: bool,
+    overwrite: bool,
+) -> None:
+    """Score weights for properties."""
+    from ase_definet.checkpoints.bundled import resolve_properties
+    from ase_definet.checkpoints.format import load_properties
+
+    try:
+        from ase_definet.evaluation.property_scores import score_properties, summarise_properties
+    except ModuleNotFoundError as error:
+        raise training_missing(error) from error
+    loaded = load_properties(resolve_properties(weights))
+    config: Any = loaded.config
+    names = [f"parity_{name}.png" for name in config.targets]
+    _check_targets(out, plot, overwrite=overwrite, names=names)
+    scores, left_out = score_properties(loaded.model.eval(), pack, split, baseline=baseline)
+    _show_left_out(left_out)
+    found = {"weights": loaded.card.name, "version": loaded.card.version, "sha256": loaded.sha256}
+    result: dict[str, Any] = found | {"split": split, "data_sha256": pack.sha256}
+    result |= {"properties": summarise_properties(scores), "left_out": left_out}
+    for line in property_lines(result):
+        click.echo(line)
+    if out is not None:
+        with replacing(out) as fresh:
+            fresh.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        click.echo(f"wrote {out}")
+    if plot is not None:
+        from ase_definet.plotting.property_scores import draw_parity
+
+        for path in draw_parity(scores, plot):
+            click.echo(f"wrote {path}")
+
+
+def property_lines(result: dict[str, Any]) -> list[str]:
+    """Return the tables of properties as lines of text."""
+    lines = []
+    for name, table in result["properties"].items():
+        rows = [*table["subsets"].items(), ("average", table["overall"])]
+        width = max(len(subset) for subset, _ in rows)
+        per = " per defect site" if name.startswith("formation_energy") else ""
+        lines.append(f"{name}, {result['split']}, {table['unit']}{per}")
+        lines.append(f"{'subset':{width}s}      n      MAE     RMSE      R²    rank  expected  pair-additive")
+        for subset, row in rows:
+            numbers = [row.get(key) for key in ("mae", "rmse", "r2", "rank_correlation")]
+            numbers += [row.get("expected_error", {}).get("mean_estimate"), row.get("baseline_mae")]
+            cells = ("" if v is None else f"{v:.4f}" for v in numbers)
+            sizes = (8, 8, 7, 7, 9, 14)
+            lines.append(
+                f"{subset:{width}s} {row['n']:6d} "
+                + " ".join(f"{c:>{w}s}" for c, w in zip(cells, sizes, strict=True))
+            )
+    return lines
+
+
+def _check_targets(
+    out: Path | None, plot: Path | None, *, overwrite: bool, names: Sequence[str] | None = None
+) -> None:
     """Check that the outputs can be written, before any work is done, and create their folders."""
     targets = [] if out is None else [out]
     if plot is not None:
@@ -112,7 +199,7 @@ def _check_targets(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
             from ase_definet.plotting.scores import FILES
         except ModuleNotFoundError as error:
             raise click.ClickException(f"plots need {error.name}: pip install 'ase-definet[plot]'") from error
-        targets += [plot / name for name in FILES]
+        targets += [plot / name for name in (FILES if names is None else names)]
     for target in targets:
         check_folder(target.parent)
         refuse_existing(target, overwrite=overwrite)

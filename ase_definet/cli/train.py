@@ -24,12 +24,12 @@ from ase_definet.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
     from ase_definet.training.config import TrainConfig
-    from ase_definet.training.run import Run
+    from ase_definet.training.run import TrainingRun
 
 _SILENCE = 60.0
 """Seconds without a word where there is no progress bar."""
 
-PRESET_NAMES = ("small", "base", "deep", "paper")
+PRESET_NAMES = ("small", "base", "deep", "paper", "properties")
 
 
 @click.command("train")
@@ -98,7 +98,7 @@ def _resumed_from(plan: TrainConfig) -> str:
     )
 
 
-def _curve(run: Run) -> list[Path]:
+def _curve(run: TrainingRun) -> list[Path]:
     """Draw the learning curve beside the log, where matplotlib is there to do it."""
     try:
         from ase_definet.plotting.scores import draw_learning_curve
@@ -134,7 +134,7 @@ class _Meter:
         self.loss: float | None = None
         self.said = 0.0
 
-    def __call__(self, run: Run, loss: float) -> None:
+    def __call__(self, run: TrainingRun, loss: float) -> None:
         if run.fabric.global_rank:
             return
         if self.loss is None:
@@ -143,14 +143,14 @@ class _Meter:
         text = f"loss {self.loss:.4f}"
         if run.table:
             average = sum(row["mae"] for row in run.table.values()) / len(run.table)
-            text += f", validation {average:.4f} Å"
+            text += f", validation {average:.4f} {run.UNIT}".rstrip()
         if self.bar.shown:
             self.bar.update(run.step, text)
         elif run.step % self.plan.validate_every == 0 or time.monotonic() - self.said > _SILENCE:
             self.said = time.monotonic()
             click.echo(f"step {run.step} of {self.plan.steps}, {run.seconds:.0f} s, {text}", err=True)
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: TrainingRun) -> None:
         """Say what is trained on what, and where it goes on."""
         self.said = time.monotonic()
         pairs = sum(len(own) for own in run.train_pairs)
@@ -166,8 +166,13 @@ class _Meter:
         self.bar.close()
 
 
-def _table(run: Run) -> list[str]:
+def _table(run: TrainingRun) -> list[str]:
     width = max((len(name) for name in run.table), default=6)
+    if not run.LOGGED:  # of properties
+        return [
+            f"{name:{width}s}  " + ", ".join(f"{k} {v:.4f}" for k, v in row.items())
+            for name, row in run.table.items()
+        ]
     lines = [f"{'subset':{width}s}  all atoms  within 3 Å  (ideal sites: the same), coordinate MAE on validation, Å"]
     for name, row in run.table.items():
         lines.append(

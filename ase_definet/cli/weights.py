@@ -1,4 +1,4 @@
-"""``ase-definet weights list|import|combine|export|upgrade``: weights, listed and made."""
+"""``ase-definet weights list|import|combine|ensemble|export|upgrade``: weights, listed and made."""
 
 from __future__ import annotations
 
@@ -142,6 +142,39 @@ def combine_command(
     click.echo(f"wrote {out}: {served}; all others by {general}; use it as --model {out}")
 
 
+@weights_group.command("ensemble")
+@click.argument("out", type=FILE)
+@click.argument("members", type=IN_FILE, nargs=-1, required=True)
+@click.option("--data", type=IN_FILE, required=True, help="Packed data set; expected errors come from its val split.")
+@click.option("--name", default="", help="Name of the new weights; by default that of OUT.")
+@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the new weights.")
+@overwrite_option
+def ensemble_command(
+    out: Path, members: tuple[Path, ...], data: Path, name: str, version: str, overwrite: bool
+) -> None:
+    """Put several networks for properties into one file.
+
+    OUT answers with their mean, and with an expected error that is fitted to their spread on the validation split.
+    """
+    try:
+        from ase_definet.training.property_ensemble import write_ensemble
+    except ModuleNotFoundError as error:
+        raise training_missing(error) from error
+    if out.suffix != ".safetensors":
+        raise BadUsage(f"{out}: weights end in .safetensors")
+    refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
+    check_folder(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _, reliability = write_ensemble(out, members, data, name=name or out.stem, version=version, overwrite=overwrite)
+    for target, subsets in reliability.items():
+        for subset, row in subsets.items():
+            click.echo(
+                f"{target} {subset}: mean error {row['mean_error']:.4f}, expected {row['mean_estimate']:.4f}, rank "
+                f"correlation {row.get('rank_correlation', float('nan')):.2f}"
+            )
+    click.echo(f"wrote {out} and its card")
+
+
 @weights_group.command("export")
 @click.argument("run", type=IN_FOLDER)
 @click.argument("out", type=FILE)
@@ -157,7 +190,7 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
         from ase_definet.checkpoints.bundled import bundled_models
         from ase_definet.training.card import export_weights
         from ase_definet.training.config import CONFIG, config_of_run
-        from ase_definet.training.run import Run
+        from ase_definet.training.run import run_of
     except ModuleNotFoundError as error:
         raise training_missing(error) from error
     if out.suffix != ".safetensors":
@@ -172,7 +205,7 @@ def export_command(run: Path, out: Path, name: str | None, version: str, overwri
         and not Path(config.initial_weights).exists()
     ):
         config = replace(config, initial_weights="")  # the run holds all that is needed
-    finished = Run(config)
+    finished = run_of(config)
     if not finished.resume():
         raise click.ClickException(f"{run}: holds no checkpoint yet")
     check_folder(out.parent)

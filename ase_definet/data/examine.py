@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
+from ase_definet.data.labels import labels_in
 from ase_definet.data.pairs import SPLITS, PairSource
 from ase_definet.errors import DefiNetError, StructureError
 from ase_definet.matching.site_map import SiteMap, match_sites
@@ -53,6 +55,7 @@ class MatchedPair:
         move: Relaxed minus unrelaxed position, shape ``(n_sites, 3)``, in Å; None without a relaxed structure.
         state: State of both structures.
         warnings: Warnings of the matching.
+        labels: Properties of the relaxed structure by name.
     """
 
     id: str
@@ -69,6 +72,7 @@ class MatchedPair:
     move: Array | None
     state: State
     warnings: tuple[str, ...]
+    labels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,11 @@ def _examine(reference: PairSource) -> MatchedPair:
     if reference.split not in SPLITS:
         raise StructureError(f"split must be one of {', '.join(SPLITS)}, found {reference.split}")
     unrelaxed, relaxed = reference.load()
+    labels = dict(reference.labels) | labels_in(unrelaxed, relaxed, reference.label_names)
+    return replace(_matched(reference, unrelaxed, relaxed), labels=labels)
+
+
+def _matched(reference: PairSource, unrelaxed: Atoms | None, relaxed: Atoms | None) -> MatchedPair:
     if unrelaxed is None:
         if relaxed is None:
             raise StructureError("there is neither an unrelaxed nor a relaxed structure")

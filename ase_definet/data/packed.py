@@ -2,8 +2,9 @@
 
 The file is in safetensors format. Pairs on the same sites form a group; its arrays are ``numbers`` (uint8),
 ``offset`` and ``move`` (int16 in units of a scale per pair, which keeps 1e-5 of its largest component), ``split``,
-``state`` (uint8, the four codes of :mod:`ase_definet.structures.state`) and the lines of ``ids``. The metadata
-describe the sites and contain a digest of the whole content.
+``state`` (uint8, the four codes of :mod:`ase_definet.structures.state`), ``labels`` (float64, one column for each
+property named in the metadata, NaN where unknown) and the lines of ``ids``. The metadata describe the sites and
+contain a digest of the whole content.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ase_definet.data.examine import MatchedPair, Problem, examine
+from ase_definet.data.labels import LabelTable, implausible, mismatches, property_of
 from ase_definet.data.pairs import SPLITS, PairSource
 from ase_definet.errors import StructureError
 from ase_definet.matching.supercell import cells_of, waves_of
@@ -35,13 +37,15 @@ from ase_definet.structures.state import State
 Array: TypeAlias = NDArray[Any]
 
 KIND = "ase-definet pairs"
-FORMAT = f"{KIND} 3"
+FORMAT = f"{KIND} 4"
 """Format version. Version 1 had a digest of the arrays only, without cells, hosts and ids; version 2 had no
 states."""
+UNLABELLED = f"{KIND} 3"
+"""The version before labels, which is still read."""
 SAME_SITES = 2e-3
 """Pairs whose unit cells and basis agree this well are on the same sites, in Å."""
 _STEPS = 32767
-_DTYPES: Mapping[str, Any] = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
+_DTYPES: Mapping[str, Any] = {"U8": np.uint8, "I16": np.int16, "F32": np.float32, "F64": np.float64}
 _HEADER = 1 << 24
 """Bytes at the beginning of a file that identify a pack."""
 
@@ -66,6 +70,7 @@ class PairGroup:
         move: Relaxed minus unrelaxed position, shape ``(n, n_sites, 3)``, integers.
         move_scale: Length of one unit of ``move``, shape ``(n,)``, in Å; NaN without a relaxed structure.
         state: Codes of each pair's state (:mod:`ase_definet.structures.state`), shape ``(n, 4)``.
+        labels: Properties of each relaxed structure, NaN where unknown, shape ``(n, n_labels)``.
     """
 
     subset: str
@@ -83,6 +88,12 @@ class PairGroup:
     move: Array
     move_scale: Array
     state: Array
+    labels: Array = field(default_factory=lambda: np.empty((0, 0)))
+
+    def __post_init__(self) -> None:
+        """Give groups without labels an array of the right length."""
+        if not self.labels.size:
+            object.__setattr__(self, "labels", np.empty((len(self.ids), 0)))
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -119,6 +130,11 @@ class PairGroup:
         """Which pairs have a relaxed structure, shape ``(n,)``."""
         return np.isfinite(self.move_scale)
 
+    def labelled(self, split: str, column: int) -> Array:
+        """Return which pairs of a split have a label, with a relaxed structure or without."""
+        chosen = self.indices(split, relaxed=False)
+        return np.asarray(chosen[np.isfinite(self.labels[chosen, column])])
+
     def indices(self, split: str, *, relaxed: bool = True) -> Array:
         """Return which pairs belong to a split, by default those with a relaxed structure."""
         wanted = self.split == SPLITS.index(split)
@@ -134,7 +150,7 @@ class PairGroup:
 
     def in_memory(self) -> PairGroup:
         """Return the group with its arrays in memory, independent of its file."""
-        names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state")
+        names = ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state", "labels")
         arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
         return replace(self, **arrays)
 
@@ -160,11 +176,13 @@ class PackedDataset:
         path: Its file.
         sha256: Digest of its arrays and metadata.
         groups: Its pairs, by sites.
+        labels: Units of the properties by name, in the order of the columns of :attr:`PairGroup.labels`.
     """
 
     path: Path
     sha256: str
     groups: tuple[PairGroup, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def subsets(self) -> dict[str, list[PairGroup]]:
@@ -190,7 +208,7 @@ class PackedDataset:
                 f"{path}: cannot be read as a packed data set ({error}); make one with `ase-definet data pack`"
             ) from error
         found = str(metadata.get("format"))
-        if found != FORMAT:
+        if found not in {FORMAT, UNLABELLED}:
             how = "pack it anew" if found.startswith(KIND) else "make it"
             raise StructureError(
                 f"{path}: expected format {FORMAT!r}, found {found!r}; {how} with `ase-definet data pack`"
@@ -202,7 +220,8 @@ class PackedDataset:
                 raise StructureError(
                     f"{path}: damaged (its content does not have the digest written with it); pack it anew"
                 )
-            return cls(path, digest, _groups(metadata, arrays))
+            labels = json.loads(metadata.get("labels", "{}"))
+            return cls(path, digest, _groups(metadata, arrays, len(labels)), labels)
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, StructureError):
                 raise
@@ -219,7 +238,13 @@ def is_pack(path: Path) -> bool:
 
 
 def pack_pairs(
-    references: Iterable[PairSource], out: Path, *, workers: int | None = None, progress: Any = None
+    references: Iterable[PairSource],
+    out: Path,
+    *,
+    workers: int | None = None,
+    progress: Any = None,
+    units: Mapping[str, str] | None = None,
+    warn: Callable[[str], object] = lambda _: None,
 ) -> tuple[PackedDataset, list[Problem]]:
     """Check, match and pack pairs, on all cores.
 
@@ -228,6 +253,8 @@ def pack_pairs(
         out: File to write; it appears only when it is complete.
         workers: Processes, by default one per core.
         progress: Called with each :class:`MatchedPair` or :class:`Problem` when it is ready.
+        units: Units of the labels by name; by default what the names suggest.
+        warn: Called with each warning about the labels.
 
     Returns:
         The packed data set, and the rejected pairs with their reasons.
@@ -235,11 +262,16 @@ def pack_pairs(
     Raises:
         StructureError: No pair is valid.
     """
-    return pack_rows(_examined(references, workers), out, progress=progress)
+    return pack_rows(_examined(references, workers), out, progress=progress, units=units, warn=warn)
 
 
 def pack_rows(
-    results: Iterable[MatchedPair | Problem], out: Path, *, progress: Any = None
+    results: Iterable[MatchedPair | Problem],
+    out: Path,
+    *,
+    progress: Any = None,
+    units: Mapping[str, str] | None = None,
+    warn: Callable[[str], object] = lambda _: None,
 ) -> tuple[PackedDataset, list[Problem]]:
     """Pack pairs that are on their sites already.
 
@@ -247,6 +279,8 @@ def pack_rows(
         results: The pairs, and the rejected ones.
         out: File to write; it appears only when it is complete. Its folder is created if necessary.
         progress: Called with each result when it is ready.
+        units: Units of the labels by name; by default what the names suggest.
+        warn: Called with each warning about the labels: those that cannot be in eV are left out.
 
     Returns:
         The packed data set, and the rejected pairs with their reasons.
@@ -275,7 +309,46 @@ def pack_rows(
     if not building:
         reasons = "; ".join(f"{p.id}: {p.reason}" for p in problems[:3])
         raise StructureError(f"no pair could be used ({len(problems)} have problems): {reasons or 'none was found'}")
-    return save_groups([_group_of(rows) for _, rows in building], out), problems
+    names = list(dict.fromkeys(name for _, rows in building for row in rows for name in row.labels))
+    groups = _plausible([_group_of(rows, names) for _, rows in building], names, warn)
+    known = {name: property_of(name)[1] for name in names} | dict(units or {})
+    return save_groups(groups, out, {name: known[name] for name in names}), problems
+
+
+def label_pack(
+    pack: PackedDataset, table: LabelTable, out: Path, *, warn: Callable[[str], object] = lambda _: None
+) -> PackedDataset:
+    """Write a data set that is packed already with the labels of a table, which replace its own.
+
+    Args:
+        pack: The data set.
+        table: The labels.
+        out: File to write; it appears only when it is complete.
+        warn: Called with each warning about the labels.
+    """
+    names = list(table.units)
+    for text in mismatches(table, [key for group in pack.groups for key in group.ids]):
+        warn(text)
+    rows = [[table.rows.get(key, {}) for key in group.ids] for group in pack.groups]
+    columns = [np.array([[row.get(name, np.nan) for name in names] for row in own], dtype=float) for own in rows]
+    groups = [
+        replace(group, labels=own.reshape(len(group), len(names)))
+        for group, own in zip(pack.groups, columns, strict=True)
+    ]
+    return save_groups(_plausible(groups, names, warn), out, {name: table.units[name] for name in names})
+
+
+def _plausible(groups: list[PairGroup], names: list[str], warn: Callable[[str], object]) -> list[PairGroup]:
+    """Leave out labels that cannot be in their unit, with a warning for each property."""
+    counts = [(group.numbers != group.host_numbers).sum(axis=1) for group in groups]
+    for column, name in enumerate(names):
+        bad, text = implausible(name, np.concatenate([g.labels[:, column] for g in groups]), np.concatenate(counts))
+        if text:
+            warn(text)
+        ends = np.cumsum([len(group) for group in groups])[:-1]
+        for group, wrong in zip(groups, np.split(bad, ends), strict=True):
+            group.labels[wrong, column] = np.nan
+    return groups
 
 
 def _examined(references: Iterable[PairSource], workers: int | None) -> Iterator[MatchedPair | Problem]:
@@ -310,7 +383,7 @@ def _same_sites(one: MatchedPair, other: MatchedPair) -> bool:
     )
 
 
-def _group_of(rows: list[MatchedPair]) -> PairGroup:
+def _group_of(rows: list[MatchedPair], names: list[str]) -> PairGroup:
     first = rows[0]
     offset, offset_scale = _quantise([row.offset for row in rows])
     move, move_scale = _quantise([row.move for row in rows])
@@ -330,15 +403,17 @@ def _group_of(rows: list[MatchedPair]) -> PairGroup:
         move=move,
         move_scale=move_scale,
         state=np.array([row.state.codes for row in rows], dtype=np.uint8),
+        labels=np.array([[row.labels.get(name, np.nan) for name in names] for row in rows], dtype=float),
     )
 
 
-def save_groups(groups: Iterable[PairGroup], out: Path) -> PackedDataset:
+def save_groups(groups: Iterable[PairGroup], out: Path, labels: Mapping[str, str] | None = None) -> PackedDataset:
     """Write groups, of one data set or of several, to one file.
 
     Args:
         groups: Content of the file.
         out: File to write; it appears only when it is complete.
+        labels: Units of the properties by name, in the order of the columns of :attr:`PairGroup.labels`.
     """
     arrays: dict[str, Array] = {}
     heads = []
@@ -357,18 +432,22 @@ def save_groups(groups: Iterable[PairGroup], out: Path) -> PackedDataset:
         arrays[f"{number}.ids"] = np.frombuffer("\n".join(group.ids).encode(), dtype=np.uint8)
         for name in ("split", "numbers", "offset", "offset_scale", "move", "move_scale", "state"):
             arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(group, name))
-    metadata = {"format": FORMAT, "groups": json.dumps(heads)}
+        if labels:
+            arrays[f"{number}.labels"] = np.ascontiguousarray(group.labels, dtype=float)
+    metadata = {"format": FORMAT, "groups": json.dumps(heads), "labels": json.dumps(dict(labels or {}))}
     content = save(arrays, metadata | {"sha256": _digest(metadata, arrays)})
     with replacing(out) as fresh:
         fresh.write_bytes(content)  # its own writer hides the reason of file system errors
     return PackedDataset.open(out)
 
 
-def _groups(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> tuple[PairGroup, ...]:
+def _groups(metadata: Mapping[str, str], arrays: Mapping[str, Array], n_labels: int) -> tuple[PairGroup, ...]:
     """Assemble the groups of a file."""
     groups = []
     for number, head in enumerate(json.loads(metadata["groups"])):
         own = {key.split(".")[1]: array for key, array in arrays.items() if key.split(".")[0] == str(number)}
+        if n_labels and own["labels"].shape != (len(own["split"]), n_labels):
+            raise ValueError(f"labels of shape {own['labels'].shape}, expected {(len(own['split']), n_labels)}")
         groups.append(
             PairGroup(
                 subset=head["subset"],
@@ -391,10 +470,10 @@ def _quantise(fields: list[Array | None]) -> tuple[Array, Array]:
     )
     whole = np.zeros((len(fields), *shape), dtype=np.int16)
     scale = np.full(len(fields), np.nan, dtype=np.float32)
-    for k, field in enumerate(fields):
-        if field is not None:
-            scale[k] = max(float(np.abs(field).max()), 1e-9) / _STEPS * (1 + 1e-6)
-            whole[k] = np.round(field / scale[k])
+    for k, one in enumerate(fields):
+        if one is not None:
+            scale[k] = max(float(np.abs(one).max()), 1e-9) / _STEPS * (1 + 1e-6)
+            whole[k] = np.round(one / scale[k])
     return whole, scale
 
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class PairSource:
         unrelaxed: The structure, or its file; None if the atoms start on the sites of the host.
         relaxed: The structure, or its file; None if there is none.
         problem: Why a frame of a file is not part of a pair, if so.
+        labels: Properties of the relaxed structure by name (:mod:`ase_definet.data.labels`).
+        label_names: Properties that are read from the structures themselves: info keys, results of a calculator.
     """
 
     id: str
@@ -64,6 +66,8 @@ class PairSource:
     unrelaxed: Atoms | Path | None
     relaxed: Atoms | Path | None
     problem: DefiNetError | None = None
+    labels: Mapping[str, float] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
 
     def load(self) -> tuple[Atoms | None, Atoms | None]:
         """Read both structures.

@@ -61,7 +61,7 @@ class NetworkConfig(Protocol):
         ...
 
     @property
-    def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig]:
+    def parts(self) -> Mapping[str, SiteNetworkConfig | DefiNetConfig | SparseNetworkConfig]:
         """Configs of the single networks by the names of their modules; ``""`` is the network itself."""
         ...
 
@@ -383,3 +383,185 @@ def _coverage(values: Mapping[str, Any] | None) -> Coverage | None:
         states=tuple(tuple(int(code) for code in codes) for codes in values["states"]),
         layered=layered,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseNetworkConfig:
+    """Sizes of a :class:`~ase_definet.model.sparse_network.SparseNetwork`, and what it knows.
+
+    Attributes:
+        targets: Names of the properties.
+        additive: Those that are sums over defects and pairs, as energies are; the others are pooled.
+        hosts: Hosts: the atomic numbers of the primitive cell, ascending.
+        kinds: Kinds of defects: atomic number on the site (0 for a vacancy), that of the host, index of the host.
+        cutoff: Longest pair, in Å.
+        n_radial: Gaussians over the distance of a pair.
+        radial_min: Centre of the first, in Å.
+        features: Channels of a defect.
+        pair_features: Channels of a pair.
+        layers: Message passes.
+        heads: Attention heads of the pooled properties.
+        dropout: Dropout rate of updates and read-outs.
+        pairs: Whether defects see each other; without, properties follow from the counts of defects.
+    """
+
+    targets: tuple[str, ...] = ()
+    additive: tuple[str, ...] = ()
+    hosts: tuple[tuple[int, ...], ...] = ()
+    kinds: tuple[tuple[int, int, int], ...] = ()
+    cutoff: float = within(13.0, 1.0, 50.0)
+    n_radial: int = within(35, 2, _WIDEST)
+    radial_min: float = within(1.2, 0.0, 50.0)
+    features: int = within(64, 1, _WIDEST)
+    pair_features: int = within(32, 1, _WIDEST)
+    layers: int = within(3, 1, 1000)
+    heads: int = within(8, 1, 1000)
+    dropout: float = 0.1
+    pairs: bool = True
+
+    def check(self) -> None:
+        """Check that the sizes are valid; see :meth:`SiteNetworkConfig.check`."""
+        check_ranges(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, found {self.dropout}")
+        if not set(self.additive) <= set(self.targets):
+            raise ValueError(f"additive properties must be among the targets, found {self.additive}")
+        if any(not 0 <= host < len(self.hosts) for _, _, host in self.kinds):
+            raise ValueError("a kind of defect belongs to a host that is not listed")
+
+    @property
+    def geometry(self) -> GeometryNeeds:
+        """Pairs of defects up to the cutoff."""
+        return GeometryNeeds(self.cutoff)
+
+    @property
+    def noisy_starts(self) -> bool:
+        """No: it knows no positions but the host's sites."""
+        return False
+
+    @property
+    def states(self) -> bool:
+        """No: it knows neutral defects in their ground state."""
+        return False
+
+    @property
+    def error_head_features(self) -> int:
+        """Zero: errors are estimated from an ensemble."""
+        return 0
+
+    @property
+    def parts(self) -> Mapping[str, SparseNetworkConfig]:
+        """The config itself, of a single network."""
+        return {"": self}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Read a config from plain values; see :meth:`NetworkConfig.parse`."""
+        check_settings(cls, values)
+        config = cls(**dict(values) | _tuples_of(values))
+        config.check()
+        return config
+
+
+def _tuples_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the lists of a sparse config as tuples.
+
+    Raises:
+        ValueError: They are not lists of names or of numbers.
+    """
+    out: dict[str, Any] = {}
+    for name in {"targets", "additive"} & set(values):
+        found = values[name]
+        if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) for one in found):
+            raise ValueError(f"{name} must be a list of names, found {found!r}")
+        out[name] = tuple(found)
+    for name in {"hosts", "kinds"} & set(values):
+        try:
+            out[name] = tuple(tuple(int(z) for z in one) for one in values[name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be a list of lists of numbers, found {values[name]!r:.60}") from error
+    if any(len(kind) != 3 for kind in out.get("kinds", ())):  # noqa: PLR2004 - as documented
+        raise ValueError("each kind of defect must be three numbers: element, element of the host, index of the host")
+    return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PropertyEnsembleConfig:
+    """Sizes of a :class:`~ase_definet.model.sparse_network.PropertyEnsemble`.
+
+    Attributes:
+        members: The networks; each may know other properties.
+    """
+
+    members: tuple[SparseNetworkConfig, ...]
+
+    def check(self) -> None:
+        """Check that the networks can be one ensemble; see :meth:`SiteNetworkConfig.check`."""
+        if not self.members:
+            raise ValueError("an ensemble needs at least one network")
+        first = self.members[0]
+        for member in self.members:
+            member.check()
+            same = ("hosts", "kinds", "cutoff", "n_radial", "radial_min")
+            if any(getattr(member, name) != getattr(first, name) for name in same):
+                raise ValueError("the networks of an ensemble must know the same hosts, defects and pairs")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the properties of all networks."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.targets))
+
+    @property
+    def additive(self) -> tuple[str, ...]:
+        """Those that are sums over defects and pairs."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.additive))
+
+    @property
+    def first(self) -> SparseNetworkConfig:
+        """The config of the first network."""
+        return self.members[0]
+
+    @property
+    def cutoff(self) -> float:
+        """Longest pair, in Å."""
+        return self.first.cutoff
+
+    @property
+    def geometry(self) -> GeometryNeeds:
+        """Pairs of defects up to the cutoff."""
+        return self.first.geometry
+
+    @property
+    def noisy_starts(self) -> bool:
+        """No: it knows no positions but the host's sites."""
+        return False
+
+    @property
+    def states(self) -> bool:
+        """No: it knows neutral defects in their ground state."""
+        return False
+
+    @property
+    def error_head_features(self) -> int:
+        """Zero: errors are estimated from the spread of the ensemble."""
+        return 0
+
+    @property
+    def dropout(self) -> float:
+        """Dropout rate of the first network."""
+        return self.first.dropout
+
+    @property
+    def parts(self) -> Mapping[str, SparseNetworkConfig]:
+        """The configs of the networks, by their modules."""
+        return {f"members.{k}": member for k, member in enumerate(self.members)}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Read a config from plain values; see :meth:`NetworkConfig.parse`."""
+        members = values.get("members")
+        if set(values) != {"members"} or not isinstance(members, (list, tuple)):
+            raise ValueError("the config of an ensemble must list its members, and nothing else")
+        config = cls(members=tuple(SparseNetworkConfig.parse(one) for one in members))
+        config.check()
+        return config

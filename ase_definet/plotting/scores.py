@@ -65,7 +65,7 @@ def draw_scores(scores: list[Score], folder: Path) -> list[Path]:
     estimated = {name: own for name, own in estimated.items() if own}
     if estimated:
         figures.append(_reliability(estimated))
-    return [_save(figure, folder / name) for figure, name in zip(figures, FILES, strict=False)]
+    return [save_figure(figure, folder / name) for figure, name in zip(figures, FILES, strict=False)]
 
 
 def draw_learning_curve(logs: dict[str, Path], path: Path) -> Path:
@@ -85,7 +85,7 @@ def draw_learning_curve(logs: dict[str, Path], path: Path) -> Path:
     names = list(
         dict.fromkeys(key.removesuffix(" mae") for run in runs.values() for key in run if key.endswith(" mae"))
     )
-    figure, panels = _grid(1 + len(names))
+    figure, panels = grid(1 + len(names))
     for panel, name in zip(panels, ("", *names), strict=True):
         lines = {" mae": "-", " a3": (0, (3, 1.5))} if name else {"loss": "-"}
         for (label, run), color in zip(runs.items(), _cycle(_COLORS), strict=False):
@@ -97,7 +97,7 @@ def draw_learning_curve(logs: dict[str, Path], path: Path) -> Path:
                     steps = run["step"][known]
                     panel.plot(steps, values[known], color=color, ls=style, lw=1.6, marker=marker, ms=4, label=label)
         panel.set_yscale("log")
-        _title(panel, f"{name}, validation" if name else "training loss")
+        title(panel, f"{name}, validation" if name else "training loss")
         panel.set_xlim(left=0)
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))  # noqa: PLR2004
@@ -107,11 +107,11 @@ def draw_learning_curve(logs: dict[str, Path], path: Path) -> Path:
     entries = [(label, {"color": color}) for label, color in zip(runs, _cycle(_COLORS), strict=False)]
     entries += [("all atoms", {"color": _INK}), ("within 3 Å of a defect", {"color": _INK, "ls": (0, (3, 1.5))})]
     _legend_above(figure, panels[0], entries)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _errors_by_distance(subsets: dict[str, list[Score]]) -> Figure:
-    figure, panels = _grid(len(subsets), share=True)
+    figure, panels = grid(len(subsets), share=True)
     edges = np.arange(0, REACH + BIN / 2, BIN)
     for panel, (name, scores) in zip(panels, subsets.items(), strict=True):
         distance = np.concatenate([score.distance for score in scores])
@@ -131,7 +131,7 @@ def _errors_by_distance(subsets: dict[str, list[Score]]) -> Figure:
         panel.set_yscale("log")
         panel.set_xlim(0, REACH)
         panel.xaxis.set_major_locator(MaxNLocator(6))
-        _title(panel, name, f"{len(scores)} structure" + "s" * (len(scores) > 1))
+        title(panel, name, f"{len(scores)} structure" + "s" * (len(scores) > 1))
     for panel in panels:
         _plain_numbers(panel.yaxis)
     figure.supxlabel("distance from the nearest defect site (Å)", fontsize=_LARGE, color=_INK)
@@ -147,7 +147,7 @@ def _errors_by_distance(subsets: dict[str, list[Score]]) -> Figure:
 
 
 def _parity(subsets: dict[str, list[Score]]) -> Figure:
-    figure, panels = _grid(len(subsets), share=True, square=True)
+    figure, panels = grid(len(subsets), share=True, square=True)
     lengths = {
         name: [
             np.maximum(np.linalg.norm(np.concatenate(part), axis=1), SHORTEST)
@@ -181,7 +181,7 @@ def _parity(subsets: dict[str, list[Score]]) -> Figure:
         _plain_numbers(panel.xaxis)
         _plain_numbers(panel.yaxis)
         maes = [np.mean([s.maes[key]["coordinate_mae"] for s in subsets[name]]) for key in ("model", "ideal_sites")]
-        _title(panel, name)
+        title(panel, name)
         panel.text(
             0.04,
             0.96,
@@ -243,7 +243,7 @@ def _reliability(subsets: dict[str, list[Score]]) -> Figure:
     panel.set_aspect("equal")
     panel.set_xlabel("mean estimated error of a tenth of the atoms (Å)", fontsize=_LARGE, color=_INK)
     panel.set_ylabel("their mean true error (Å)", fontsize=_LARGE, color=_INK)
-    _clean(panel)
+    clean(panel)
     panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), **_LEGEND)
     return figure
 
@@ -271,7 +271,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _grid(n: int, *, share: bool = False, square: bool = False) -> tuple[Figure, list[Any]]:
+def grid(n: int, *, share: bool = False, square: bool = False) -> tuple[Figure, list[Any]]:
     """Return a figure of so many panels, in as few rows as look well."""
     columns = n if n <= max(_COLUMNS) else min(_COLUMNS, key=lambda c: (-n % c, -c))
     rows = -(-n // columns)
@@ -281,7 +281,7 @@ def _grid(n: int, *, share: bool = False, square: bool = False) -> tuple[Figure,
     for panel in axes[n:]:
         panel.set_visible(False)
     for panel in axes[:n]:
-        _clean(panel)
+        clean(panel)
         if square:
             panel.set_box_aspect(1)
         if share:
@@ -289,7 +289,7 @@ def _grid(n: int, *, share: bool = False, square: bool = False) -> tuple[Figure,
     return figure, list(axes[:n])
 
 
-def _clean(panel: Any) -> None:
+def clean(panel: Any) -> None:
     """Leave what carries information."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.spines[["left", "bottom"]].set_color(_PALE)
@@ -298,7 +298,8 @@ def _clean(panel: Any) -> None:
     panel.set_axisbelow(True)
 
 
-def _title(panel: Any, name: str, more: str = "") -> None:
+def title(panel: Any, name: str, more: str = "") -> None:
+    """Write the title of a panel, and what follows it in a lighter shade."""
     panel.set_title(name, loc="left", fontsize=_LARGE, color=_INK, fontweight="bold")
     if more:
         panel.set_title(more, loc="right", fontsize=_SMALL, color="#666666")
@@ -325,7 +326,8 @@ def _cycle(values: tuple[str, ...]) -> Any:
     return cycle(values)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure completely or not at all."""
     with replacing(path) as fresh:
         figure.savefig(fresh, dpi=DPI, format="png")
     return path

@@ -15,8 +15,9 @@ from ase_definet.checkpoints.format import save_checkpoint, write_card
 from ase_definet.matching.naming import defect_name
 from ase_definet.model.architectures import ARCHITECTURES, architecture_of
 from ase_definet.structures.state import State
+from ase_definet.training import property_ensemble
 from ase_definet.training.error_estimate import FOLDS, fit_error_estimate
-from ase_definet.training.run import Run
+from ase_definet.training.run import Run, TrainingRun
 
 Array: TypeAlias = NDArray[Any]
 
@@ -31,7 +32,7 @@ LIMITS = (
 )
 
 
-def build_card(run: Run, name: str, version: str) -> ModelCard:
+def build_card(run: TrainingRun, name: str, version: str) -> ModelCard:
     """Describe a finished run.
 
     Args:
@@ -50,14 +51,17 @@ def build_card(run: Run, name: str, version: str) -> ModelCard:
             "attribution": run.config.attribution or f"Trained on {Path(run.config.data).name}.",
             "license": run.config.license,
             "training": training_record(run),
-            "validation": {k: {m: round(v, 5) for m, v in row.items()} for k, row in run.validate().items()},
-            "units": UNITS,
-            "limits": LIMITS,
+            "validation": {
+                k: {m: round(v, 5) for m, v in row.items() if isinstance(run, Run) or m != "mae"}
+                for k, row in run.validate().items()
+            },
+            "units": UNITS if isinstance(run, Run) else property_ensemble.UNITS,
+            "limits": LIMITS if isinstance(run, Run) else property_ensemble.LIMITS,
         }
     )
 
 
-def training_record(run: Run) -> dict[str, Any]:
+def training_record(run: TrainingRun) -> dict[str, Any]:
     """Return the training data and settings of a run as plain JSON values."""
     hosts: dict[str, HostRecord] = {}
     elements: set[str] = set()
@@ -113,7 +117,7 @@ def _states_record(codes: Array) -> dict[str, Any]:
     }
 
 
-def export_weights(run: Run, path: Path, name: str, version: str) -> Path:
+def export_weights(run: TrainingRun, path: Path, name: str, version: str) -> Path:
     """Fit the error estimate of a run, and write its averaged weights and their model card.
 
     Args:
@@ -124,7 +128,11 @@ def export_weights(run: Run, path: Path, name: str, version: str) -> Path:
     """
     card = build_card(run, name, version)
     network = run.average
-    if network.can_fit_error_head and sum(len(g.indices("val")) for g in run.groups) >= FOLDS:
+    if (
+        isinstance(run, Run)
+        and network.can_fit_error_head
+        and sum(len(g.indices("val")) for g in run.groups) >= FOLDS
+    ):
         network, reliability = fit_error_estimate(network, run.batches)
         card = card.changed(expected_error=reliability)
     save_checkpoint(path, network, card, overwrite=True)

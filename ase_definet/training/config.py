@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ase_definet.errors import TrainingError
-from ase_definet.model.architectures import ARCHITECTURES, architecture_of
+from ase_definet.model.architectures import ARCHITECTURES, architecture_of, predicts_properties
 from ase_definet.model.config import NetworkConfig, SiteNetworkConfig
 from ase_definet.model.settings import check_ranges, check_types, unknown_settings, within
 
@@ -40,6 +40,7 @@ class TrainConfig:
         sampling_weights: Share of the steps of each subset, by name (``high/MoS2``); only these subsets are used.
             By default all are used, in proportion to the square roots of their numbers of pairs.
         model: Sizes of the network; its type is the architecture.
+        targets: Labels that a network for properties learns, by their names in the data.
         training_fraction: Share of the training pairs that is used; the same pairs in every run.
         steps: Length of the run.
         batch_size: Structures per step, in total over all devices.
@@ -84,6 +85,7 @@ class TrainConfig:
     out: str
     sampling_weights: Mapping[str, float] = field(default_factory=dict)
     model: NetworkConfig = field(default_factory=SiteNetworkConfig)
+    targets: tuple[str, ...] = ()
     training_fraction: float = within(1.0, _LEAST, 1.0)
     steps: int = within(30000, 1, _MOST)
     batch_size: int = within(16, 1, 10**6)
@@ -134,10 +136,20 @@ class TrainConfig:
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise TrainingError(f"{name} must be {' or '.join(get_args(hint))}, found {getattr(self, name)!r}")
         _check_shares(self.sampling_weights)
+        self._check_targets()
         try:
             self.model.check()
         except ValueError as error:
             raise TrainingError(f"[model]: {error}") from error
+
+    def _check_targets(self) -> None:
+        """Check that there are labels to learn where the network learns labels, and only there."""
+        object.__setattr__(self, "targets", tuple(self.targets))
+        title = ARCHITECTURES[architecture_of(self.model)].title
+        if predicts_properties(self.model) and not self.targets:
+            raise TrainingError(f"a {title} needs targets: names of labels in the data, such as formation_energy")
+        if self.targets and not predicts_properties(self.model):
+            raise TrainingError(f'a {title} learns displacements and has no targets; use architecture = "sparse"')
 
     def plain(self) -> dict[str, Any]:
         """Return all values as plain JSON, with the architecture among those of the model."""
@@ -172,10 +184,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "validate_every": 1000,
             "model": {"architecture": "definet"},
         },
+        "properties": {
+            "steps": 4000,
+            "batch_size": 64,
+            "optimizer": "muon",
+            "learning_rate": 1e-3,
+            "warmup_steps": 200,
+            "cosine_fraction": 0.75,
+            "ema_decay": 0.995,
+            "targets": ("formation_energy",),
+            "model": {"architecture": "sparse"},
+        },
     }
 )
 """Presets by name: ``small`` for a run of minutes, ``base`` the bundled networks of five layers, ``deep`` those of
-eight, for one or two hosts with some hundred pairs each, ``paper`` the published network."""
+eight, for one or two hosts with some hundred pairs each, ``paper`` the published network, ``properties`` the sparse
+network of energies and gaps."""
 
 
 def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainConfig:
@@ -196,6 +220,7 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     base = dict(PRESETS[preset]) if preset else {}
     values = base | dict(options)
     model = dict(base.get("model", {})) | dict(options.get("model", {}))
+    values |= _targets_of(values)
     architecture = model.pop("architecture", "site")
     if not isinstance(architecture, str) or architecture not in MODELS:
         raise TrainingError(f"unknown architecture {architecture!r}: expected one of {', '.join(MODELS)}")
@@ -204,7 +229,14 @@ def make_config(options: Mapping[str, Any], preset: str | None = None) -> TrainC
     missing = [name for name in ("data", "out") if not values.get(name)]
     if missing:
         raise TrainingError(f"the config lacks {' and '.join(missing)}")
-    return TrainConfig(**values | {"model": MODELS[architecture](**model)})
+    if "targets" in model:  # a config that a run wrote has them twice
+        values.setdefault("targets", tuple(model["targets"]))
+    try:
+        return TrainConfig(**values | {"model": MODELS[architecture].parse(model)})
+    except ValueError as error:
+        if isinstance(error, TrainingError):
+            raise
+        raise TrainingError(f"[model]: {error}") from error
 
 
 def read_config(path: Path, **overrides: Any) -> TrainConfig:
@@ -259,6 +291,17 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise TrainingError(f"sampling_weights must not be negative, and finite, found {dict(shares)}")
     if shares and not any(shares.values()):
         raise TrainingError("sampling_weights must not be negative, nor all zero")
+
+
+def _targets_of(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the targets of a config as a tuple of names; one name may stand alone."""
+    if "targets" not in values:
+        return {}
+    found = values["targets"]
+    names = (found,) if isinstance(found, str) else found
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise TrainingError(f"targets must be names of labels, found {found!r}")
+    return {"targets": tuple(names)}
 
 
 def _check_known(values: Mapping[str, Any], kind: type, where: str) -> None:

@@ -11,11 +11,12 @@ import io
 import json
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 
 from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
-from ase_definet.data import PackedDataset
+from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.errors import DefiNetError, DeviceError, TrainingError
-from ase_definet.model.architectures import build_network
+from ase_definet.model.architectures import build_network, predicts_properties
 from ase_definet.model.protocol import DisplacementModel
 from ase_definet.structures.files import replacing
 from ase_definet.structures.run_folder import RunFolder
@@ -77,45 +78,40 @@ class _Stages(nn.Module):
         return batches.predict(self.network, numbers, kinds, start, state)
 
 
-class Run:
-    """A training run and all of its state.
+class TrainingRun(ABC):
+    """A training run and all of its state: what runs of all kinds of networks share.
 
     Args:
         config: The settings.
         fabric: The devices, launched; by default those of the config.
 
+    Attributes:
+        LOGGED: Columns of the validation table that are logged; all by default.
+        UNIT: Unit of ``mae`` in that table.
+
     Raises:
         TrainingError: The data lack what the config requests.
     """
 
+    LOGGED: ClassVar[tuple[str, ...]] = ()
+    UNIT: ClassVar[str] = ""
+    train_pairs: list[Array]
+
     def __init__(self, config: TrainConfig, fabric: Fabric | None = None) -> None:
         self.fabric = fabric or make_fabric(config)
-        initial = load_checkpoint(resolve_model(config.initial_weights)) if config.initial_weights else None
+        initial = config.initial_weights
         self.pack = PackedDataset.open(config.data)
-        self.groups = chosen_groups(self.pack, config)
-        weights: DisplacementModel | None = None
+        self.groups = self._chosen_groups(config)
         self.lineage: dict[str, Any] = {}
-        if initial is not None:
-            weights, self.lineage = network_of_groups(initial, self.groups)
-            config = with_model(config, sizes_of(weights.config, config.model))
-        if config.noisy_start_fraction:
-            config = with_model(config, with_noisy_starts(config.model))
-        self.config = config
-        self.shares = shares_of(self.groups, config)
         torch.manual_seed(config.seed)
-        network = build_network(config.model)
-        if weights is not None:
-            begin = network.state_dict() | weights.state_dict()
-            network.load_state_dict({name: begin[name] for name in network.state_dict()})
-        knows = weights is not None and weights.config.states
-        network.restrict_states(states_of_groups(self.groups), and_before=knows)
-        average = averaged(network, config.ema_decay)
+        self.config, network = self._start(config, resolve_model(initial) if initial else None)
+        self.shares = self._shares()
+        average = averaged(network, self.config.ema_decay)
         self.network = network
-        self.stages, *optimizers = self.fabric.setup(_Stages(network), *make_optimizers(network, config))
+        self.stages, *optimizers = self.fabric.setup(self._wrapped(network), *make_optimizers(network, self.config))
         self.optimizers: list[Any] = optimizers
         self.averaged = average.to(self.fabric.device).requires_grad_(requires_grad=False).eval()
-        self.batches = [SiteBatches(group, config.model, self.fabric.device) for group in self.groups]
-        self.train_pairs = [fraction_of(group.indices("train"), config) for group in self.groups]
+        self._load_batches()
         self.step = 0
         self.drawn = [0] * len(self.groups)
         self.plateau, self.skipped = Plateau(), 0
@@ -123,34 +119,59 @@ class Run:
         self.table: dict[str, dict[str, float]] = {}
         self.out = Path(config.out)
 
+    @abstractmethod
+    def _chosen_groups(self, config: TrainConfig) -> list[PairGroup]:
+        """Return the groups that are trained on."""
+
+    @abstractmethod
+    def _shares(self) -> Array:
+        """Return the share of each group."""
+
+    @abstractmethod
+    def _start(self, config: TrainConfig, initial: Path | None) -> tuple[TrainConfig, Any]:
+        """Return the config with the final sizes of the network, and the network.
+
+        Args:
+            config: The settings.
+            initial: File of the initial weights.
+        """
+
+    @abstractmethod
+    def _wrapped(self, network: Any) -> nn.Module:
+        """Return the module that Fabric wraps."""
+
+    @abstractmethod
+    def _load_batches(self) -> None:
+        """Set up the batches, and which pairs of each group are trained on."""
+
+    @abstractmethod
+    def _next_losses(self) -> tuple[Tensor, Tensor]:
+        """Return the loss of this step's structures, and the total that is minimised; counts what was drawn."""
+
+    @abstractmethod
+    def validate(self, limit: int | None = None) -> dict[str, dict[str, float]]:
+        """Return the validation errors of the averaged weights by subset, ``mae`` among them.
+
+        Args:
+            limit: Largest number of structures per group; all by default.
+        """
+
     @property
-    def average(self) -> DisplacementModel:
+    def average(self) -> Any:
         """The network with the moving average of the weights, which is validated and exported."""
-        average: Any = self.averaged.module
-        return average  # type: ignore[no-any-return]
+        return self.averaged.module
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
         return learning_rate(self.config, self.step, self.plateau.scale)
 
-    def _next_group(self) -> int:
-        """Pick the group that is furthest behind its share."""
-        behind = [share * (self.step + 1) - n for share, n in zip(self.shares, self.drawn, strict=True)]
-        return int(np.argmax(behind))
-
-    def _next_pairs(self, which: int) -> Array:
-        """Return the next training pairs of a group."""
-        return next_pairs(self.train_pairs[which], which, self.drawn[which], self.config)
-
     def advance(self) -> float:
-        """Take one step; return its loss in Å."""
+        """Take one step; return its loss."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        which = self._next_group()
-        chosen = self._next_pairs(which)[rank::world]
         # dropout and noise depend on the counters only, so that a resumed run repeats it
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * world + rank)
         self.network.train()
-        loss, total = self._losses(self.batches[which], chosen)
+        loss, total = self._next_losses()
         self.network.zero_grad(set_to_none=True)
         self.fabric.backward(total)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
@@ -162,22 +183,8 @@ class Run:
                 group["lr"] = own
             optimizer.step()
         self.averaged.update_parameters(self.network)
-        self.drawn[which] += 1
         self.step += 1
         return float(loss.detach())
-
-    def _losses(self, batches: SiteBatches, chosen: Array) -> tuple[Tensor, Tensor]:
-        """Return the loss of the predictions for some pairs, and the total with the auxiliary loss, in Å."""
-        config = self.config
-        numbers, kinds, target, real = batches.batch(chosen)
-        start = corrupted(target, real, config) if config.noisy_start_fraction else None
-        state = withheld(batches.states(chosen), config.state_dropout) if config.model.states else None
-        *guesses, predicted = self.stages(batches, numbers, kinds, start, state)
-        loss = total = loss_of(predicted, target, real, config.loss)
-        if guesses and config.auxiliary_loss_weight:
-            early = torch.stack([loss_of(guess, target, real, config.loss) for guess in guesses]).mean()
-            total = loss + config.auxiliary_loss_weight * early
-        return loss, total
 
     def _skip(self) -> None:
         """Skip a step without a finite gradient; only the momenta change.
@@ -191,35 +198,6 @@ class Run:
                 f"{self.skipped} steps without a finite gradient by step {self.step}: lower the learning rate"
             )
         self.network.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def validate(self, limit: int | None = None) -> dict[str, dict[str, float]]:
-        """Return the coordinate MAE of the averaged weights on validation pairs, in Å, by subset.
-
-        Args:
-            limit: Largest number of pairs per group; all by default.
-
-        Returns:
-            ``mae`` of all atoms, ``a3`` within 3 Å of a defect, and ``ideal_sites`` and ``ideal_sites_a3``, the same
-            for the ideal sites.
-        """
-        sums: dict[str, Tensor] = {}
-        for group, batches in zip(self.groups, self.batches, strict=True):
-            chosen = np.random.default_rng(0).permutation(group.indices("val"))[:limit]
-            mine = chosen[self.fabric.global_rank :: self.fabric.world_size]
-            for start in range(0, len(mine), _VALIDATION_BATCH):
-                part = summed_errors(self.average, batches, mine[start : start + _VALIDATION_BATCH])
-                sums[group.subset] = sums.get(group.subset, 0) + part
-        table = {}
-        for name in sorted({group.subset for group in self.groups}):
-            own = sums.get(name, torch.zeros(6, device=self.fabric.device))
-            whole: Any = self.fabric.all_reduce(own, reduce_op="sum")
-            values = whole.tolist()
-            n, n_near = values[4:]
-            if n:
-                keys = {"mae": n, "a3": n_near, "ideal_sites": n, "ideal_sites_a3": n_near}
-                table[name] = {k: v / max(m, 1) for (k, m), v in zip(keys.items(), values, strict=False)}
-        return table
 
     def state(self) -> dict[str, Any]:
         """Return the state from which a run is resumed."""
@@ -294,6 +272,100 @@ class Run:
             self.lineage = json.loads(state["lineage"])
 
 
+class Run(TrainingRun):
+    """A training run of a network for displacements; every step uses structures on the same sites."""
+
+    LOGGED = ("mae", "a3")
+    UNIT = "Å"
+
+    def _chosen_groups(self, config: TrainConfig) -> list[PairGroup]:
+        return chosen_groups(self.pack, config)
+
+    def _shares(self) -> Array:
+        return shares_of(self.groups, self.config)
+
+    def _start(self, config: TrainConfig, initial: Path | None) -> tuple[TrainConfig, DisplacementModel]:
+        weights: DisplacementModel | None = None
+        if initial is not None:
+            weights, self.lineage = network_of_groups(load_checkpoint(initial), self.groups)
+            config = with_model(config, sizes_of(weights.config, config.model))
+        if config.noisy_start_fraction:
+            config = with_model(config, with_noisy_starts(config.model))
+        torch.manual_seed(config.seed)
+        network = build_network(config.model)
+        if weights is not None:
+            begin = network.state_dict() | weights.state_dict()
+            network.load_state_dict({name: begin[name] for name in network.state_dict()})
+        knows = weights is not None and weights.config.states
+        network.restrict_states(states_of_groups(self.groups), and_before=knows)
+        return config, network
+
+    def _wrapped(self, network: DisplacementModel) -> nn.Module:
+        return _Stages(network)
+
+    def _load_batches(self) -> None:
+        self.batches = [SiteBatches(group, self.config.model, self.fabric.device) for group in self.groups]
+        self.train_pairs = [fraction_of(group.indices("train"), self.config) for group in self.groups]
+
+    def _next_group(self) -> int:
+        """Pick the group that is furthest behind its share."""
+        behind = [share * (self.step + 1) - n for share, n in zip(self.shares, self.drawn, strict=True)]
+        return int(np.argmax(behind))
+
+    def _next_pairs(self, which: int) -> Array:
+        """Return the next training pairs of a group."""
+        return next_pairs(self.train_pairs[which], which, self.drawn[which], self.config)
+
+    def _next_losses(self) -> tuple[Tensor, Tensor]:
+        which = self._next_group()
+        chosen = self._next_pairs(which)[self.fabric.global_rank :: self.fabric.world_size]
+        loss, total = self._losses(self.batches[which], chosen)
+        self.drawn[which] += 1
+        return loss, total
+
+    def _losses(self, batches: SiteBatches, chosen: Array) -> tuple[Tensor, Tensor]:
+        """Return the loss of the predictions for some pairs, and the total with the auxiliary loss, in Å."""
+        config = self.config
+        numbers, kinds, target, real = batches.batch(chosen)
+        start = corrupted(target, real, config) if config.noisy_start_fraction else None
+        state = withheld(batches.states(chosen), config.state_dropout) if config.model.states else None
+        *guesses, predicted = self.stages(batches, numbers, kinds, start, state)
+        loss = total = loss_of(predicted, target, real, config.loss)
+        if guesses and config.auxiliary_loss_weight:
+            early = torch.stack([loss_of(guess, target, real, config.loss) for guess in guesses]).mean()
+            total = loss + config.auxiliary_loss_weight * early
+        return loss, total
+
+    @torch.no_grad()
+    def validate(self, limit: int | None = None) -> dict[str, dict[str, float]]:
+        """Return the coordinate MAE of the averaged weights on validation pairs, in Å, by subset.
+
+        Args:
+            limit: Largest number of pairs per group; all by default.
+
+        Returns:
+            ``mae`` of all atoms, ``a3`` within 3 Å of a defect, and ``ideal_sites`` and ``ideal_sites_a3``, the same
+            for the ideal sites.
+        """
+        sums: dict[str, Tensor] = {}
+        for group, batches in zip(self.groups, self.batches, strict=True):
+            chosen = np.random.default_rng(0).permutation(group.indices("val"))[:limit]
+            mine = chosen[self.fabric.global_rank :: self.fabric.world_size]
+            for start in range(0, len(mine), _VALIDATION_BATCH):
+                part = summed_errors(self.average, batches, mine[start : start + _VALIDATION_BATCH])
+                sums[group.subset] = sums.get(group.subset, 0) + part
+        table = {}
+        for name in sorted({group.subset for group in self.groups}):
+            own = sums.get(name, torch.zeros(6, device=self.fabric.device))
+            whole: Any = self.fabric.all_reduce(own, reduce_op="sum")
+            values = whole.tolist()
+            n, n_near = values[4:]
+            if n:
+                keys = {"mae": n, "a3": n_near, "ideal_sites": n, "ideal_sites_a3": n_near}
+                table[name] = {k: v / max(m, 1) for (k, m), v in zip(keys.items(), values, strict=False)}
+        return table
+
+
 def make_fabric(config: TrainConfig) -> Fabric:
     """Return the devices of a config; several devices still have to be launched.
 
@@ -325,7 +397,9 @@ def make_fabric(config: TrainConfig) -> Fabric:
         ) from error
 
 
-def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda _run, _loss: None) -> Run:
+def train(
+    config: TrainConfig, progress: Callable[[TrainingRun, float], object] = lambda _run, _loss: None
+) -> TrainingRun:
     """Train to the end, resuming from the last checkpoint in ``config.out``.
 
     Args:
@@ -340,7 +414,7 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
     """
     fabric = make_fabric(config)
     fabric.launch()
-    run = Run(config, fabric)
+    run = run_of(config, fabric)
     folder = RunFolder(
         run.out, "training", TrainingError, otherwise="give another `out`", goes_on="after its last checkpoint"
     )
@@ -351,7 +425,24 @@ def train(config: TrainConfig, progress: Callable[[Run, float], object] = lambda
     return run
 
 
-def _train(run: Run, folder: RunFolder, progress: Callable[[Run, float], object]) -> None:
+def run_of(config: TrainConfig, fabric: Fabric | None = None) -> TrainingRun:
+    """Return a new run of the kind that trains a network of this config.
+
+    Args:
+        config: The settings.
+        fabric: The devices, launched; by default those of the config.
+
+    Raises:
+        TrainingError: The data lack what the config requests.
+    """
+    if predicts_properties(config.model):
+        from ase_definet.training.property_run import PropertyRun  # noqa: PLC0415 - it builds on this module
+
+        return PropertyRun(config, fabric)
+    return Run(config, fabric)
+
+
+def _train(run: TrainingRun, folder: RunFolder, progress: Callable[[TrainingRun, float], object]) -> None:
     """Train in a folder that is locked."""
     config, fabric = run.config, run.fabric
     run.resume()
@@ -390,7 +481,7 @@ def _train(run: Run, folder: RunFolder, progress: Callable[[Run, float], object]
     run.table = run.table or run.validate()  # a finished run that is resumed has nothing else to do
 
 
-def _row(run: Run, loss: float) -> dict[str, Any]:
+def _row(run: TrainingRun, loss: float) -> dict[str, Any]:
     """Return the log row of a validation."""
     row: dict[str, Any] = {
         "step": run.step,
@@ -398,7 +489,9 @@ def _row(run: Run, loss: float) -> dict[str, Any]:
         "learning_rate": run.rate(),
         "loss": loss,
     }
-    return row | {f"{name} {key}": run.table[name][key] for name in run.table for key in ("mae", "a3")}
+    return row | {
+        f"{name} {key}": run.table[name][key] for name in run.table for key in run.LOGGED or run.table[name]
+    }
 
 
 def _all_or_none(fabric: Fabric, work: Callable[[], object]) -> None:

@@ -21,21 +21,35 @@ def chosen_groups(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
     Raises:
         TrainingError: A subset is unknown, or there are no training pairs.
     """
+    groups = [group for group in groups_of_subsets(pack, config) if len(group.indices("train"))]
+    if not groups:
+        wanted = ", ".join(config.sampling_weights or pack.subsets)
+        raise TrainingError(f"{config.data}: no training pairs in {wanted}")
+    return groups
+
+
+def groups_of_subsets(pack: PackedDataset, config: TrainConfig) -> list[PairGroup]:
+    """Return the groups of the subsets that a config names, of all by default.
+
+    Raises:
+        TrainingError: A subset is unknown.
+    """
     unknown = sorted(set(config.sampling_weights) - set(pack.subsets))
     if unknown:
         raise TrainingError(
             f"sampling_weights name {', '.join(unknown)}; {config.data} has {', '.join(sorted(pack.subsets))}"
         )
     wanted = [name for name, share in config.sampling_weights.items() if share > 0] or list(pack.subsets)
-    groups = [group for group in pack.groups if group.subset in wanted and len(group.indices("train"))]
-    if not groups:
-        raise TrainingError(f"{config.data}: no training pairs in {', '.join(wanted)}")
-    return groups
+    return [group for group in pack.groups if group.subset in wanted]
 
 
 def shares_of(groups: list[PairGroup], config: TrainConfig) -> Array:
     """Return the share of the steps of each group; a subset's share is divided by numbers of pairs."""
-    pairs = np.array([len(group.indices("train")) for group in groups], dtype=float)
+    return shares_of_counts(groups, np.array([len(group.indices("train")) for group in groups], dtype=float), config)
+
+
+def shares_of_counts(groups: list[PairGroup], pairs: Array, config: TrainConfig) -> Array:
+    """Return the share of the steps of each group, from its number of structures; see :func:`shares_of`."""
     names = [group.subset for group in groups]
     whole = {name: sum(n for n, own in zip(pairs, names, strict=True) if own == name) for name in names}
     share = {

@@ -1,0 +1,1 @@
+"""Properties of defects: formation energies, gaps and moments, their expected errors and chemical potentials."""

@@ -1,0 +1,162 @@
+"""Chemical potentials: the reference phases of formation energies, other values, and host-rich and host-poor limits.
+
+The formation energy of a neutral defect is ``E(defect) - E(host) - sum(dn * mu)``, with ``dn`` atoms of an element
+more than in the host, and ``mu`` its chemical potential in eV per atom. The networks learn it relative to the bulk
+phases of the elements; for other potentials it shifts by ``-sum(dn * (mu - mu_ref))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import NDArray
+
+from ase_definet.errors import DefiNetError
+from ase_definet.matching.host import Host
+
+Array: TypeAlias = NDArray[Any]
+
+REFERENCES: Mapping[str, float] = MappingProxyType(
+    {
+        "Mo": -10.9332,
+        "S": -4.127,
+        "W": -13.0106,
+        "Se": -3.489,
+        "B": -6.704,
+        "N": -8.324,
+        "Ga": -3.03,
+        "In": -2.715,
+        "P": -5.362,
+        "C": -9.226,
+    }
+)
+"""Energy per atom of the bulk phases of the elements, PBE in VASP, in eV."""
+
+HOST_ENERGIES: Mapping[str, float] = MappingProxyType(
+    {
+        "MoS2": -1398.1131 / 64,
+        "WSe2": -1384.9085 / 64,
+        "BN": -1124.4346 / 64,
+        "GaSe": -554.0446 / 36,
+        "InSe": -522.7948 / 36,
+        "P": -772.1556 / 36,
+    }
+)
+"""Energy per primitive cell of the hosts of the library, PBE in VASP, in eV."""
+
+SOURCE = "Huang et al., npj 2D Mater. Appl. 7, 6 (2023); Kazeev et al., npj Comput. Mater. 9, 113 (2023)"
+"""Source of both tables."""
+
+RICH = "rich"
+POOR = "poor"
+
+
+@dataclass(frozen=True)
+class ChemicalPotentials:
+    """Chemical potentials that formation energies are shown for.
+
+    Attributes:
+        values: In eV per atom, by element; those of the reference phases for all others.
+        warnings: What to know about them.
+    """
+
+    values: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+    def of(self, element: str) -> float | None:
+        """Return the chemical potential of an element in eV; None if neither it nor its reference is known."""
+        return self.values.get(element, REFERENCES.get(element))
+
+    def shift(self, numbers: Array, host_numbers: Array) -> Array:
+        """Return what formation energies relative to the reference phases change by, shape ``(n,)``, in eV.
+
+        Args:
+            numbers: Atomic number on each site, 0 where empty, shape ``(n, n_sites)``.
+            host_numbers: Atomic number of the host there, shape ``(n_sites,)``.
+        """
+        out = np.zeros(len(numbers))
+        for element, value in self.values.items():
+            number = atomic_numbers[element]
+            more = (numbers == number).sum(axis=1) - (host_numbers == number).sum()
+            out -= more * (value - REFERENCES.get(element, value))
+        return out
+
+
+def parse_potentials(texts: Iterable[str], host: Host, host_name: str, involved: Iterable[str]) -> ChemicalPotentials:
+    """Read chemical potentials as they are given on the command line.
+
+    Args:
+        texts: Each ``S=-4.5`` (eV per atom), or ``rich:S`` or ``poor:S`` for a limit of the host.
+        host: The host.
+        host_name: Its name in the library.
+        involved: Symbols of the elements of the defects and the host.
+
+    Raises:
+        DefiNetError: A text cannot be read, or a limit needs an energy of the host that is not known.
+    """
+    values: dict[str, float] = {}
+    warnings: list[str] = []
+    known = set(involved) | {chemical_symbols[z] for z in host.numbers}
+    for text in texts:
+        kind, colon, element = text.partition(":")
+        if colon and kind in {RICH, POOR}:
+            values |= limit(host, host_name, element.strip(), poor=kind == POOR)
+            continue
+        symbol, equals, number = (part.strip() for part in text.partition("="))
+        if not equals or symbol not in atomic_numbers:
+            raise DefiNetError(f"cannot read the chemical potential {text!r}; expected S=-4.5, rich:S or poor:S")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise DefiNetError(f"the chemical potential {text!r} needs a number in eV, found {number!r}") from error
+        if not np.isfinite(value):
+            raise DefiNetError(f"the chemical potential {text!r} must be finite")
+        if symbol not in known:
+            warnings.append(
+                f"the chemical potential of {symbol} changes nothing: neither host nor defects contain it"
+            )
+        elif symbol not in REFERENCES:
+            warnings.append(f"no reference energy is known for {symbol}: its chemical potential is not used")
+            continue
+        values[symbol] = value
+    return ChemicalPotentials(values, tuple(warnings))
+
+
+def limit(host: Host, host_name: str, element: str, *, poor: bool = False) -> dict[str, float]:
+    """Return the chemical potentials at a limit of the host's stability.
+
+    Rich in an element means in equilibrium with its bulk phase; the host's other element then follows from the energy
+    of the host. Poor in it means rich in the other one.
+
+    Args:
+        host: The host, of one or two elements.
+        host_name: Its name in the library.
+        element: Symbol of one of its elements.
+        poor: Whether the host is poor in it.
+
+    Raises:
+        DefiNetError: The element is not the host's, or the energy of the host is not known.
+    """
+    symbols = [chemical_symbols[z] for z in host.numbers]
+    elements = list(dict.fromkeys(symbols))
+    if element not in elements:
+        raise DefiNetError(f"host {host.name} holds {' and '.join(elements)}, not {element}: give its own element")
+    energy = HOST_ENERGIES.get(host_name)
+    if energy is None or any(symbol not in REFERENCES for symbol in elements):
+        raise DefiNetError(
+            f"no energy of host {host.name} is known (known: {', '.join(HOST_ENERGIES)}): give the chemical "
+            f"potentials as numbers, such as {element}=-4.5"
+        )
+    if len(elements) == 1:
+        return {element: REFERENCES[element]}
+    if len(elements) > 2:  # noqa: PLR2004 - binary
+        raise DefiNetError(f"host {host.name} has {len(elements)} elements: give all chemical potentials as numbers")
+    (other,) = (symbol for symbol in elements if symbol != element)
+    rich, left = (other, element) if poor else (element, other)
+    value = (energy - symbols.count(rich) * REFERENCES[rich]) / symbols.count(left)
+    return {rich: REFERENCES[rich], left: value}
