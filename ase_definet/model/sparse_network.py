@@ -178,7 +178,7 @@ def _read_out(n_in: int, width: int, n_out: int, dropout: float) -> nn.Sequentia
 
 
 class PropertyEnsemble(PropertyModel):
-    """Several networks: the mean of those that know a property, and an expected error from their spread.
+    """Several networks: the mean of those that know a property of a host, and an expected error from their spread.
 
     The expected absolute error of a property is ``exp(a + b log(spread + c) + d log(n_defects))`` with numbers for
     each host, fitted to validation data after training.
@@ -211,17 +211,28 @@ class PropertyEnsemble(PropertyModel):
         Returns:
             Both of shape ``(n, n_targets)``, NaN for other properties.
         """
-        found: dict[str, list[Tensor]] = {name: [] for name in self.config.targets}
-        for module, member in zip(self.members, self.config.members, strict=True):
-            if asked.isdisjoint(member.targets):
+        targets = self.config.targets
+        found: list[Tensor] = []
+        known: list[Tensor] = []
+        for module in self.members:
+            member: Any = module
+            # a network counts where it was trained: some are for some of the hosts only
+            counts = member.trained[batch.hosts]
+            columns = [k for k, name in enumerate(member.config.targets) if name in asked]
+            if not columns or not bool(counts[:, columns].any()):
                 continue
-            values = module(batch)
-            for column, name in enumerate(member.targets):
-                found[name].append(values[:, column])
-        nothing = torch.full((1, len(batch)), float("nan"), device=batch.mask.device, dtype=batch.mask.dtype)
-        stacked = [torch.stack(parts) if parts else nothing for parts in found.values()]
-        mean = torch.stack([parts.mean(dim=0) for parts in stacked], dim=1)
-        return mean, torch.stack([parts.std(dim=0, correction=0) for parts in stacked], dim=1)
+            values = member(batch)
+            places = [targets.index(member.config.targets[k]) for k in columns]
+            empty, into = values.new_zeros(len(batch), len(targets)), _indices(places, values)
+            found.append(empty.index_copy(1, into, values[:, columns]))
+            known.append(empty.index_copy(1, into, counts[:, columns]))
+        if not found:
+            nothing = torch.full((len(batch), len(targets)), float("nan"), device=batch.mask.device)
+            return nothing, nothing
+        values, weights = torch.stack(found), torch.stack(known)
+        total = weights.sum(dim=0)  # zero divided by zero is NaN where no network was trained
+        mean = (weights * values).sum(dim=0) / total
+        return mean, ((weights * (values - mean).square()).sum(dim=0) / total).sqrt()
 
     def knows(self, host: int) -> dict[str, bool]:
         """Return of which properties any of the networks has learnt anything on a host."""
@@ -241,3 +252,7 @@ class PropertyEnsemble(PropertyModel):
         a, b, c, d = self.error_weights[batch.hosts].unbind(dim=-1)
         count = batch.mask.sum(dim=1, keepdim=True).clamp_min(1)
         return (a + b * (spread + c + _LEAST_SPREAD).log() + d * count.log()).exp()
+
+
+def _indices(places: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(places, device=like.device)

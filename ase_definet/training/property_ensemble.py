@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ase_definet.checkpoints.card import HostRecord, ModelCard
 from ase_definet.checkpoints.format import LoadedProperties, load_properties, save_checkpoint, write_card
 from ase_definet.data import PackedDataset
 from ase_definet.errors import CheckpointError
@@ -198,7 +199,7 @@ def _card(
     version: str,
 ) -> dict[str, Any]:
     first = loaded[0].card
-    training: Mapping[str, Any] = first.training.plain() if first.training else {}
+    training = _joined_training([one.card for one in loaded])
     configs = [one.card.training.config for one in loaded if one.card.training is not None]
     validation: dict[str, dict[str, float]] = {}
     for one in found:
@@ -215,8 +216,22 @@ def _card(
         "parameters": sum(p.numel() for p in ensemble.parameters()),
         "attribution": first.attribution,
         "license": first.license,
-        "training": {**training, "config": None, "members": configs},
+        "training": {**training, "members": configs},
         "validation": validation,
         "units": UNITS,
         "limits": LIMITS,
+    }
+
+
+def _joined_training(cards: Sequence[ModelCard]) -> dict[str, Any]:
+    """Return what any of several networks was trained on."""
+    records = [card.training for card in cards if card.training is not None]
+    hosts: dict[str, HostRecord] = {}
+    for record in records:
+        for name, host in record.hosts.items():
+            hosts[name] = hosts[name].joined(host) if name in hosts else host
+    return {
+        "elements": sorted({element for record in records for element in record.elements}),
+        "hosts": {name: host.plain() for name, host in hosts.items()},
+        "data_sha256": records[0].data_sha256 if records else None,
     }

@@ -77,10 +77,14 @@ class PropertyRun(TrainingRun):
         return with_model(config, known), network
 
     def _known(self, config: TrainConfig, sizes: SparseNetworkConfig) -> SparseNetworkConfig:
-        """Return the config of the network with its targets, and with the hosts and defects of the data."""
-        hosts = sorted({tuple(sorted(group.unit_numbers.tolist())) for group in self.groups})
+        """Return the config of the network with its targets, and with the hosts and defects of the data.
+
+        Those of all subsets are listed, so that networks for some of them can be put together with others.
+        """
+        labelled = [g for g in self.pack.groups if len(self._labelled(g, "train")) or len(self._labelled(g, "val"))]
+        hosts = sorted({tuple(sorted(group.unit_numbers.tolist())) for group in labelled})
         kinds: set[tuple[int, int, int]] = set()
-        for group in self.groups:
+        for group in labelled:
             host = hosts.index(tuple(sorted(group.unit_numbers.tolist())))
             numbers = group.numbers[np.concatenate([self._labelled(group, split) for split in ("train", "val")])]
             base = np.broadcast_to(group.host_numbers, numbers.shape)
