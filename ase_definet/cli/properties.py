@@ -113,7 +113,9 @@ def _structures(files: tuple[Path, ...]) -> Iterator[tuple[str, Atoms | Exceptio
             yield str(file), StructureError(problem)
             continue
         for name, given in structures_of([file]):
-            yield str(file) if name == file.name else f"{file} {name}".replace(f"{file} {file.name}#", f"{file}#"), given
+            number = name.removeprefix(f"{file.name}#")
+            title = f"{file} {name}" if number == name else f"{file}#{number}"
+            yield str(file) if name == file.name else title, given
 
 
 def _predicted(

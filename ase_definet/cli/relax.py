@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from ase_definet.relaxation.relaxer import DefiNetRelaxer
+    from ase_definet.cli.property_text import Properties
     from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 
 
@@ -169,23 +170,26 @@ def relax_command(
     with ProgressBar("relaxing", len(jobs), hidden=quiet or alone) as bar:
         _steps_shown(relaxer, bar)
         for k, (job, item) in enumerate(zip(jobs, relaxer.relax_many(_read(jobs, notes)), strict=True)):
-            if isinstance(item, RelaxResult):
-                notes[k] += _useless(relaxer, item)
-            record = _settle(job, item, notes[k], input_set, overwrite=overwrite)
+            record = _settle(job, item, notes[k] + _useless(relaxer, item), input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
             records.append(record)
             bar.advance()
             if isinstance(item, RelaxResult) and item.properties and "error" not in record:
                 predicted.append((job.title, item.properties))
-    failed = sum("error" in record for record in records)
     if report is not None:
         write_report(report, records)
-    if len(jobs) > 1 and not quiet:
+    _conclude(records, predicted, quiet=quiet)
+
+
+def _conclude(records: list[dict[str, Any]], predicted: list[tuple[str, Properties]], *, quiet: bool) -> None:
+    """Print the properties of several structures as a table, and how many were relaxed; exit with 1 if any failed."""
+    failed = sum("error" in record for record in records)
+    if len(records) > 1 and not quiet:
         for line in property_lines(predicted) if len(predicted) > 1 else ():
             click.echo(line)
         click.echo(
-            f"{len(jobs) - failed} of {len(jobs)} structures relaxed" + (f", {failed} failed" if failed else "")
+            f"{len(records) - failed} of {len(records)} structures relaxed" + (f", {failed} failed" if failed else "")
         )
     if failed:
         raise SystemExit(1)
@@ -211,9 +215,11 @@ def _steps_shown(relaxer: DefiNetRelaxer, bar: ProgressBar) -> None:
         relaxer.calculator.progress = lambda steps, fmax: bar.say(f"step {steps}, {fmax:.2f} eV/Å")
 
 
-def _useless(relaxer: DefiNetRelaxer, result: RelaxResult) -> list[str]:
+def _useless(relaxer: DefiNetRelaxer, result: RelaxResult | RelaxFailure) -> list[str]:
     """Return warnings about chemical potentials that change nothing for this structure."""
-    if relaxer.properties is None or not relaxer.properties.asked.texts:
+    from ase_definet.relaxation.result import RelaxFailure
+
+    if isinstance(result, RelaxFailure) or relaxer.properties is None or not relaxer.properties.asked.texts:
         return []
     host, involved = result.site_map.host, result.atoms.get_chemical_symbols()
     try:

@@ -137,7 +137,8 @@ def element_of(text: str) -> str:
     symbol = symbol if equals else rest
     if not atomic_numbers.get(symbol):  # X is number 0
         raise DefiNetError(
-            f"cannot read the chemical potential {text!r}: {symbol!r} is no element; expected S=-4.5, rich:S or poor:S"
+            f"cannot read the chemical potential {text!r}: {symbol!r} is no element; expected S=-4.5, rich:S or "
+            "poor:S"
         )
     if equals:
         _number(text)
