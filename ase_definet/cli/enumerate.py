@@ -200,9 +200,7 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
 
 
 def _to_extxyz(stream: Any, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.io import write
-
-    write(stream, space.atoms(configuration), format="extxyz")
+    stream.write(space.extxyz(configuration))
 
 
 def _to_database(database: Any, space: DefectSpace, configuration: Configuration) -> None:

@@ -49,8 +49,8 @@ from ase_definet.errors import DefiNetError, StructureError
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ase_definet.relaxation.relaxer import DefiNetRelaxer
     from ase_definet.cli.property_text import Properties
+    from ase_definet.relaxation.relaxer import DefiNetRelaxer
     from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 
 
