@@ -453,7 +453,8 @@ def test_a_poscar_has_one_block_for_each_species_and_leads_back_to_the_sites(hos
 
 
 @pytest.mark.parametrize(
-    ("host", "defects"), [("WSe2", "v_Se*2 + Mo_W"), ("BN", "C_B + v_N"), ("P", "v_P"), ("BN", "Sn_B"), ("WSe2", "S_Se")]
+    ("host", "defects"),
+    [("WSe2", "v_Se*2 + Mo_W"), ("BN", "C_B + v_N"), ("P", "v_P"), ("BN", "Sn_B"), ("WSe2", "S_Se")],
 )
 def test_text_is_what_ase_writes(host, defects):
     space = DefectSpace(library()[host], np.diag([3, 3, 1]))
