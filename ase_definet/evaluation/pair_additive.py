@@ -75,11 +75,18 @@ class PairAdditive:
     def _fitted(self, features: Array, values: Array, strengths: Sequence[float]) -> list[Array]:
         """Return the terms at each regularisation; those of single defects are not regularised."""
         n_kinds = len(self.config.kinds)
-        weak = np.concatenate([np.full(n_kinds, _FREE), np.ones(features.shape[1] - n_kinds)])
-        normal, right = features.T @ features, features.T @ values
-        return [
-            np.linalg.solve(normal + np.diag(np.where(weak < 1, weak, strength)), right) for strength in strengths
-        ]
+        single = np.arange(features.shape[1]) < n_kinds
+        if len(features) > features.shape[1]:
+            normal, right = features.T @ features, features.T @ values
+            return [np.linalg.solve(normal + np.diag(np.where(single, _FREE, s)), right) for s in strengths]
+        # fewer structures than features: the same solution from products between structures
+        own, pairs = features[:, single], features[:, ~single]
+        of_own, of_pairs = own @ own.T / _FREE, pairs @ pairs.T
+        out = []
+        for strength in strengths:
+            weights = np.linalg.solve(of_own + of_pairs / strength + np.eye(len(values)), values)
+            out.append(features.T @ weights / np.where(single, _FREE, strength))
+        return out
 
     def _chosen_strength(self, features: Array, values: Array) -> float:
         fold = np.random.default_rng(0).permutation(len(values)) % FOLDS

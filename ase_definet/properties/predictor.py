@@ -104,8 +104,8 @@ class PropertyPredictor:
         >>> occupations = np.tile(host.numbers, 64)[None].copy()
         >>> occupations[0, 1] = 0  # one selenium vacancy in 8x8 cells
         >>> found = predictor.predict_occupations(host, 8, occupations)
-        >>> 2.4 < found["formation_energy"][0] < 3.0
-        True
+        >>> round(float(found["formation_energy"][0]), 1)
+        2.7
     """
 
     def __init__(self, weights: str | os.PathLike[str] = "default", device: str | None = None) -> None:

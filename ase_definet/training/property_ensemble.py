@@ -111,7 +111,7 @@ def fit_expected_errors(
     additive = ensemble.config.additive
     for column, name in enumerate(ensemble.config.targets):
         rows = [_table_of(one, column) for one in found]
-        table = np.concatenate(rows) if rows else np.empty((0, 4))
+        table = np.concatenate(rows) if rows else np.empty((0, 5))
         if not len(table):
             continue
         subset = np.concatenate([np.full(len(r), k) for k, r in enumerate(rows)])
@@ -132,11 +132,17 @@ def fit_expected_errors(
 
 
 def _table_of(found: LabelledPredictions, column: int) -> Array:
-    """Return host, spread, absolute error and number of defects of each labelled structure, shape ``(n, 4)``."""
+    """Return the rows that expected errors are fitted to.
+
+    Returns:
+        Host, spread, absolute error, number of defects and weight of each labelled structure, shape ``(n, 5)``. Groups
+        weigh the same, whatever their size: those of low density have the most structures and the smallest errors.
+    """
     error = np.abs(found.values[:, column] - found.labels[:, column])
     spread = np.zeros(len(error)) if found.spread is None else found.spread[:, column]
     host = np.full(len(error), found.host)
-    table = np.stack([host, spread, error, np.maximum(found.n_defects, 1)], axis=1)
+    weight = np.full(len(error), 1 / max(int(np.isfinite(error).sum()), 1))
+    table = np.stack([host, spread, error, np.maximum(found.n_defects, 1), weight], axis=1)
     return np.asarray(table[np.isfinite(error)])
 
 
@@ -164,6 +170,7 @@ def _fit_one(table: Array, prior: Array, weight: float, floor: float | None = No
         np.stack([np.ones(len(table)), np.log(table[:, 1] + floor + 1e-6), np.log(table[:, 3])], axis=1)
     )
     error = torch.tensor(table[:, 2])
+    share = torch.tensor(table[:, 4] / table[:, 4].sum())
     begin = torch.tensor(prior, dtype=torch.double)
     parameters = begin.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([parameters], max_iter=_STEPS, line_search_fn="strong_wolfe")
@@ -171,7 +178,7 @@ def _fit_one(table: Array, prior: Array, weight: float, floor: float | None = No
     def loss() -> Tensor:
         optimizer.zero_grad()
         scale = (logs @ parameters).clamp(-20, 10)
-        value = (scale + error * (-scale).exp()).mean() + weight * (parameters[1:] - begin[1:]).square().sum()
+        value = (share * (scale + error * (-scale).exp())).sum() + weight * (parameters[1:] - begin[1:]).square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +107,6 @@ def test_info_keys_and_calculator_results_are_labels(tmp_path):
         atoms.calc = SinglePointCalculator(atoms, energy=-5.0 - k)
         frames.append(atoms)
     write(tmp_path / "own.extxyz", frames)
-    from dataclasses import replace
-
     pairs = [replace(one, label_names=("energy", "gap_meV")) for one in find_pairs(tmp_path / "own.extxyz")]
     pack, problems = pack_pairs(pairs, tmp_path / "pack", workers=1)
     assert problems == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase.data import chemical_symbols
 
 from ase_definet.errors import DefiNetError
 from ase_definet.matching.library import library
@@ -23,8 +24,6 @@ def changed(*changes: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("name", sorted(HOST_ENERGIES))
 def test_the_host_costs_nothing_at_any_limit(name):
     host = library()[name]
-    from ase.data import chemical_symbols
-
     symbols = [chemical_symbols[z] for z in host.numbers]
     for element in set(symbols):
         for poor in (False, True):

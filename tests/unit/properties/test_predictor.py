@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ase_definet.checkpoints.bundled import bundled_models
 from ase_definet.checkpoints.format import load_properties, save_checkpoint
 from ase_definet.errors import CheckpointError, DefiNetError, MatchError
 from ase_definet.matching.library import library
@@ -15,6 +16,7 @@ from ase_definet.matching.site_map import match_sites
 from ase_definet.properties.chemical_potentials import ChemicalPotentials
 from ase_definet.properties.predictor import FORMATION_ENERGY, GAP, PER_DEFECT, PropertyPredictor
 from ase_definet.relaxation.domain import TRUST
+from ase_definet.relaxation.inputs import lattice_of
 from ase_definet.training.card import export_weights
 from ase_definet.training.config import make_config
 from ase_definet.training.property_ensemble import write_ensemble
@@ -174,8 +176,6 @@ def test_occupations_of_another_shape_are_refused(predictor):
 
 
 def test_weights_for_displacements_are_refused():
-    from ase_definet.checkpoints.bundled import bundled_models
-
     with pytest.raises(CheckpointError, match="predicts displacements"):
         PropertyPredictor(bundled_models()["default"])
 
@@ -200,6 +200,4 @@ def test_a_card_can_say_what_is_near(weights, tmp_path):
 
 
 def plain_sites(predictor: PropertyPredictor, site_map):
-    from ase_definet.relaxation.inputs import lattice_of
-
     return predictor._sites_of(lattice_of(replace(site_map)))

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from ase_definet import __version__
-from ase_definet.checkpoints.bundled import bundled_cards, resolve_model
-from ase_definet.checkpoints.format import load_checkpoint
+from ase_definet.checkpoints.bundled import bundled_cards, bundled_properties, resolve_model
+from ase_definet.checkpoints.format import load_checkpoint, load_properties
 from research.pages import readme
 from research.paths import RESULTS
 from tests.conftest import REPO
@@ -49,6 +49,18 @@ def test_cards_are_those_in_the_weights():
         assert bundled.card == loaded.card
         assert bundled.card.plain() == json.loads(json.dumps(loaded.card.plain()))
         assert bundled.sha256 == loaded.sha256
+
+
+def test_weights_for_properties_are_small_and_name_their_data():
+    for path in bundled_properties().values():
+        loaded = load_properties(path)
+        assert path.stat().st_size < 4e6
+        assert "Huang et al., npj 2D Mater. Appl. 7, 6 (2023)" in loaded.card.attribution
+        assert "Kazeev et al., npj Comput. Mater. 9, 113 (2023)" in loaded.card.attribution
+        assert "names no licence" in loaded.card.attribution
+        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        assert beside["card"] == json.loads(json.dumps(loaded.card.plain()))
+        assert beside["sha256"] == loaded.sha256
 
 
 def test_files_named_in_the_architecture_exist():

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from research.pages import engines, performance, results, trust
+from research.pages import engines, performance, properties, results, trust
 from research.paths import ROOT
 
 SOURCES = sorted((ROOT / "research" / "pages").rglob("*.py"))
@@ -19,7 +19,7 @@ KEY = re.compile(r"\d+%")
 """Of a quantile in a JSON file."""
 
 
-@pytest.mark.parametrize("module", [results, performance, trust, engines], ids=lambda module: module.PAGE.name)
+@pytest.mark.parametrize("module", [results, performance, trust, engines, properties], ids=lambda module: module.PAGE.name)
 def test_the_page_is_what_its_script_makes_of_the_results(module):
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 

@@ -46,7 +46,7 @@ def test_recipes_are_runs(path):
 
 
 def test_what_the_script_runs_is_there_and_what_is_there_is_run_or_said_not_to_be_used():
-    scripts = SCRIPT + (RECIPES / "states.sh").read_text(encoding="utf-8")
+    scripts = "".join(path.read_text(encoding="utf-8") for path in sorted(RECIPES.glob("*.sh")))
     run = set(re.findall(r"^run ([\w-]+)", scripts, re.MULTILINE)) | set(
         re.findall(r"recipes/([\w-]+)\.toml", scripts)
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ase_definet.checkpoints.format import holds_properties, load_checkpoint, load_properties
-from ase_definet.data import PackedDataset
+from ase_definet.data import PackedDataset, save_groups
 from ase_definet.errors import CheckpointError, TrainingError
 from ase_definet.evaluation.pair_additive import fit_pair_additive
 from ase_definet.evaluation.property_scores import score_properties, summarise_properties
@@ -121,8 +121,6 @@ def test_every_structure_is_drawn_in_its_share(config):
 
 
 def test_missing_labels_do_not_count(config, labelled, tmp_path):
-    from ase_definet.data import save_groups
-
     pack = PackedDataset.open(labelled)
     (group,) = (one.in_memory() for one in pack.groups)
     group.labels[::2, 1] = np.nan

@@ -11,7 +11,7 @@ import pytest
 
 from ase_definet.cli.train import PRESET_NAMES
 from ase_definet.errors import TrainingError
-from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig
+from ase_definet.model.config import DefiNetConfig, SiteNetworkConfig, SparseNetworkConfig
 from ase_definet.training.config import PRESETS, TrainConfig, config_of_run, make_config, read_config
 from tests.conftest import REPO
 
@@ -22,7 +22,8 @@ FILES = {"data": "a.pack", "out": "run"}
 def test_presets_are_sound_and_survive_json(preset):
     config = make_config(FILES, preset)
     assert make_config(json.loads(json.dumps(config.plain()))) == config
-    assert isinstance(config.model, DefiNetConfig if preset == "paper" else SiteNetworkConfig)
+    kinds = {"paper": DefiNetConfig, "properties": SparseNetworkConfig}
+    assert isinstance(config.model, kinds.get(preset, SiteNetworkConfig))
 
 
 def test_the_command_line_knows_all_presets():
@@ -44,14 +45,17 @@ def test_a_file_names_its_preset_and_the_command_line_wins(tmp_path):
 
 def test_docs_list_every_value_and_its_default():
     text = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
-    _, run, model = text.partition("## Values")[2].partition("\n## ")[0].split("| value | default | what it is |")
-    for table, kind in ((run, TrainConfig), (model, SiteNetworkConfig)):
+    heading = "| value | default | what it is |"
+    _, run, model = text.partition("## Values")[2].partition("\n## ")[0].split(heading)
+    _, sparse = text.partition("## Networks for properties")[2].partition("\n## ")[0].split(heading)
+    for table, kind in ((run, TrainConfig), (model, SiteNetworkConfig), (sparse, SparseNetworkConfig)):
         told = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, re.MULTILINE))
         values = {field.name: field.default for field in dataclasses.fields(kind)}
         assert told == {
             name: "" if value is dataclasses.MISSING else json.dumps(value)
             for name, value in values.items()
             if name not in {"sampling_weights", "model"}  # tables
+            and not (kind is SparseNetworkConfig and name in {"targets", "hosts", "kinds"})  # set by the run
         }
 
 

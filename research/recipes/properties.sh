@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The weights for properties: energies, gaps and moments of 2DMD. Killed, it goes on where it was.
+# properties.sh TABLE: TABLE is 2dmd_labels.csv.xz; 2DMD is expected in ./2dmd, or packed in .data/2dmd.pack.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+version=0.1.0
+mkdir -p .data runs
+members=()
+
+# run RECIPE SEED: train and export, unless that is done
+run() {
+  members+=("runs/$1-$2.safetensors")
+  [ -e "runs/$1-$2.safetensors" ] && return
+  sed -e "s|^seed = .*|seed = $2|" -e "s|^out = .*|out = \"runs/$1-$2\"|" "research/recipes/$1.toml" > "runs/$1-$2.toml"
+  ase-definet train "runs/$1-$2.toml"
+  ase-definet weights export "runs/$1-$2" "runs/$1-$2.safetensors" --version $version
+}
+
+[ -e .data/2dmd.pack ] || ase-definet data pack 2dmd .data/2dmd.pack
+[ -e .data/labels.csv ] || python -m research.recipes.labels_2dmd "$1" .data/labels.csv
+[ -e .data/properties.pack ] || ase-definet data pack .data/2dmd.pack .data/properties.pack --labels .data/labels.csv
+
+run energies 0
+run gaps 0
+run energies-dropout 0
+run energies-wide 0
+run gaps-tmd 0
+run energies 1
+run gaps 1
+ase-definet weights ensemble ase_definet/weights/properties/default.safetensors "${members[@]}" \
+  --data .data/properties.pack --name default --version $version --overwrite
+ase-definet evaluate --data .data/properties.pack --properties default --pair-additive \
+  --json research/results/properties-val.json --plot research/results/plots/properties --overwrite
