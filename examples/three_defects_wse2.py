@@ -98,7 +98,14 @@ def draw(
         right.scatter(x, y, s=260, facecolors="none", edgecolors="#b3541e", linewidths=2)
         where = "" if abs(z) < 1 else " above" if z > 0 else " below"
         right.annotate(
-            f"{kind.name}{where}", (x, y), (14, 8), textcoords="offset points", color="#b3541e", fontsize=9
+            f"{kind.name}{where}",
+            (x, y),
+            (14, 0),
+            textcoords="offset points",
+            color="#b3541e",
+            fontsize=9,
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
         )
     right.set_aspect("equal")
     right.set_axis_off()
