@@ -361,6 +361,10 @@ def model_of(path: Path, config: NetworkConfig, tensors: Mapping[str, Tensor]) -
         if len(types) != 1:
             raise CheckpointError(f"{path} mixes precisions {', '.join(sorted(map(str, types)))}, expected one")
         model.get_submodule(name).to(types.pop())
+    for name in set(tensors) - {key for own in parts.values() for key in own}:  # of the ensemble itself
+        parent, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, leaf, getattr(owner, leaf).to(tensors[name].dtype))
     model.load_state_dict(dict(tensors))
     return model.eval()
 

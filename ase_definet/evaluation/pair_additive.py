@@ -25,6 +25,8 @@ STRENGTHS = (1e-3, 1e-2, 3e-2, 0.1, 0.3)
 """Regularisations that are tried."""
 FOLDS = 4
 _FREE = 1e-6
+_MANY = 2000
+"""From this number of structures, one fold is enough."""
 
 
 class PairAdditive:
@@ -91,7 +93,7 @@ class PairAdditive:
     def _chosen_strength(self, features: Array, values: Array) -> float:
         fold = np.random.default_rng(0).permutation(len(values)) % FOLDS
         error = np.zeros(len(STRENGTHS))
-        for k in range(FOLDS):
+        for k in range(FOLDS if len(values) < _MANY else 1):
             terms = self._fitted(features[fold != k], values[fold != k], STRENGTHS)
             error += [np.abs(features[fold == k] @ own - values[fold == k]).sum() for own in terms]
         return STRENGTHS[int(error.argmin())]

@@ -403,6 +403,8 @@ class SparseNetworkConfig:
         heads: Attention heads of the pooled properties.
         dropout: Dropout rate of updates and read-outs.
         pairs: Whether defects see each other; without, properties follow from the counts of defects.
+        long_range: Whether any two defects of a cell act on each other, those beyond the cutoff all in the same way:
+            they share their electrons.
     """
 
     targets: tuple[str, ...] = ()
@@ -418,6 +420,7 @@ class SparseNetworkConfig:
     heads: int = within(8, 1, 1000)
     dropout: float = 0.1
     pairs: bool = True
+    long_range: bool = False
 
     def check(self) -> None:
         """Check that the sizes are valid; see :meth:`SiteNetworkConfig.check`."""

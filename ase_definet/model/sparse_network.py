@@ -48,7 +48,8 @@ class SparseNetwork(PropertyModel):
         self.kind = nn.Embedding(len(config.kinds) + 1, width)
         self.host = nn.Embedding(max(len(config.hosts), 1), width)
         self.pair_in = nn.Sequential(nn.Linear(n_features, edge), nn.SiLU(), nn.Linear(edge, edge))
-        self.envelope = nn.Linear(n_features, edge, bias=False)  # no features, no message
+        # without a bias there is no message where there are no features: beyond the cutoff
+        self.envelope = nn.Linear(n_features, edge, bias=config.long_range)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.is_additive = [name in config.additive for name in config.targets]
@@ -64,19 +65,17 @@ class SparseNetwork(PropertyModel):
         self.register_buffer("trained", torch.ones(max(len(config.hosts), 1), n_targets))
 
     @torch.no_grad()
-    def set_base(self, single: Tensor, offset: Tensor, scale: Tensor, trained: Tensor) -> None:
+    def set_base(self, single: Tensor, offset: Tensor, scale: Tensor) -> None:
         """Set what the network starts from.
 
         Args:
             single: Term of each kind of defect, shape ``(n_kinds, n_targets)``; zero for properties that are pooled.
             offset: Typical value of each pooled property by host, shape ``(n_hosts, n_targets)``; zero for others.
             scale: Typical size of what these leave, by host, shape ``(n_hosts, n_targets)``.
-            trained: 1 where there are labels to learn from, else 0, by host, shape ``(n_hosts, n_targets)``.
         """
         self.single[:-1] = single
         self.offset.copy_(offset)
         self.scale.copy_(scale)
-        self.trained.copy_(trained)
 
     def knows(self, host: int) -> dict[str, bool]:
         """Return of which properties the network has learnt anything on a host."""

@@ -135,8 +135,9 @@ def _table_of(found: LabelledPredictions, column: int) -> Array:
     """Return the rows that expected errors are fitted to.
 
     Returns:
-        Host, spread, absolute error, number of defects and weight of each labelled structure, shape ``(n, 5)``. Groups
-        weigh the same, whatever their size: those of low density have the most structures and the smallest errors.
+        Host, spread, absolute error, number of defects and weight of each labelled structure, shape ``(n, 5)``.
+        Groups weigh the same, whatever their size: those of low density have the most structures and the smallest
+        errors.
     """
     error = np.abs(found.values[:, column] - found.labels[:, column])
     spread = np.zeros(len(error)) if found.spread is None else found.spread[:, column]
@@ -178,7 +179,8 @@ def _fit_one(table: Array, prior: Array, weight: float, floor: float | None = No
     def loss() -> Tensor:
         optimizer.zero_grad()
         scale = (logs @ parameters).clamp(-20, 10)
-        value = (share * (scale + error * (-scale).exp())).sum() + weight * (parameters[1:] - begin[1:]).square().sum()
+        kept = weight * (parameters[1:] - begin[1:]).square().sum()
+        value = (share * (scale + error * (-scale).exp())).sum() + kept
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -129,6 +129,7 @@ class PropertyRun(TrainingRun):
         self.per = torch.where(additive[None], self.counts[:, None].clamp_min(1), 1.0)
         if not self.lineage:
             self._set_base()
+        self._set_trained()
         self.typical = self._typical()
 
     def _training_indices(self) -> Array:
@@ -143,13 +144,11 @@ class PropertyRun(TrainingRun):
         single = torch.zeros(len(sizes.kinds), len(sizes.targets), dtype=torch.double)
         offset = torch.zeros(len(sizes.hosts), len(sizes.targets), dtype=torch.double)
         scale = torch.ones_like(offset)
-        trained = torch.zeros_like(offset)
         for host in range(len(sizes.hosts)):
             for column, additive in enumerate(self.network.is_additive):
                 own = chosen[(hosts[chosen] == host) & labels[chosen, column].isfinite()]
                 if not len(own):
                     continue
-                trained[host, column] = 1
                 values = labels[own, column] / per[own, column]
                 if additive:
                     counts = kinds[own] / per[own, column][:, None]
@@ -162,7 +161,17 @@ class PropertyRun(TrainingRun):
                     left = values - offset[host, column]
                 scale[host, column] = left.abs().mean().clamp_min(1e-6)
         for network in (self.network, self.average):
-            network.set_base(single.float(), offset.float(), scale.float(), trained.float())
+            network.set_base(single.float(), offset.float(), scale.float())
+
+    def _set_trained(self) -> None:
+        """Record on which hosts there are labels: weights that the run begins with forget the others."""
+        chosen = torch.as_tensor(self._training_indices())
+        trained = torch.zeros_like(self.network.trained)
+        for host in self.whole.hosts[chosen].unique().tolist():
+            own = chosen[(self.whole.hosts[chosen] == host).cpu()]
+            trained[host] = self.labels[own].isfinite().any(dim=0).to(trained)
+        for network in (self.network, self.average):
+            network.trained.copy_(trained)
 
     def _typical(self) -> Tensor:
         """Return the mean size, by group and target, of what single-defect terms and typical values leave."""

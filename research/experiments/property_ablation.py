@@ -33,9 +33,10 @@ from ase_definet.structures.neighbors import neighbor_list
 from ase_definet.training.batches import SiteBatches
 from ase_definet.training.config import make_config
 from ase_definet.training.property_run import PropertyRun
-from research.paths import RESULTS
+from research.paths import RESULTS, ROOT
 
 OUT = RESULTS / "property_ablation.json"
+KEPT = ROOT / "runs" / "property_ablation"
 LABEL = "formation_energy"
 SUBSETS = ("high/P", "high/MoS2", "high/BN")
 ROWS = ("single", "pair-additive", "sparse-without-pairs", "sparse", "full-ideal", "full-relaxed")
@@ -65,7 +66,7 @@ def main(pack: PackedDataset, wanted: list[str]) -> None:
         elif row.startswith("sparse"):
             errors = sparse(pack, pairs=row == "sparse")
         else:
-            inputs = inputs or {g.subset: site_inputs(g) for g in groups}
+            inputs = inputs or {g.subset: kept_inputs(g) for g in groups}
             errors = {g.subset: full(g, column, inputs[g.subset], relaxed=row == "full-relaxed") for g in groups}
         found["rows"][row] = {name: round(1e3 * value, 2) for name, value in errors.items()}
         print(row, found["rows"][row], f"{time.perf_counter() - began:.0f} s", flush=True)
@@ -91,6 +92,17 @@ def sparse(pack: PackedDataset, *, pairs: bool) -> dict[str, float]:
         while run.step < STEPS:
             run.advance()
         return {name: row[LABEL] for name, row in run.validate().items()}
+
+
+def kept_inputs(group: PairGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is known of every site, from a file where it was computed before."""
+    path = KEPT / f"{group.subset.replace('/', '-')}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as fresh:
+            torch.save(site_inputs(group), fresh)
+    found: tuple[Tensor, Tensor, Tensor] = torch.load(path, weights_only=True)
+    return found
 
 
 @torch.no_grad()

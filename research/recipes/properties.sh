@@ -26,7 +26,6 @@ run energies-dropout 0
 run energies-wide 0
 run gaps-tmd 0
 run energies 1
-run gaps 1
 ase-definet weights ensemble ase_definet/weights/properties/default.safetensors "${members[@]}" \
   --data .data/properties.pack --name default --version $version --overwrite
 ase-definet evaluate --data .data/properties.pack --properties default --pair-additive \

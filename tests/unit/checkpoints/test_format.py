@@ -14,12 +14,26 @@ from safetensors.torch import load_file, save_file
 from ase_definet.checkpoints import bundled
 from ase_definet.checkpoints.authors import import_authors_checkpoint
 from ase_definet.checkpoints.bundled import bundled_models, resolve_model
-from ase_definet.checkpoints.format import _content_sha256, load_checkpoint, save_checkpoint, write_card
+from ase_definet.checkpoints.format import (
+    _content_sha256,
+    holds_properties,
+    load_checkpoint,
+    load_properties,
+    save_checkpoint,
+    write_card,
+)
 from ase_definet.checkpoints.upgrade import upgrade_checkpoint
 from ase_definet.cli import cli
 from ase_definet.errors import CheckpointError, OutputExistsError
-from ase_definet.model.architectures import ARCHITECTURES, build_network
-from ase_definet.model.config import DefiNetConfig, HostRoutedConfig, RoutedConfig, SiteNetworkConfig
+from ase_definet.model.architectures import ARCHITECTURES, build_model
+from ase_definet.model.config import (
+    DefiNetConfig,
+    HostRoutedConfig,
+    PropertyEnsembleConfig,
+    RoutedConfig,
+    SiteNetworkConfig,
+    SparseNetworkConfig,
+)
 from ase_definet.model.host_routing import HostRoutedModel
 from ase_definet.model.site_network import SiteNetwork
 
@@ -34,12 +48,25 @@ CONFIGS["host_routed"] = HostRoutedConfig(
         RoutedConfig(hosts=((15,),), model=CONFIGS["site"]),
     ),
 )
+CONFIGS["sparse"] = SparseNetworkConfig(
+    targets=("formation_energy", "gap"),
+    additive=("formation_energy",),
+    hosts=((16, 16, 42),),
+    kinds=((0, 16, 0), (74, 42, 0)),
+    features=8,
+    pair_features=4,
+    heads=2,
+    n_radial=5,
+)
+CONFIGS["property_ensemble"] = PropertyEnsembleConfig(
+    members=(CONFIGS["sparse"], dataclasses.replace(CONFIGS["sparse"], targets=("gap",), additive=()))
+)
 CARD = {"trained_on": ["MoS2", "WSe2"], "mae": 0.02, "note": "Ångström"}
 
 
 def network(architecture="site", seed=0):
     torch.manual_seed(seed)
-    return build_network(CONFIGS[architecture])
+    return build_model(CONFIGS[architecture])
 
 
 def assert_same_weights(model, other):
@@ -80,7 +107,11 @@ def test_a_training_run_is_no_weights_yet(tmp_path):
 def test_round_trip(tmp_path, architecture, dtype):
     model = network(architecture).to(dtype)
     path = save_checkpoint(tmp_path / "model.safetensors", model, CARD)
-    loaded = load_checkpoint(str(path))
+    right, wrong = (load_properties, load_checkpoint)[:: 1 if ARCHITECTURES[architecture].properties else -1]
+    loaded = right(str(path))
+    assert holds_properties(path) == ARCHITECTURES[architecture].properties
+    with pytest.raises(CheckpointError, match=r"which predicts (properties|displacements)"):
+        wrong(path)
     assert type(loaded.model) is type(model)
     assert_same_weights(loaded.model, model)
     assert not loaded.model.training
