@@ -222,13 +222,7 @@ def _note_useless(output: Path, host: Any, mu: tuple[str, ...]) -> None:
             if not left:
                 break
             left = tuple(element for element in left if element not in Formula(row["formula"]).count())
-    if left:
-        click.echo(
-            f"note      the chemical potential of {', '.join(left)} changed nothing: neither the host nor a "
-            "structure contains it",
-            err=True,
-        )
-    for text in asked.in_host(host).warnings:
+    for text in asked.in_host(host, [element for element in asked.elements if element not in left]).warnings:
         click.echo(f"note      {text}", err=True)
 
 

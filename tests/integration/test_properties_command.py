@@ -327,7 +327,7 @@ def test_nothing_that_can_be_ranked_is_an_error(folder, tmp_path):
 def test_columns_without_a_ranking(folder, tmp_path):
     done = run("screen", folder, "--host", "WSe2", "-o", tmp_path / "out", "--mu", "Te=-3", "--mu", "Se=-4.489")
     assert done.exit_code == 0, done.output
-    assert "the chemical potential of Te changed nothing" in done.stderr
+    assert "the chemical potential of Te changes nothing" in done.stderr
     table = {row["name"]: row for row in rows(tmp_path / "out" / "table.csv")}
     plain = record(folder / "one.vasp", "--host", "WSe2")["properties"]["formation_energy"]["value"]
     assert float(table["one.vasp"]["formation_energy"]) == pytest.approx(plain - 1, abs=1e-4)
