@@ -25,6 +25,7 @@ from ase_definet.cli.hosts import hosts_command
 from ase_definet.cli.inputs import inputs_command
 from ase_definet.cli.match import match_command
 from ase_definet.cli.plot import plot_command
+from ase_definet.cli.properties import properties_command
 from ase_definet.cli.relax import relax_command
 from ase_definet.cli.report import report_command
 from ase_definet.cli.screen import screen_command
@@ -99,6 +100,7 @@ def cli(ctx: click.Context) -> None:
 for command in (
     relax_command,
     match_command,
+    properties_command,
     inputs_command,
     vasp_command,
     hosts_command,

@@ -114,6 +114,50 @@ device_option = click.option(
     "--device", default="auto", show_default=True, help="auto (CUDA if available), cpu, cuda or cuda:N."
 )
 
+mu_option = click.option(
+    "--mu",
+    multiple=True,
+    metavar="POTENTIAL",
+    help="Chemical potential that formation energies are given for: S=-4.5 (eV per atom), rich:S or poor:S; "
+    "repeatable.  [default: the bulk phases of the elements]",
+)
+properties_option = click.option(
+    "--properties",
+    default="default",
+    show_default=True,
+    metavar="WEIGHTS",
+    help="Weights for formation energies, gaps and moments: bundled ones by name, a .safetensors file, or none.",
+)
+
+
+def properties_asked(weights: str, mu: Sequence[str], host: object) -> str | None:
+    """Check the options on properties before any work is done; return the weights, None for none.
+
+    Args:
+        weights: What --properties says.
+        mu: What --mu says.
+        host: The host, or ``auto``.
+    """
+    if weights.lower() == "none":
+        if mu:
+            raise BadUsage("--mu is for formation energies, which --properties none turns off: leave one out")
+        return None
+    if mu:
+        from ase_definet.properties.asked_potentials import AskedPotentials
+
+        try:
+            asked = AskedPotentials.of(mu)
+            if not is_auto(host):
+                asked.in_host(host)  # type: ignore[arg-type]
+        except DefiNetError as error:
+            raise BadUsage(f"--mu: {error_text(error)}") from error
+    return weights
+
+
+def is_auto(host: object) -> bool:
+    """Return whether a host is still to be found out, structure by structure."""
+    return isinstance(host, str) and host.lower() == "auto"
+
 
 def input_set_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of an input set, as ``input_set``: keyword arguments of ``write_vasp_inputs``.

@@ -70,27 +70,11 @@ def enumerate_command(
     file or a new folder appears when it is complete. --overwrite removes the files that an earlier enumeration wrote
     to the folder, and no others.
     """
-    if density is not None:
-        _check_sample(defects, limit, max_distance)
     if output is not None and output.exists() and not overwrite and not (output.is_dir() and is_vacant(output)):
         raise BadUsage(f"{output} exists; choose another name or give --overwrite")
-    resolved = checked_host(host)
-    if resolved == "auto":
-        raise BadUsage("name the host: there is no structure to infer it from")
-    from ase_definet.screening.enumeration import DefectSpace, parse_defects
-
-    try:
-        space = DefectSpace(resolved, _matrix(supercell))  # type: ignore[arg-type]
-        wanted = parse_defects(defects)
-        _note_vanadium(defects)
-        if density is not None:
-            found = space.sample(density, list(wanted), seed)
-        else:
-            found = space.enumerate(wanted, max_distance)
-        first = next(found, None)
-    except EnumerationError as error:
-        raise BadUsage(str(error)) from error
-    chosen = itertools.islice(itertools.chain([] if first is None else [first], found), limit)
+    space, chosen = configurations(
+        checked_host(host), supercell, defects, max_distance=max_distance, density=density, seed=seed, limit=limit
+    )
     count, multiplicity = 0, 0
     with _writer(space, output) as write:
         for configuration in chosen:
@@ -101,6 +85,50 @@ def enumerate_command(
         click.echo(f"note      there are only {count} different configurations", err=True)
     if output != Path("-"):
         _summarise(space, count, multiplicity, output)
+
+
+def configurations(
+    host: object,
+    supercell: str,
+    defects: str,
+    *,
+    max_distance: float | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+) -> tuple[DefectSpace, Iterator[Configuration]]:
+    """Return the sites and the configurations that the options of an enumeration ask for.
+
+    Args:
+        host: The host, as :func:`~ase_definet.cli.common.checked_host` returns it.
+        supercell: What --supercell says, and so on.
+        defects: The same.
+        max_distance: The same.
+        density: The same.
+        seed: The same.
+        limit: The same.
+
+    Raises:
+        BadUsage: They make no sense.
+    """
+    if density is not None:
+        _check_sample(defects, limit, max_distance)
+    if host == "auto":
+        raise BadUsage("name the host: there is no structure to infer it from")
+    from ase_definet.screening.enumeration import DefectSpace, parse_defects
+
+    try:
+        space = DefectSpace(host, _matrix(supercell))  # type: ignore[arg-type]
+        wanted = parse_defects(defects)
+        _note_vanadium(defects)
+        if density is not None:
+            found = space.sample(density, list(wanted), seed)
+        else:
+            found = space.enumerate(wanted, max_distance)
+        first = next(found, None)
+    except EnumerationError as error:
+        raise BadUsage(str(error)) from error
+    return space, itertools.islice(itertools.chain([] if first is None else [first], found), limit)
 
 
 def _check_sample(defects: str, limit: int | None, max_distance: float | None) -> None:
@@ -172,9 +200,7 @@ def _writer(space: DefectSpace, output: Path | None) -> Iterator[Any]:
 
 
 def _to_extxyz(stream: Any, space: DefectSpace, configuration: Configuration) -> None:
-    from ase.io import write
-
-    write(stream, space.atoms(configuration), format="extxyz")
+    stream.write(space.extxyz(configuration))
 
 
 def _to_database(database: Any, space: DefectSpace, configuration: Configuration) -> None:

@@ -28,7 +28,10 @@ from ase_definet.cli.common import (
     input_set_options,
     make_relaxer,
     model_option,
+    mu_option,
     overwrite_option,
+    properties_asked,
+    properties_option,
     relaxation_options,
     show_traceback,
     strain_option,
@@ -37,14 +40,16 @@ from ase_definet.cli.common import (
     wrong_kind,
 )
 from ase_definet.cli.progress import ProgressBar
+from ase_definet.cli.property_text import property_lines, property_rows
 from ase_definet.cli.relax_plan import CONTROL, Job, plan_jobs
 from ase_definet.cli.relax_results import deliver, make_folders, write_report
 from ase_definet.cli.states import AskedState, state_options, state_rows
-from ase_definet.errors import StructureError
+from ase_definet.errors import DefiNetError, StructureError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from ase_definet.cli.property_text import Properties
     from ase_definet.relaxation.relaxer import DefiNetRelaxer
     from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 
@@ -84,6 +89,8 @@ if TYPE_CHECKING:
 @strain_option
 @extrapolate_option
 @relaxation_options
+@properties_option
+@mu_option
 @click.option("--strict", is_flag=True, help="Treat every warning about a result as an error.")
 @overwrite_option
 @click.option("-v", "--verbose", is_flag=True, help="Also print timings and the weights used.")
@@ -111,6 +118,8 @@ def relax_command(
     state: AskedState,
     input_set: dict[str, Any],
     calculation: dict[str, Any],
+    properties: str,
+    mu: tuple[str, ...],
 ) -> None:
     """Relax defect structures in one pass of the network.
 
@@ -136,6 +145,7 @@ def relax_command(
         overwrite=overwrite,
     )
     resolved = checked_host(host)
+    weights = properties_asked(properties, mu, resolved)
     from ase_definet.relaxation.result import RelaxResult
 
     if quiet:
@@ -148,26 +158,38 @@ def relax_command(
         strict=strict,
         extrapolate=extrapolate,
         max_strain=max_strain,
+        properties=weights,
+        chemical_potentials=mu,
         **calculation,
     )
     make_folders(jobs, report)
     records = []
+    predicted = []
     notes: list[list[str]] = []
     alone = len(jobs) == 1 and relaxer.calculator is None
     with ProgressBar("relaxing", len(jobs), hidden=quiet or alone) as bar:
         _steps_shown(relaxer, bar)
         for k, (job, item) in enumerate(zip(jobs, relaxer.relax_many(_read(jobs, notes)), strict=True)):
-            record = _settle(job, item, notes[k], input_set, overwrite=overwrite)
+            record = _settle(job, item, notes[k] + _useless(relaxer, item), input_set, overwrite=overwrite)
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
             records.append(record)
             bar.advance()
-    failed = sum("error" in record for record in records)
+            if isinstance(item, RelaxResult) and item.properties and "error" not in record:
+                predicted.append((job.title, item.properties))
     if report is not None:
         write_report(report, records)
-    if len(jobs) > 1 and not quiet:
+    _conclude(records, predicted, quiet=quiet)
+
+
+def _conclude(records: list[dict[str, Any]], predicted: list[tuple[str, Properties]], *, quiet: bool) -> None:
+    """Print the properties of several structures as a table, and how many were relaxed; exit with 1 if any failed."""
+    failed = sum("error" in record for record in records)
+    if len(records) > 1 and not quiet:
+        for line in property_lines(predicted) if len(predicted) > 1 else ():
+            click.echo(line)
         click.echo(
-            f"{len(jobs) - failed} of {len(jobs)} structures relaxed" + (f", {failed} failed" if failed else "")
+            f"{len(records) - failed} of {len(records)} structures relaxed" + (f", {failed} failed" if failed else "")
         )
     if failed:
         raise SystemExit(1)
@@ -191,6 +213,19 @@ def _steps_shown(relaxer: DefiNetRelaxer, bar: ProgressBar) -> None:
     """Show the steps of the calculator, if there is one, beside the bar."""
     if relaxer.calculator is not None:
         relaxer.calculator.progress = lambda steps, fmax: bar.say(f"step {steps}, {fmax:.2f} eV/Å")
+
+
+def _useless(relaxer: DefiNetRelaxer, result: RelaxResult | RelaxFailure) -> list[str]:
+    """Return warnings about chemical potentials that change nothing for this structure."""
+    from ase_definet.relaxation.result import RelaxFailure
+
+    if isinstance(result, RelaxFailure) or relaxer.properties is None or not relaxer.properties.asked.texts:
+        return []
+    host, involved = result.site_map.host, result.atoms.get_chemical_symbols()
+    try:
+        return list(relaxer.properties.asked.in_host(host, involved).warnings)
+    except DefiNetError as error:  # of a host that was found out: a limit that is not known
+        return [f"--mu: {error}"]
 
 
 def _refuse_input_set_options(*, calculator: bool) -> None:
@@ -257,6 +292,7 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
             f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]}), {mean:.3f} Å on average",
         ),
         *_doubt(result, record),
+        *property_rows(result.properties, result.chemical_potentials),
         *(("warning", text) for text in record["warnings"]),
     ]
     if verbose:

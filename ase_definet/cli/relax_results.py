@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase_definet.cli.common import finite, image_notes, match_record
+from ase_definet.cli.property_text import property_record
 from ase_definet.cli.relax_plan import Job, output_format
 from ase_definet.cli.states import state_record
 from ase_definet.errors import DefiNetWarning
@@ -72,6 +73,8 @@ def deliver(
         "calculation": None if result.calculation is None else asdict(result.calculation),
         "outside": list(result.outside),
         "warnings": [*notes, *result.warnings, *image_notes(job.source)],
+        "properties": property_record(result.properties),
+        "chemical_potentials": dict(result.chemical_potentials),
     }
     record |= dict.fromkeys(("mean_expected_error", "largest_expected_error", "largest_expected_error_atom"))
     if result.expected_error is not None:

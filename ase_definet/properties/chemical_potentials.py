@@ -103,19 +103,16 @@ def parse_potentials(texts: Iterable[str], host: Host, host_name: str, involved:
     warnings: list[str] = []
     known = set(involved) | {chemical_symbols[z] for z in host.numbers}
     for text in texts:
-        kind, colon, element = text.partition(":")
-        if colon and kind in {RICH, POOR}:
-            values |= limit(host, host_name, element.strip(), poor=kind == POOR)
+        symbol = element_of(text)
+        kind, colon, _ = text.partition(":")
+        found = limit(host, host_name, symbol, poor=kind.strip() == POOR) if colon else {symbol: _number(text)}
+        twice = [element for element in found if element in values]
+        if twice:
+            raise DefiNetError(f"{text!r}: the chemical potential of {twice[0]} is given twice; leave one out")
+        if colon:
+            values |= found
             continue
-        symbol, equals, number = (part.strip() for part in text.partition("="))
-        if not equals or symbol not in atomic_numbers:
-            raise DefiNetError(f"cannot read the chemical potential {text!r}; expected S=-4.5, rich:S or poor:S")
-        try:
-            value = float(number)
-        except ValueError as error:
-            raise DefiNetError(f"the chemical potential {text!r} needs a number in eV, found {number!r}") from error
-        if not np.isfinite(value):
-            raise DefiNetError(f"the chemical potential {text!r} must be finite")
+        value = found[symbol]
         if symbol not in known:
             warnings.append(
                 f"the chemical potential of {symbol} changes nothing: neither host nor defects contain it"
@@ -125,6 +122,39 @@ def parse_potentials(texts: Iterable[str], host: Host, host_name: str, involved:
             continue
         values[symbol] = value
     return ChemicalPotentials(values, tuple(warnings))
+
+
+def element_of(text: str) -> str:
+    """Return the element of a chemical potential as it is given on the command line.
+
+    Raises:
+        DefiNetError: The text cannot be read.
+    """
+    kind, colon, rest = (part.strip() for part in text.partition(":"))
+    symbol, equals, _ = (part.strip() for part in text.partition("="))
+    if not equals and not (colon and kind in {RICH, POOR}):
+        raise DefiNetError(f"cannot read the chemical potential {text!r}; expected S=-4.5, rich:S or poor:S")
+    symbol = symbol if equals else rest
+    if not atomic_numbers.get(symbol):  # X is number 0
+        raise DefiNetError(
+            f"cannot read the chemical potential {text!r}: {symbol!r} is no element; expected S=-4.5, rich:S or "
+            "poor:S"
+        )
+    if equals:
+        _number(text)
+    return symbol
+
+
+def _number(text: str) -> float:
+    """Return the value of ``S=-4.5``."""
+    number = text.partition("=")[2].strip()
+    try:
+        value = float(number)
+    except ValueError as error:
+        raise DefiNetError(f"the chemical potential {text!r} needs a number in eV, found {number!r}") from error
+    if not np.isfinite(value):
+        raise DefiNetError(f"the chemical potential {text!r} must be finite")
+    return value
 
 
 def limit(host: Host, host_name: str, element: str, *, poor: bool = False) -> dict[str, float]:

@@ -200,11 +200,45 @@ class PropertyPredictor:
         lattice = Lattice(
             numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=host.periodic, supercell=matrix
         )
+        return self._of_occupations(lattice, known_host(host), occupations, potentials, targets)
+
+    def predict_alike(
+        self,
+        site_map: SiteMap,
+        occupations: Array,
+        potentials: ChemicalPotentials | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> dict[str, Array]:
+        """Predict the properties of other occupations of the sites of a matched structure.
+
+        Args:
+            site_map: The match.
+            occupations: As in :meth:`predict_occupations`, in the order of its sites.
+            potentials: As there.
+            targets: As there.
+
+        Returns:
+            As there.
+        """
+        name, strain, offset = known_host(site_map.host)
+        known = (name, strain + site_map.max_strain, offset)
+        return self._of_occupations(lattice_of(site_map), known, occupations, potentials, targets)
+
+    def _of_occupations(
+        self,
+        lattice: Lattice,
+        known_as: tuple[str | None, float, float],
+        occupations: Array,
+        potentials: ChemicalPotentials | None,
+        targets: Sequence[str] | None,
+    ) -> dict[str, Array]:
+        """Predict the properties of occupations of a supercell of a host, known by its name, strain and offset."""
         wanted = self._wanted(targets)
         names = [*wanted, *(f"{one}_error" for one in wanted)]
         out = {one: np.full(len(occupations), np.nan) for one in names}
         out["trust"] = np.full(len(occupations), TRUST.index("outside"))
-        name, strain, offset = known_host(host)
+        name, strain, offset = known_as
+        n_sites = occupations.shape[1]
         record = self._record(name)
         geometry = max(_level(abs(strain), SEEN_STRAIN, NEAR_STRAIN), _level(offset, SEEN_OFFSET, NEAR_OFFSET))
         if record is None or geometry == TRUST.index("outside"):

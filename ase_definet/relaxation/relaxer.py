@@ -53,6 +53,7 @@ from ase_definet.relaxation.inputs import (
     twin_key,
 )
 from ase_definet.relaxation.lattices import LatticeCache
+from ase_definet.relaxation.property_stage import PropertyStage
 from ase_definet.relaxation.result import LEFT, Method, RelaxFailure, RelaxResult, forget_earlier
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.conversion import as_atoms
@@ -95,6 +96,10 @@ class DefiNetRelaxer:
         symmetry_breaking: Standard deviation of the random displacement around the defects by which a symmetric start
             of the calculator can lose its symmetry, in Å; 0 for none.
         seed: Of that displacement.
+        properties: Weights for properties (formation energy, gap, magnetic moment), bundled ones by name or a file;
+            None not to predict any.
+        chemical_potentials: Those that formation energies are given for: ``{"S": -4.5}`` in eV per atom, or
+            ``["rich:S"]``; the bulk phases of the elements for all others.
         working_set: How much the network processes at a time; by default chosen for the device.
 
     Raises:
@@ -132,6 +137,8 @@ class DefiNetRelaxer:
         max_steps: int = MAX_STEPS,
         symmetry_breaking: float = SYMMETRY_BREAKING,
         seed: int = 0,
+        properties: str | None = "default",
+        chemical_potentials: Iterable[str] | Mapping[str, float] | None = None,
         working_set: WorkingSet | None = None,
     ) -> None:
         if initial_positions not in {"ideal", "given"}:
@@ -162,6 +169,7 @@ class DefiNetRelaxer:
             symmetry_breaking=symmetry_breaking,
             seed=seed,
         )
+        self.properties = PropertyStage.of(properties, chemical_potentials, device)
         self.lattices = LatticeCache(self.working_set)
 
     @property
@@ -317,7 +325,8 @@ class DefiNetRelaxer:
                 except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
                     out[i] = error
                 start = stop
-        return [out[i] for i in range(len(items))]
+        found = [out[i] for i in range(len(items))]
+        return found if self.properties is None else self.properties.filled(found, items)
 
     def _predict(self, items: list[Item]) -> tuple[Array, Array | None]:
         """Return displacements, in the callers' frames, and expected errors of all sites, structure by structure."""

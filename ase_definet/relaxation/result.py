@@ -18,6 +18,8 @@ from ase_definet.structures.conversion import as_structure
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from ase_definet.properties.predictor import PropertyValue
+
 Array: TypeAlias = NDArray[Any]
 Method: TypeAlias = Literal["network", "calculator", "none"]
 
@@ -90,6 +92,10 @@ class RelaxResult:
         method: What moved the atoms last: ``network``, ``calculator``, or ``none`` where the network is not expected
             to beat the ideal sites, on which the atoms were left.
         calculation: What the calculator did, also where it failed; None without one.
+        properties: Formation energy, gap and others by name, each with its expected error and trust; empty where the
+            weights for properties do not know the host, or were not asked.
+        chemical_potentials: Those that the formation energy is given for, by element of the structure and its host,
+            in eV per atom.
     """
 
     atoms: Atoms
@@ -103,6 +109,8 @@ class RelaxResult:
     judgement: Judgement = field(default_factory=Judgement)
     method: Method = "network"
     calculation: Calculation | None = None
+    properties: Mapping[str, PropertyValue] = field(default_factory=dict)
+    chemical_potentials: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def trust(self) -> Trust:

@@ -11,6 +11,7 @@ scale with the configurations examined, not with the pairs of sites.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import math
 import re
@@ -194,6 +195,7 @@ class DefectSpace:
         self._form = _hermite_normal_form(supercell)
         self._index = np.empty(len(self.cells), dtype=int)
         self._index[self._key(self.cells)] = np.arange(len(self.cells))
+        self._written: dict[tuple[int, int], list[str]] = {}
 
     def _key(self, cell: Array) -> Array:
         """Return unique indices of primitive cells, shape ``(..., 3)``, modulo the supercell, starting from 0."""
@@ -361,6 +363,35 @@ class DefectSpace:
             atoms.info["shortest_defect_distance"] = configuration.shortest_distance
         return atoms
 
+    def extxyz(self, configuration: Configuration) -> str:
+        """Return the unrelaxed structure of a configuration as extended XYZ, to the byte as ASE writes it.
+
+        The lines of the atoms are the same in all configurations: ASE writes them once for each element.
+        """
+        atoms = self.atoms(configuration)
+        numbers = self.numbers.tolist()
+        for site, kind in zip(configuration.sites, configuration.kinds, strict=True):
+            numbers[site] = kind.element
+        there = {number for number in numbers if number}
+        if not there:
+            return _ase_text(atoms)
+        wide = max(len(chemical_symbols[number]) for number in there)
+        lines = {number: self._lines(number, wide) for number in there}
+        head = _ase_text(atoms[:1]).split("\n", 2)[1]
+        body = "".join([lines[number][site] for site, number in enumerate(numbers) if number])
+        return f"{len(atoms)}\n{head}\n{body}"
+
+    def _lines(self, number: int, wide: int) -> list[str]:
+        """Return the lines of an element on every site, with symbols in a column of this width."""
+        key = (number, wide)
+        if key not in self._written:
+            from ase import Atoms  # noqa: PLC0415
+
+            filler = next(z for z in range(1, len(chemical_symbols)) if len(chemical_symbols[z]) == wide)
+            text = _ase_text(Atoms([*[number] * len(self.numbers), filler], [*self.positions, (0, 0, 0)]))
+            self._written[key] = text.splitlines(keepends=True)[2:-1]
+        return self._written[key]
+
     def _check(self, defects: dict[DefectKind, int]) -> None:
         if not defects:
             raise EnumerationError("no defect at all; expected at least one kind")
@@ -474,6 +505,15 @@ class _Surroundings:
     def _within(self, site: int, sites: Array, limit: float) -> Array:
         """Return which sites are near a given one, based on the reported distances, so that symmetry is preserved."""
         return np.asarray(np.round(self.space.distances(np.full(len(sites), site), sites), 4) <= limit)
+
+
+def _ase_text(atoms: Atoms) -> str:
+    """Return atoms as extended XYZ."""
+    from ase.io import write  # noqa: PLC0415
+
+    stream = io.StringIO()
+    write(stream, atoms, format="extxyz")
+    return stream.getvalue()
 
 
 def _hermite_normal_form(matrix: Array) -> Array:

@@ -26,6 +26,8 @@ from ase_definet.screening.screen import (
     FAILURE_COLUMNS,
     FAILURES,
     JOURNAL,
+    NUMBERS,
+    PROPERTIES,
     STRUCTURES,
     TABLE,
     read_json,
@@ -39,25 +41,39 @@ MOST_PICTURES = 300
 _STATE = ("charge", "spin_multiplicity", "functional")
 _PLAIN = ("", "PBE")
 _CALCULATION = ("calculator", "steps", "fmax", "converged", "energy")
+_PROPERTY_COLUMNS = (
+    *(f"{name}{suffix}" for name in PROPERTIES for suffix in ("", "_error")),
+    *("other_properties", "property_trust"),
+)
 
 
 def write_report(
-    results: Path, out: Path, *, pictures: int = MOST_PICTURES, rows: int = MOST_ROWS, overwrite: bool = False
+    results: Path,
+    out: Path,
+    *,
+    pictures: int = MOST_PICTURES,
+    rows: int = MOST_ROWS,
+    rank: str | None = None,
+    highest: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write an HTML page about the results of a screen.
 
     Args:
         results: Folder that ``ase-definet screen`` wrote.
         out: The HTML file.
-        pictures: Number of structures to draw, at most: those with the largest expected errors.
-        rows: Number of rows in the table, at most: those with the largest expected errors.
+        pictures: Number of structures to draw, at most: those that come first.
+        rows: Number of rows in the table, at most: those that come first.
+        rank: Column by which rows are ranked, the lowest first; that of a ranked screen by default, and of any other
+            the largest expected errors come first.
+        highest: Whether the highest come first.
         overwrite: Whether to replace an existing file.
 
     Returns:
         The file.
 
     Raises:
-        ScreeningError: The folder does not hold the results of a screen, or none yet.
+        ScreeningError: The folder does not hold the results of a screen, or none yet, or no such column.
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
     results = results.absolute()  # "." has no name
@@ -68,16 +84,20 @@ def write_report(
     failures = read_rows(results / FAILURES, FAILURE_COLUMNS) if (results / FAILURES).exists() else []
     if not table and not failures:
         raise ScreeningError(f"{results}: no results yet")
-    table.sort(key=lambda row: -_doubt(row))
+    run = read_json(results / "run.json") if (results / "run.json").exists() else {}
+    run = {key: value for key, value in run.items() if value is not None}
+    if rank is None and run.get("rank") in NUMBERS:
+        rank, highest = str(run["rank"]), bool(run.get("highest"))
+    _refuse_unranked(results, table, rank)
+    table.sort(key=lambda row: -_doubt(row) if rank is None else _place(row, rank, highest=highest))
     kept = table[:rows]
     wanted = {row["index"] for row in kept[:pictures]}
     drawn = _pictures(results / STRUCTURES, _in_order(table), wanted)
-    run = read_json(results / "run.json") if (results / "run.json").exists() else {}
-    run = {key: value for key, value in run.items() if value is not None}
     # where all is neutral PBE of any spin, three columns would say so in every row
     plain = all(not row["charge"] and row["spin_multiplicity"] == "" and row["functional"] in _PLAIN for row in table)
     calculated = any(row["calculator"] for row in table)
-    hidden = (*(_STATE if plain else ()), *(() if calculated else _CALCULATION))
+    hidden = {*(_STATE if plain else ()), *(() if calculated else _CALCULATION)}
+    hidden |= {name for name in _PROPERTY_COLUMNS if all(row[name] == "" for row in table)}
     data = {
         "rows": kept,
         "pictures": drawn,
@@ -89,6 +109,7 @@ def write_report(
         "folder": _address(results, out.parent),
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": [name for name in kept[0] if name not in hidden] if kept else [],
+        "rank": None if rank is None else {"column": rank, "up": not highest},
     }
     template = (files("ase_definet.screening") / "report.html").read_text(encoding="utf-8")
     title = f"{results.name}: {len(table)} structures relaxed"
@@ -97,6 +118,24 @@ def write_report(
     with replacing(out) as fresh:
         fresh.write_text(page, encoding="utf-8")
     return out
+
+
+def _refuse_unranked(folder: Path, table: list[dict[str, Any]], rank: str | None) -> None:
+    """Refuse to rank by what is no number, or by what no structure has."""
+    if rank is None:
+        return
+    if rank not in NUMBERS:
+        raise ScreeningError(f"no column {rank!r} to rank by; expected one of {', '.join(sorted(NUMBERS))}")
+    if table and all(row[rank] == "" for row in table):
+        raise ScreeningError(f"{folder}: no structure has a value of {rank} to rank by")
+
+
+def _place(row: dict[str, Any], rank: str, *, highest: bool) -> tuple[int, float, float]:
+    """Return the key of a ranked row: those without a value come last, ties stay in their order."""
+    value = row[rank]
+    if value == "":
+        return 1, 0.0, float(row["index"])
+    return 0, -float(value) if highest else float(value), float(row["index"])
 
 
 def _refuse_others(folder: Path) -> None:

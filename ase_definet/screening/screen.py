@@ -37,6 +37,8 @@ from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
 from ase_definet.relaxation.calculation import CalculatorStage
 from ase_definet.relaxation.devices import checked_device
+from ase_definet.relaxation.domain import TRUST
+from ase_definet.relaxation.property_stage import DEFAULT
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
 from ase_definet.structures.cell import completed_cell
@@ -63,14 +65,24 @@ COLUMNS = (
     *("charge", "spin_multiplicity", "functional"),
     *("largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"),
     *("mean_expected_error", "mean_expected_error_near", "strain"),
+    *(
+        "formation_energy",
+        "formation_energy_error",
+        "formation_energy_per_defect",
+        "formation_energy_per_defect_error",
+    ),
+    *("gap_min", "gap_min_error", "total_mag", "total_mag_error", "other_properties", "property_trust"),
     *("trust", "method", "calculator", "steps", "fmax", "converged", "energy", "outside", "warnings", "seconds"),
 )
+PROPERTIES = ("formation_energy", "formation_energy_per_defect", "gap_min", "total_mag")
+"""Properties with columns of their own, each followed by its expected error."""
 NUMBERS = frozenset(
     (
         *("index", "sites", "density", "multiplicity", "charge", "spin_multiplicity"),
         *("largest_displacement", "mean_displacement"),
         *("mean_displacement_near", "largest_expected_error", "mean_expected_error", "mean_expected_error_near"),
         *("steps", "fmax", "energy", "strain", "seconds"),
+        *(f"{name}{suffix}" for name in PROPERTIES for suffix in ("", "_error")),
     )
 )
 """Columns that hold numbers."""
@@ -276,8 +288,9 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
             which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``,
-            ``calculation`` (keyword arguments of the relaxer, with a calculator by its name) and ``sha256`` of the
-            weights.
+            ``calculation`` (keyword arguments of the relaxer, with a calculator by its name), ``sha256`` of the
+            weights, ``properties`` (weights for properties, None for none), their ``properties_sha256``, and ``mu``
+            (chemical potentials as texts).
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.
@@ -415,15 +428,25 @@ def _relaxer(settings: dict[str, Any]) -> DefiNetRelaxer:
         settings["max_strain"],
         settings.get("extrapolate", False),
         json.dumps(settings.get("calculation", {})),
-        wanted,
+        settings.get("properties", DEFAULT),
+        tuple(settings.get("mu", ())),
+        (wanted, settings.get("properties_sha256")),
     )
-    if relaxer.sha256 != wanted:
+    _refuse_replaced(model, relaxer.sha256, wanted)
+    if relaxer.properties is not None and settings.get("properties_sha256"):
+        found = relaxer.properties.predictor.sha256
+        _refuse_replaced(settings["properties"], found, settings["properties_sha256"])
+    return relaxer
+
+
+def _refuse_replaced(model: str, found: str, wanted: str) -> None:
+    """Refuse weights other than those that a screen began with."""
+    if found != wanted:
         _kept_relaxer.cache_clear()
         raise ScreeningError(
-            f"{model}: the weights were replaced since this screen began (SHA-256 {relaxer.sha256[:12]}, expected "
+            f"{model}: the weights were replaced since this screen began (SHA-256 {found[:12]}, expected "
             f"{wanted[:12]}); put them back, or screen into another folder"
         )
-    return relaxer
 
 
 @lru_cache(maxsize=2)
@@ -433,9 +456,12 @@ def _kept_relaxer(
     max_strain: float,
     extrapolate: bool,  # noqa: FBT001 - a cache wants arguments in order
     calculation: str,
-    _sha256: str,
+    properties: str | None,
+    mu: tuple[str, ...],
+    _sha256: tuple[str, str | None],
 ) -> DefiNetRelaxer:
     options = json.loads(calculation)
+    options |= {"properties": properties, "chemical_potentials": mu}
     return DefiNetRelaxer(model, device=device, max_strain=max_strain, extrapolate=extrapolate, **options)
 
 
@@ -470,6 +496,7 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
         "warnings": printable("; ".join(result.warnings)),
         "seconds": round(sum(result.timings.values()), 5),
     }
+    row |= _property_columns(result)
     done = result.calculation
     if done is not None:
         row |= {
@@ -485,6 +512,27 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
             "mean_expected_error": round(float(doubt.mean()), 5),
             "mean_expected_error_near": round(float(doubt[near].mean()), 5) if near.any() else "",
         }
+    return row
+
+
+def _property_columns(result: RelaxResult) -> dict[str, Any]:
+    """Return the columns about properties; what is unknown is left empty."""
+    row: dict[str, Any] = {}
+    others = []
+    for name, one in result.properties.items():
+        if one.value is None:
+            continue
+        if name not in PROPERTIES:
+            error = "" if one.expected_error is None else f"±{one.expected_error:.6g}"
+            others.append(f"{name}={one.value:.6g}{error}")
+            continue
+        row[name] = round(one.value, 5)
+        row[f"{name}_error"] = "" if one.expected_error is None else round(one.expected_error, 5)
+    trusts = [one.trust for one in result.properties.values()]
+    if trusts:  # the worst of all: some may be unknown for want of labels
+        known = [one.trust for one in result.properties.values() if one.value is not None]
+        row["property_trust"] = max(known or trusts, key=TRUST.index)
+    row["other_properties"] = printable(" ".join(others))
     return row
 
 

@@ -19,9 +19,10 @@ KEY = re.compile(r"\d+%")
 """Of a quantile in a JSON file."""
 
 
-@pytest.mark.parametrize(
-    "module", [results, performance, trust, engines, properties], ids=lambda module: module.PAGE.name
-)
+PAGES = [results, performance, trust, engines, properties]
+
+
+@pytest.mark.parametrize("module", PAGES, ids=lambda module: module.PAGE.name)
 def test_the_page_is_what_its_script_makes_of_the_results(module):
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import tracemalloc
@@ -14,14 +15,14 @@ from ase import Atoms
 from ase.build import bulk
 from ase.db import connect
 from ase.geometry import get_distances
-from ase.io import read
+from ase.io import read, write
 from ase.spacegroup import crystal
 from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.cli import enumerate as enumerate_module
 from ase_definet.errors import EnumerationError
-from ase_definet.matching.library import get_host
+from ase_definet.matching.library import get_host, library
 from ase_definet.matching.site_map import match_sites
 from ase_definet.screening.enumeration import Configuration, DefectSpace, parse_defects
 from ase_definet.structures.files import new_database
@@ -449,3 +450,21 @@ def test_a_poscar_has_one_block_for_each_species_and_leads_back_to_the_sites(hos
         maps = [match_sites(atoms, host) for atoms in (known, found)]
         assert maps[0].defect_counts == maps[1].defect_counts
         np.testing.assert_array_equal(np.sort(maps[1].atom_index[maps[1].atom_index >= 0]), np.arange(len(found)))
+
+
+@pytest.mark.parametrize(
+    ("host", "defects"),
+    [("WSe2", "v_Se*2 + Mo_W"), ("BN", "C_B + v_N"), ("P", "v_P"), ("BN", "Sn_B"), ("WSe2", "S_Se")],
+)
+def test_text_is_what_ase_writes(host, defects):
+    space = DefectSpace(library()[host], np.diag([3, 3, 1]))
+    for configuration in itertools.islice(space.enumerate(parse_defects(defects)), 12):
+        stream = io.StringIO()
+        write(stream, space.atoms(configuration), format="extxyz")
+        assert space.extxyz(configuration) == stream.getvalue()
+
+
+def test_text_of_an_empty_cell():
+    space = DefectSpace(library()["BN"], np.eye(3, dtype=int))
+    (one,) = space.enumerate(parse_defects("v_B + v_N"))
+    assert space.extxyz(one).startswith("0\n")

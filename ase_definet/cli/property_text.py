@@ -1,0 +1,107 @@
+"""Properties as text and as JSON, for every command that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ase_definet.properties.predictor import PropertyValue
+
+    Properties = Mapping[str, PropertyValue]
+
+_ENERGY, _PER_DEFECT = "formation_energy", "formation_energy_per_defect"
+_TITLES = {_ENERGY: "energy", "gap_min": "gap", "total_mag": "moment"}
+_HEADS = {_ENERGY: "energy", _PER_DEFECT: "per site", "gap_min": "gap", "total_mag": "moment"}
+_NAME_WIDTH = 48
+
+
+def property_rows(properties: Properties, potentials: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return rows of a name and a text, such as ``energy``, ``2.72 ± 0.03 eV to form (...)``.
+
+    Args:
+        properties: The properties of one structure, by name.
+        potentials: The chemical potentials of its formation energy, in eV by element.
+    """
+    shown = {name: one for name, one in properties.items() if name != _PER_DEFECT}
+    if not shown:
+        return []
+    if all(one.value is None for one in shown.values()) and len({one.reasons for one in shown.values()}) == 1:
+        first = next(iter(shown.values()))
+        names = ", ".join(_title(name) for name in shown)
+        return [(_title(next(iter(shown))), f"{names if len(shown) > 1 else ''} unknown{_why(first)}".strip())]
+    rows = []
+    for name, one in shown.items():
+        text = _measure(one)
+        per = properties.get(_PER_DEFECT)
+        if name == _ENERGY and one.value is not None:
+            mu = ", ".join(f"{element} {value:.3f}" for element, value in potentials.items())
+            each = f", {per.value:.3f} eV per defect site" if per is not None and per.value is not None else ""
+            text = f"{text} to form{each}" + (f" (chemical potentials {mu} eV)" if mu else "")
+        rows.append((_title(name), text + _why(one)))
+    return rows
+
+
+def property_lines(structures: Sequence[tuple[str, Properties]]) -> list[str]:
+    """Return a table of the properties of several structures.
+
+    Args:
+        structures: Title and properties of each.
+    """
+    names = list(dict.fromkeys(name for _, properties in structures for name in properties))
+    if not names:
+        return []
+    units = {name: one.unit for _, properties in structures for name, one in properties.items()}
+    wide = min(max(len(title) for title, _ in structures), _NAME_WIDTH)
+    heads = [f"{_HEADS.get(name, name)}{f' ({units[name]})' if units[name] else ''}" for name in names]
+    widths = [max(len(head), 15) for head in heads]
+    line = f"{'':{wide}s}  " + "  ".join(f"{head:>{width}s}" for head, width in zip(heads, widths, strict=True))
+    lines = [f"{line}  trust"]
+    for title, properties in structures:
+        cells = [_cell(properties.get(name)) for name in names]
+        text = "  ".join(f"{cell:>{width}s}" for cell, width in zip(cells, widths, strict=True))
+        trust = next((one.trust for one in properties.values()), "")
+        short = title if len(title) <= wide else f"...{title[3 - wide :]}"
+        lines.append(f"{short:{wide}s}  {text}  {trust}")
+    return lines
+
+
+def property_record(properties: Properties) -> dict[str, Any]:
+    """Return properties as JSON-ready data."""
+    return {
+        name: {
+            "value": one.value,
+            "unit": one.unit,
+            "expected_error": one.expected_error,
+            "trust": one.trust,
+            "reasons": list(one.reasons),
+        }
+        for name, one in properties.items()
+    }
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name)
+
+
+def _measure(one: PropertyValue) -> str:
+    """Return a value with its expected error and unit."""
+    if one.value is None:
+        return "unknown"
+    unit = f" {one.unit}" if one.unit else ""
+    if one.expected_error is None:
+        return f"{one.value:.3f}{unit}, expected error unknown"
+    return f"{one.value:.3f} ± {one.expected_error:.3f}{unit}"
+
+
+def _cell(one: PropertyValue | None) -> str:
+    if one is None or one.value is None:
+        return "unknown"
+    return f"{one.value:.3f} ± {'?' if one.expected_error is None else f'{one.expected_error:.3f}'}"
+
+
+def _why(one: PropertyValue) -> str:
+    """Return why a property is not inside the training data, in brackets."""
+    if one.trust == "inside" or not one.reasons:
+        return ""
+    return f" ({one.trust}: {'; '.join(one.reasons)})"

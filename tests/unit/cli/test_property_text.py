@@ -1,0 +1,60 @@
+"""Properties in words: no number without its doubt, and no line twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from ase_definet.cli.property_text import property_lines, property_record, property_rows
+from ase_definet.properties.predictor import PropertyValue
+
+GOOD = {
+    "formation_energy": PropertyValue(5.4321, "eV", 0.0123, "inside"),
+    "formation_energy_per_defect": PropertyValue(2.71605, "eV", 0.00615, "inside"),
+    "gap_min": PropertyValue(1.1, "eV", None, "near", ("a larger supercell",)),
+    "total_mag": PropertyValue(None, "µB", None, "outside", ("the training data have no total_mag of this host",)),
+}
+NOTHING = {
+    name: PropertyValue(None, one.unit, None, "outside", ("charged", "new element")) for name, one in GOOD.items()
+}
+
+
+def test_each_property_has_a_row():
+    rows = dict(property_rows(GOOD, {"W": -13.0106, "Se": -3.489}))
+    assert list(rows) == ["energy", "gap", "moment"]
+    assert rows["energy"] == (
+        "5.432 ± 0.012 eV to form, 2.716 eV per defect site (chemical potentials W -13.011, Se -3.489 eV)"
+    )
+    assert rows["gap"] == "1.100 eV, expected error unknown (near: a larger supercell)"
+    assert rows["moment"] == "unknown (outside: the training data have no total_mag of this host)"
+
+
+def test_what_is_unknown_for_one_reason_is_one_row():
+    assert property_rows(NOTHING, {}) == [("energy", "energy, gap, moment unknown (outside: charged; new element)")]
+    one = {"formation_energy": NOTHING["formation_energy"]}
+    assert property_rows(one, {}) == [("energy", "unknown (outside: charged; new element)")]
+    assert property_rows({}, {}) == []
+
+
+def test_names_of_other_weights_stay():
+    rows = property_rows({"band_width": PropertyValue(0.5, "", 0.1, "inside")}, {})
+    assert rows == [("band_width", "0.500 ± 0.100")]
+
+
+def test_a_table_has_a_line_for_each_structure():
+    head, first, second = property_lines([("one", GOOD), ("a" * 60, NOTHING)])
+    assert head.split("  ")[-1] == "trust"
+    assert [part.strip() for part in first.split("  ") if part][1:3] == ["5.432 ± 0.012", "2.716 ± 0.006"]
+    assert "1.100 ± ?" in first
+    assert second.startswith("...aaa")
+    assert second.endswith("outside")
+    assert len({len(line.removesuffix("outside").removesuffix("inside").rstrip()) for line in (first, second)}) == 1
+    assert property_lines([]) == []
+
+
+@pytest.mark.parametrize("name", list(GOOD))
+def test_records_hold_everything(name):
+    found = property_record(GOOD)[name]
+    assert found["value"] == GOOD[name].value
+    assert found["expected_error"] == GOOD[name].expected_error
+    assert (found["unit"], found["trust"]) == (GOOD[name].unit, GOOD[name].trust)
+    assert found["reasons"] == list(GOOD[name].reasons)
