@@ -353,6 +353,18 @@ def test_options_that_make_no_sense(options, reason):
         DefiNetRelaxer(host=COPPER, device="cpu", **options)
 
 
+def test_crystals_that_are_in_the_library_for_calculators_count_as_no_trained_hosts():
+    """Predictions for them are relative to the pristine host, as for a host from a file."""
+    atoms = bulk("MgO", "rocksalt", a=4.25, cubic=True) * (2, 2, 2)
+    del atoms[1]
+    named, given = (
+        DefiNetRelaxer(host=host, device="cpu", extrapolate=True).predict(atoms)
+        for host in ("MgO", bulk("MgO", "rocksalt", a=4.25))
+    )
+    assert named.trust == given.trust == "outside"
+    np.testing.assert_allclose(named.displacement, given.displacement, atol=1e-6)
+
+
 # the commands
 
 
