@@ -38,6 +38,8 @@ Array: TypeAlias = NDArray[Any]
 OUT = RESULTS / "calibration.json"
 BETTER = 0.9
 """What is left of the ideal sites' error, at most, where the network is said to be better."""
+WITHIN = 1.5
+"""Factor within which the mean expected error of a group left out of the fit must be, for its respects to have one."""
 RANK = 0.6
 """Rank correlation over atoms that is wanted."""
 ENOUGH = 10
@@ -49,7 +51,7 @@ FOLDS = 5
 ATOMS = 40
 """Atoms of a structure in the fit, at most; evenly spread over distances from the defects."""
 DATABASE = "hbn-database"
-OF_HOST = ("defects", "species", "density", "host")
+OF_HOST = ("defects", "species", "complex", "host")
 """Respects of which nothing follows for hosts where they were not tried."""
 OF_SITES, CLOSE, FEW = ("defects", "species"), 4.0, 5
 """Respects that are judged by the atoms close to some sites, in Å, and by structures with no other defects, if there are
@@ -224,6 +226,15 @@ def judged(rows: Sequence[Sample], expected: Sequence[Array]) -> dict[str, dict[
     return out
 
 
+def not_supported(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the respects of groups whose mean expected error was not within :data:`WITHIN` of the true one."""
+    out: set[str] = set()
+    for key, row in table.items():
+        if row["given"] and row["structures"] >= ENOUGH and not 1 / WITHIN <= row["ratio"] <= WITHIN:
+            out |= set(key.split(" | ")[2].split()) - {"inside"}
+    return out
+
+
 # What is near
 
 
@@ -231,8 +242,8 @@ def near_records(rows: Sequence[Sample], source: str) -> dict[str, dict[str, Any
     """Return the respects in which the networks were better than the ideal sites.
 
     A respect is judged by the structures that lie outside in it and otherwise only in respects that were found to be
-    near before it, or that come with it always, for each host apart. One that says something of defects, elements,
-    densities or hosts is near where it was tried with success, one of the state everywhere, unless a host has shown
+    near before it, or that come with it always, for each host apart. One that says something of defects, elements or
+    hosts is near where it was tried with success, one of the state or of densities everywhere, unless a host has shown
     otherwise.
     """
     hosts = sorted({row.one.host for row in rows})
@@ -315,6 +326,7 @@ def learn() -> None:
         "models": {},
         "near": {},
         "shown": [f"{family}, by {by[-1]}" for family, by in FOLDED.items()],
+        "without_number": {},
         "judged": {},
         "experiments": sorted({path.parent.name for path in RUNS.glob("*/atoms.npz")}),
     }
@@ -328,6 +340,13 @@ def learn() -> None:
                 _, host, words = key.split(" | ")
                 row["given"] = words == "inside" or set(words.split()) <= _near_at(out["near"][family], host)
             out["judged"][f"{family}, by {by}"] = table
+        failed = not_supported(out["judged"][f"{family}, by {FOLDED[family][-1]}"])
+        out["without_number"][family] = sorted(failed)
+        respects = out["models"][family]["respects"]
+        out["models"][family]["respects"] = {word: value for word, value in respects.items() if word not in failed}
+        for by in FOLDED[family]:
+            for key, row in out["judged"][f"{family}, by {by}"].items():
+                row["given"] = row["given"] and not failed & set(key.split(" | ")[2].split())
     OUT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, table in out["judged"].items():
         print(name)

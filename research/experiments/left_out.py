@@ -253,13 +253,13 @@ def experiments() -> dict[str, Experiment]:
 
 
 def _sibling(name: str, trained_on: Mapping[str, float], left_out: Mapping[str, float]) -> Experiment:
-    """Return the experiment that leaves a host out of two of the same structure; black P is left out too."""
+    """Return the experiment that leaves a host out of two of the same structure; black P and h-BN are left out too."""
     known = {subset.split("/")[1] for subset in trained_on}
     return Experiment(
         "host",
         f"{name}, from {', '.join(known)} alone",
         lambda group: np.full(len(group), group.host not in known),
-        {**trained_on, **dict.fromkeys(left_out, 0.0), "high/P": 0.0},
+        {**trained_on, **dict.fromkeys(left_out, 0.0), "high/P": 0.0, "high/BN": 0.0},
         steps=800,
     )
 

@@ -48,9 +48,17 @@ def listed(words: Sequence[str]) -> str:
 
 
 def reflowed(lines: Iterable[str]) -> str:
-    """Return a page: prose in lines of one width; headings, tables and pictures as they are."""
+    """Return a page: prose in lines of one width; headings, tables, pictures and blocks of code as they are."""
     out: list[str] = []
-    for prose, group in groupby(lines, key=lambda line: bool(line) and line[0] not in "#|!"):
+    fences = 0
+
+    def is_prose(line: str) -> bool:
+        nonlocal fences
+        fence = line.startswith("```")
+        fences += fence
+        return bool(line) and line[0] not in "#|!" and not fence and fences % 2 == 0
+
+    for prose, group in groupby(lines, key=is_prose):
         text = list(group)
         whole = " ".join(text)
         out += textwrap.wrap(whole, WIDTH, break_long_words=False, break_on_hyphens=False) if prose else text

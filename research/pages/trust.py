@@ -206,7 +206,9 @@ def expected(card: Mapping[str, Any]) -> list[str]:
             "research.experiments.calibrate learn`); the card of the weights has them. Below, every group is judged by a fit "
             "without it: without its compositions in the h-BN database, without its experiment elsewhere (without its "
             "compositions, where only one experiment has tried a respect). *Ratio* is the mean expected over the mean true error, "
-            "*rank* the rank correlation over atoms; in brackets, what the network's own estimate was worth."
+            "*rank* the rank correlation over atoms; in brackets, what the network's own estimate was worth. No number is *given* where "
+            "the structure is outside, or where the ratio of a group shows that the respect's errors cannot be foreseen: there the "
+            "expected error is unknown."
         ),
         "",
         "![Expected and true errors of what was left out](images/trust/expected.png)",
