@@ -150,6 +150,8 @@ def _refuse_others(folder: Path) -> None:
 
 def _setting(value: Any) -> str:
     """Return a setting of a run as text, with long lists and hashes shortened."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={part}" for key, part in value.items() if part is not None)
     if isinstance(value, list):
         shown = ", ".join(str(part) for part in value[:2])
         return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"  # noqa: PLR2004
