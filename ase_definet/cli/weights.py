@@ -146,11 +146,24 @@ def combine_command(
 @click.argument("out", type=FILE)
 @click.argument("members", type=IN_FILE, nargs=-1, required=True)
 @click.option("--data", type=IN_FILE, required=True, help="Packed data set; expected errors come from its val split.")
+@click.option(
+    "--not-for",
+    type=(str, IN_FILE),
+    multiple=True,
+    metavar="HOST[,HOST...] MEMBER",
+    help="Hosts on which this member does not answer, because others know them better; repeatable.",
+)
 @click.option("--name", default="", help="Name of the new weights; by default that of OUT.")
 @click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the new weights.")
 @overwrite_option
 def ensemble_command(
-    out: Path, members: tuple[Path, ...], data: Path, name: str, version: str, overwrite: bool
+    out: Path,
+    members: tuple[Path, ...],
+    data: Path,
+    not_for: tuple[tuple[str, Path], ...],
+    name: str,
+    version: str,
+    overwrite: bool,
 ) -> None:
     """Put several networks for properties into one file.
 
@@ -165,7 +178,9 @@ def ensemble_command(
     refuse_existing(out, out.with_suffix(".json"), overwrite=overwrite)
     check_folder(out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _, reliability = write_ensemble(out, members, data, name=name or out.stem, version=version, overwrite=overwrite)
+    _, reliability = write_ensemble(
+        out, members, data, name=name or out.stem, version=version, not_for=not_for, overwrite=overwrite
+    )
     for target, subsets in reliability.items():
         for subset, row in subsets.items():
             click.echo(

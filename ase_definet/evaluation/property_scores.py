@@ -103,8 +103,8 @@ def summarise_properties(scores: Sequence[PropertyScores]) -> dict[str, Any]:
     """Return the tables of scores, ready for JSON.
 
     Returns:
-        By property: ``unit``, ``per_defect`` and ``subsets.NAME`` and ``overall`` (their mean; ``n`` is the sum) with
-        ``n``, ``mae``, ``rmse``, ``r2``, ``rank_correlation``, ``baseline_mae`` where it was fitted, and
+        By property: ``unit``, ``subsets.NAME`` and ``overall`` (their mean; ``n`` is the sum) with ``n``, ``mae``,
+        ``median_error``, ``rmse``, ``r2``, ``rank_correlation``, ``baseline_mae`` where it was fitted, and
         ``expected_error`` where the weights estimate it.
     """
     out: dict[str, Any] = {}
@@ -131,6 +131,7 @@ def _row(scores: Sequence[PropertyScores]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "n": len(labels),
         "mae": float(np.abs(error).mean()),
+        "median_error": float(np.median(np.abs(error))),
         "rmse": float(np.sqrt((error**2).mean())),
         "r2": 1 - float((error**2).mean()) / variance if variance > 0 else None,
         "rank_correlation": _finite(rank_correlation(values, labels)),

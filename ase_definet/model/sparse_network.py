@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -200,12 +201,27 @@ class PropertyEnsemble(PropertyModel):
         """Return the mean and the standard deviation of the networks, shape ``(n, n_targets)``."""
         return self.spread_of(batch, set(self.config.targets))
 
-    def spread_of(self, batch: DefectBatch, asked: set[str]) -> tuple[Tensor, Tensor]:
+    def smallest(self, asked: set[str]) -> list[int]:
+        """Return the smallest network for each of some properties that knows it wherever any network does."""
+        out: set[int] = set()
+        members: list[Any] = list(self.members)
+        for name in asked:
+            having = [k for k, one in enumerate(members) if name in one.config.targets]
+            known = {k: members[k].trained[:, members[k].config.targets.index(name)] > 0 for k in having}
+            anywhere = torch.stack(list(known.values())).any(dim=0)
+            general = [k for k in having if bool((known[k] == anywhere).all())] or having
+            out.add(min(general, key=lambda k: sum(weight.numel() for weight in members[k].parameters())))
+        return sorted(out)
+
+    def spread_of(
+        self, batch: DefectBatch, asked: set[str], members: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation of the networks for some properties.
 
         Args:
             batch: The structures.
             asked: Names of the properties; networks that know none of them do not run.
+            members: Indices of the only networks to run; all by default.
 
         Returns:
             Both of shape ``(n, n_targets)``, NaN for other properties.
@@ -213,7 +229,9 @@ class PropertyEnsemble(PropertyModel):
         targets = self.config.targets
         found: list[Tensor] = []
         known: list[Tensor] = []
-        for module in self.members:
+        for number, module in enumerate(self.members):
+            if members is not None and number not in members:
+                continue
             member: Any = module
             # a network counts where it was trained: some are for some of the hosts only
             counts = member.trained[batch.hosts]

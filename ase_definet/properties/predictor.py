@@ -168,6 +168,8 @@ class PropertyPredictor:
         occupations: Array,
         potentials: ChemicalPotentials | None = None,
         targets: Sequence[str] | None = None,
+        *,
+        fast: bool = False,
     ) -> dict[str, Array]:
         """Predict the properties of occupations of a supercell, without any matching: the way to rank many.
 
@@ -179,6 +181,8 @@ class PropertyPredictor:
                 cell as in :func:`~ase_definet.matching.supercell.cells_of`, and within a cell as in the host.
             potentials: Chemical potentials; those of the elements' reference phases by default.
             targets: The only properties to predict, such as ``["formation_energy"]``: networks for others do not run.
+            fast: Whether to run only the smallest network for each property, to rank very many configurations of many
+                defects; expected errors are then unknown.
 
         Returns:
             Arrays of shape ``(n,)``: each property by its name, NaN where nothing supports a value; its expected
@@ -251,7 +255,7 @@ class PropertyPredictor:
         other_cell = record.sites not in {None, n_sites}
         level = np.maximum(level, max(geometry, TRUST.index("near") if other_cell else 0))
         factor[:] = np.nan if geometry or other_cell else factor
-        values, errors = self._run(sites, occupations[known], potentials, wanted)
+        values, errors = self._run(sites, occupations[known], potentials, wanted, fast=fast)
         learnt = self.network.knows(sites.host)
         for one in wanted:
             if learnt.get(FORMATION_ENERGY if one == PER_DEFECT else one):
@@ -361,6 +365,8 @@ class PropertyPredictor:
         numbers: Array,
         potentials: ChemicalPotentials | None,
         wanted: Sequence[str] | None = None,
+        *,
+        fast: bool = False,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return values and expected errors of occupations that the network knows, in double precision."""
         count = (numbers != sites.host_numbers).sum(axis=1)
@@ -370,7 +376,7 @@ class PropertyPredictor:
         errors = np.full_like(means, np.nan) if isinstance(self.network, PropertyEnsemble) else None
         for chosen in _blocks(order, count, _BLOCK_PAIRS if self.device.type == "cpu" else _BLOCK_PAIRS_CUDA):
             batch = sites.batch(numbers[chosen]).to(self.device)
-            mean, error = self._estimate(batch, asked)
+            mean, error = self._estimate(batch, asked, fast=fast)
             means[chosen] = mean.double().cpu().numpy()
             if errors is not None and error is not None:
                 errors[chosen] = error.double().cpu().numpy()
@@ -390,8 +396,10 @@ class PropertyPredictor:
             own[count == 0] = 0.0
         return values, expected
 
-    def _estimate(self, batch: DefectBatch, asked: set[str]) -> tuple[Tensor, Tensor | None]:
+    def _estimate(self, batch: DefectBatch, asked: set[str], *, fast: bool) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.network, PropertyEnsemble):
+            if fast:
+                return self.network.spread_of(batch, asked, self.network.smallest(asked))[0], None
             mean, spread = self.network.spread_of(batch, asked)
             return mean, self.network.expected_error(batch, spread)
         return self.network(batch), None

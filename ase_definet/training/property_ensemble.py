@@ -16,6 +16,7 @@ from ase_definet.checkpoints.card import HostRecord, ModelCard
 from ase_definet.checkpoints.format import LoadedProperties, load_properties, save_checkpoint, write_card
 from ase_definet.data import PackedDataset
 from ase_definet.errors import CheckpointError
+from ase_definet.matching.library import get_host
 from ase_definet.model.architectures import ARCHITECTURES
 from ase_definet.model.config import PropertyEnsembleConfig
 from ase_definet.model.sparse_network import PropertyEnsemble, SparseNetwork
@@ -56,7 +57,14 @@ def ensemble_of(members: Sequence[SparseNetwork]) -> PropertyEnsemble:
 
 
 def write_ensemble(
-    out: Path, members: Sequence[Path], data: Path, *, name: str, version: str, overwrite: bool = False
+    out: Path,
+    members: Sequence[Path],
+    data: Path,
+    *,
+    name: str,
+    version: str,
+    not_for: Sequence[tuple[str, Path]] = (),
+    overwrite: bool = False,
 ) -> tuple[Path, dict[str, dict[str, dict[str, float]]]]:
     """Write one weights file of several networks, and its card.
 
@@ -66,6 +74,7 @@ def write_ensemble(
         data: Packed data set; its validation split gives the expected errors.
         name: Name of the new weights.
         version: Their version.
+        not_for: Hosts, separated by commas, and which of the members does not answer there: others know them better.
         overwrite: Replace files that are in the way.
 
     Returns:
@@ -81,6 +90,10 @@ def write_ensemble(
         if not isinstance(one.model, SparseNetwork):
             raise CheckpointError(f"{path}: expected a single network, found {one.architecture}")
         networks.append(one.model)
+    for hosts, path in not_for:
+        if path not in members:
+            raise CheckpointError(f"{path} is none of the members: {', '.join(map(str, members))}")
+        _silence(networks[list(members).index(path)], hosts)
     try:
         ensemble = ensemble_of(networks)
     except ValueError as error:
@@ -92,6 +105,19 @@ def write_ensemble(
     save_checkpoint(out, ensemble, card, overwrite=overwrite)
     write_card(out, overwrite=overwrite)
     return out, reliability
+
+
+def _silence(network: SparseNetwork, hosts: str) -> None:
+    """Let a network answer on some hosts no longer.
+
+    Raises:
+        CheckpointError: It does not know one of them.
+    """
+    for name in filter(None, hosts.split(",")):
+        key = tuple(sorted(get_host(name).numbers.tolist()))
+        if key not in network.config.hosts:
+            raise CheckpointError(f"host {name} is unknown to the network that should not serve it")
+        network.trained[network.config.hosts.index(key)] = 0
 
 
 def fit_expected_errors(

@@ -167,7 +167,7 @@ class PropertyRun(TrainingRun):
         """Record on which hosts there are labels: weights that the run begins with forget the others."""
         chosen = torch.as_tensor(self._training_indices())
         trained = torch.zeros_like(self.network.trained)
-        for host in self.whole.hosts[chosen].unique().tolist():
+        for host in np.unique(self.whole.hosts[chosen].cpu().numpy()).tolist():
             own = chosen[(self.whole.hosts[chosen] == host).cpu()]
             trained[host] = self.labels[own].isfinite().any(dim=0).to(trained)
         for network in (self.network, self.average):

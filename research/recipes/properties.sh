@@ -21,12 +21,16 @@ run() {
 [ -e .data/properties.pack ] || ase-definet data pack .data/2dmd.pack .data/properties.pack --labels .data/labels.csv
 
 run energies 0
-run gaps 0
-run energies-dropout 0
 run energies-wide 0
+run energies-long-range 0
+run energies-long-range 1
+run energies-tmd 2 # goes on from energies-long-range-1
+run gaps 0
+run gaps-long-range 0
+run gaps-long-range 1
 run gaps-tmd 0
-run energies 1
 ase-definet weights ensemble ase_definet/weights/properties/default.safetensors "${members[@]}" \
+  --not-for MoS2,WSe2 runs/energies-0.safetensors --not-for MoS2,WSe2 runs/energies-long-range-0.safetensors \
   --data .data/properties.pack --name default --version $version --overwrite
 ase-definet evaluate --data .data/properties.pack --properties default --pair-additive \
   --json research/results/properties-val.json --plot research/results/plots/properties --overwrite

@@ -84,6 +84,18 @@ def test_some_properties_alone(predictor):
         predictor.predict_occupations("MoS2", 4, one.numbers[None], targets=["colour"])
 
 
+def test_the_smallest_network_alone(predictor):
+    numbers = match_sites(structure(), "MoS2").numbers[None]
+    fast = predictor.predict_occupations("MoS2", 4, numbers, fast=True)
+    whole = predictor.predict_occupations("MoS2", 4, numbers)
+    (smallest,) = predictor.network.smallest({FORMATION_ENERGY})
+    batch = next(iter(predictor._sites.values())).batch(numbers)
+    alone = predictor.network.members[smallest](batch)[0, 0]
+    assert fast[FORMATION_ENERGY][0] == pytest.approx(float(alone.detach()), abs=SAME)
+    assert fast[FORMATION_ENERGY][0] != whole[FORMATION_ENERGY][0]
+    assert np.isnan(fast[f"{FORMATION_ENERGY}_error"]).all()
+
+
 def test_the_pristine_host_costs_nothing(predictor):
     found = predictor.predict([match_sites(pristine("MoS2", 4), "MoS2")])[0]
     assert (found[FORMATION_ENERGY].value, found[FORMATION_ENERGY].expected_error) == (0.0, 0.0)
