@@ -84,7 +84,7 @@ def write_report(
     if not table and not failures:
         raise ScreeningError(f"{results}: no results yet")
     run = read_json(results / "run.json") if (results / "run.json").exists() else {}
-    run = {key: value for key, value in run.items() if value is not None}
+    run = {key: value for key, value in run.items() if value not in (None, [])}
     if rank is None and run.get("rank") in NUMBERS:
         rank, highest = str(run["rank"]), bool(run.get("highest"))
     _refuse_unranked(results, table, rank)
