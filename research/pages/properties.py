@@ -37,7 +37,7 @@ ROWS = {
 
 def page() -> str:
     """Return the whole page."""
-    return reflowed([*head(), *meaning(), *potentials(), *accuracy(), *evidence(), *trust(), *how_to(), *cite()])
+    return reflowed([*head(), *meaning(), *potentials(), *accuracy(), *evidence(), *speed(), *trust(), *how_to(), *cite()])
 
 
 def head() -> list[str]:
@@ -212,6 +212,25 @@ def evidence() -> list[str]:
         ),
         "",
         *table(("host", "all structures", "those of the validation split"), hard),
+    ]
+
+
+def speed() -> list[str]:
+    """Return how many configurations are ranked per second."""
+    rows = [
+        (count, *(f"{row[name]['per_cpu_second']:,}" for name in ("ensemble", "smallest")))
+        for count, row in result("properties_speed")["rows"].items()
+    ]
+    return [
+        "## Speed",
+        "",
+        (
+            "Occupations in, formation energies out, in configurations per second of one core (`python -m "
+            "research.benchmarks.properties`), by the number of defects; with `fast=True` only the smallest network runs, "
+            "without an expected error."
+        ),
+        "",
+        *table(("defects", "all networks", "the smallest"), rows),
     ]
 
 
