@@ -204,7 +204,7 @@ class PropertyPredictor:
         lattice = Lattice(
             numbers=host.numbers, positions=host.positions, cell=host.cell, pbc=host.periodic, supercell=matrix
         )
-        return self._of_occupations(lattice, known_host(host), occupations, potentials, targets)
+        return self._of_occupations(lattice, known_host(host), occupations, potentials, targets, fast=fast)
 
     def predict_alike(
         self,
@@ -212,6 +212,8 @@ class PropertyPredictor:
         occupations: Array,
         potentials: ChemicalPotentials | None = None,
         targets: Sequence[str] | None = None,
+        *,
+        fast: bool = False,
     ) -> dict[str, Array]:
         """Predict the properties of other occupations of the sites of a matched structure.
 
@@ -220,13 +222,14 @@ class PropertyPredictor:
             occupations: As in :meth:`predict_occupations`, in the order of its sites.
             potentials: As there.
             targets: As there.
+            fast: As there.
 
         Returns:
             As there.
         """
         name, strain, offset = known_host(site_map.host)
         known = (name, strain + site_map.max_strain, offset)
-        return self._of_occupations(lattice_of(site_map), known, occupations, potentials, targets)
+        return self._of_occupations(lattice_of(site_map), known, occupations, potentials, targets, fast=fast)
 
     def _of_occupations(
         self,
@@ -235,6 +238,8 @@ class PropertyPredictor:
         occupations: Array,
         potentials: ChemicalPotentials | None,
         targets: Sequence[str] | None,
+        *,
+        fast: bool,
     ) -> dict[str, Array]:
         """Predict the properties of occupations of a supercell of a host, known by its name, strain and offset."""
         wanted = self._wanted(targets)

@@ -85,7 +85,7 @@ def write_report(
     if not table and not failures:
         raise ScreeningError(f"{results}: no results yet")
     run = read_json(results / "run.json") if (results / "run.json").exists() else {}
-    run = {key: value for key, value in run.items() if value is not None}
+    run = {key: value for key, value in run.items() if value not in (None, [])}
     if rank is None and run.get("rank") in NUMBERS:
         rank, highest = str(run["rank"]), bool(run.get("highest"))
     _refuse_unranked(results, table, rank)
@@ -152,6 +152,8 @@ def _refuse_others(folder: Path) -> None:
 
 def _setting(value: Any) -> str:
     """Return a setting of a run as text, with long lists and hashes shortened."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={part}" for key, part in value.items() if part is not None)
     if isinstance(value, list):
         shown = ", ".join(str(part) for part in value[:2])
         return shown if len(value) <= 2 else f"{shown} and {len(value) - 2} more"  # noqa: PLR2004

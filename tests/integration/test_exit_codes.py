@@ -39,6 +39,7 @@ UNUSABLE = {
     "weights upgrade": "{input} new.safetensors",
     "weights export": "{input} new.safetensors",
     "weights combine": "{input} new.safetensors --host-weights BN default",
+    "weights ensemble": "new.safetensors good.safetensors --data {input}",
 }
 """How every command that reads is given an input."""
 READ_NOTHING = {"hosts", "calculators", "weights list", "enumerate"}
@@ -132,6 +133,7 @@ USAGE = {
     "weights upgrade": ["good.vasp good.vasp", "good.vasp"],
     "weights export": [". new.txt", ". good.safetensors", "."],
     "weights combine": ["default new.txt --host-weights BN default", "default new.safetensors"],
+    "weights ensemble": ["new.safetensors", "--data good.vasp"],
     "weights list": ["extra"],
     "hosts": ["extra"],
     "calculators": ["extra"],
