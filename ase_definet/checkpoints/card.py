@@ -24,6 +24,22 @@ class _Record(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+class CrystalRecord(_Record):
+    """The primitive cell of a host.
+
+    Attributes:
+        numbers: Atomic numbers.
+        positions: Of its sites, in Å.
+        cell: Its vectors as rows, in Å.
+        layered: Whether it is a layer, normal to the third vector.
+    """
+
+    numbers: list[int]
+    positions: list[list[float]]
+    cell: Annotated[list[list[float]], Field(min_length=3, max_length=3)]
+    layered: bool
+
+
 class HostRecord(_Record):
     """What was seen of one host in training.
 
@@ -37,6 +53,7 @@ class HostRecord(_Record):
         sites: Sites of a supercell.
         training_pairs: Pairs of unrelaxed and relaxed structures.
         side_by_side: Kinds of defects that were neighbours, as in ``substitution+vacancy``; None if not recorded.
+        crystal: The host itself, unless it is in the library under this name.
     """
 
     defects: list[str]
@@ -48,6 +65,7 @@ class HostRecord(_Record):
     sites: _Count | None = None
     training_pairs: _Count | None = None
     side_by_side: list[str] | None = None
+    crystal: CrystalRecord | None = None
 
     def joined(self, other: HostRecord, *, disjoint: bool = False) -> HostRecord:
         """Return what was seen of either of two sets of pairs; the sites are those of this one.

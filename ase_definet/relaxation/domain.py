@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -169,7 +169,7 @@ class Judgement:
         return levels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Domain:
     """The training data of a model, and its measured accuracy just outside of them.
 
@@ -187,6 +187,28 @@ class Domain:
         own = routed[place - 1].training if 0 < place <= len(routed) else self.card.general
         return own or self.card.training
 
+    @cached_property
+    def _crystals(self) -> dict[int, list[Host]]:
+        """The hosts in the training data of each network that are not in the library."""
+        return {place: _recorded_crystals(self.training(place)) for place in range(len(self.card.routed) + 1)}
+
+    def known(self, host: Host, place: int = 0) -> tuple[str | None, float, float]:
+        """Find the host of the training data, or else of the library, that a host given in any way is.
+
+        Args:
+            host: The host.
+            place: Index of the network that serves it, of several.
+
+        Returns:
+            As :func:`known_host`.
+        """
+        found = known_host(host)
+        training = self.training(place)
+        if training is None or found[0] in training.hosts:
+            return found
+        others = (_as_crystal(host, crystal) for crystal in self._crystals[place])
+        return next((other for other in others if other is not None), found)
+
     def trained_on(self, host: Host, place: int = 0) -> bool:
         """Return whether a host, given in any way, is in the training data of a network, to the digits of a file.
 
@@ -194,7 +216,7 @@ class Domain:
             host: The host.
             place: Index of the network that serves it, of several.
         """
-        name, strain, offset = known_host(host)
+        name, strain, offset = self.known(host, place)
         training = self.training(place)
         seen = training is None or name in training.hosts  # without a record, the library's hosts are taken as known
         return name is not None and seen and abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
@@ -207,9 +229,10 @@ class Domain:
             site_map: Its match to the host.
             place: Index of the network that serves it, of several.
         """
-        found = self._reservations(atoms, site_map, self.training(place))
-        host, _, _ = known_host(site_map.host)
-        return Judgement(tuple(self._judged(one, site_map) for one in found), self._error_model(place), host)
+        known = self.known(site_map.host, place)
+        found = self._reservations(atoms, site_map, self.training(place), known)
+        host, _, _ = known
+        return Judgement(tuple(self._judged(one, site_map, host) for one in found), self._error_model(place), host)
 
     def _error_model(self, place: int) -> ErrorModelRecord | None:
         """Return how long the errors of one of several networks are expected to be."""
@@ -217,19 +240,23 @@ class Domain:
         own = routed[place - 1].error_model if 0 < place <= len(routed) else None
         return own or self.card.error_model
 
-    def _judged(self, one: Reservation, site_map: SiteMap) -> Reservation:
+    def _judged(self, one: Reservation, site_map: SiteMap, host: str | None) -> Reservation:
         """Return a reservation with its measured trust level, if there is one."""
         found = self.card.near.get(one.key) or self.card.near.get(one.kind_key)
         if found is None:
             return one
         other = found.defects and not set(site_map.defect_counts) <= set(found.defects)
-        elsewhere = found.hosts and known_host(site_map.host)[0] not in found.hosts
+        elsewhere = found.hosts and host not in found.hosts
         if found.share >= 1 or other or elsewhere:
             return replace(one, trust="outside")
         return replace(one, trust="near", error_factor=found.error_factor)
 
     def _reservations(
-        self, atoms: Atoms, site_map: SiteMap, training: TrainingRecord | None
+        self,
+        atoms: Atoms,
+        site_map: SiteMap,
+        training: TrainingRecord | None,
+        known: tuple[str | None, float, float],
     ) -> Iterator[Reservation]:
         """Yield every respect in which a structure lies outside the training data, as it is without measurements."""
         state = said_of(atoms)
@@ -250,7 +277,7 @@ class Domain:
                 "near",
             )
             return
-        name, strain, offset = known_host(site_map.host)
+        name, strain, offset = known
         seen = training.hosts.get(name or "")
         yield from _of_state(atoms, state, seen or HostRecord(defects=[]))
         elements = set(training.elements)
@@ -426,6 +453,31 @@ def known_host(host: Host) -> tuple[str | None, float, float]:
         if found is not None:
             return name, found.max_strain, found.cost
     return None, 0.0, 0.0
+
+
+def _recorded_crystals(training: TrainingRecord | None) -> list[Host]:
+    """Return the hosts of which a record holds the crystal."""
+    return [
+        Host(
+            name,
+            np.array(crystal.numbers),
+            np.array(crystal.positions),
+            np.array(crystal.cell),
+            layered=crystal.layered,
+            source="training data",
+        )
+        for name, record in (training.hosts if training else {}).items()
+        if (crystal := record.crystal) is not None
+    ]
+
+
+@lru_cache(maxsize=32)
+def _as_crystal(host: Host, crystal: Host) -> tuple[str, float, float] | None:
+    """Compare a host with a crystal that is not in the library; None if it is another, else as :func:`known_host`."""
+    if crystal.composition != host.composition or crystal.layered != host.layered:
+        return None
+    found = _matched(host, crystal, host.numbers)
+    return None if found is None else (crystal.name, found.max_strain, found.cost)
 
 
 @lru_cache(maxsize=32)

@@ -19,6 +19,7 @@ from ase_definet.matching.host import Host
 from ase_definet.matching.naming import defect_name
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.model.architectures import ARCHITECTURES, architecture_of
+from ase_definet.relaxation.domain import known_host
 from ase_definet.structures.state import State
 from ase_definet.training import property_ensemble
 from ase_definet.training.error_estimate import FOLDS, fit_error_estimate
@@ -101,15 +102,33 @@ def host_records(groups: Sequence[PairGroup], pairs: Sequence[Array]) -> dict[st
         if group.subset.startswith(LABELLED) or not len(chosen):
             continue
         record = _host_record(group.numbers[chosen], group.host_numbers) | _states_record(group.state[chosen])
-        own = HostRecord.model_validate(record | {"side_by_side": _complexes(group, group.numbers[chosen])})
+        host = _host(group)
+        record["side_by_side"] = _complexes(group, host, group.numbers[chosen])
+        if known_host(host)[0] != group.host:
+            record["crystal"] = _crystal_record(host)
+        own = HostRecord.model_validate(record)
         hosts[group.host] = hosts[group.host].joined(own, disjoint=True) if group.host in hosts else own
     return hosts
 
 
-def _complexes(group: PairGroup, numbers: Array) -> list[str]:
-    """Return the kinds of defects that are neighbours in some structure of a group."""
+def _host(group: PairGroup) -> Host:
+    """Return the host of a group of pairs."""
     layered = not group.pbc[2]
-    host = Host(group.host, group.unit_numbers, group.unit_positions, group.unit_cell, layered=layered, source="")
+    return Host(group.host, group.unit_numbers, group.unit_positions, group.unit_cell, layered=layered, source="")
+
+
+def _crystal_record(host: Host) -> dict[str, Any]:
+    """Return what a card must hold of a host that is not in the library, to recognise it."""
+    return {
+        "numbers": host.numbers.tolist(),
+        "positions": np.round(host.positions, 5).tolist(),
+        "cell": np.round(host.cell, 5).tolist(),
+        "layered": host.layered,
+    }
+
+
+def _complexes(group: PairGroup, host: Host, numbers: Array) -> list[str]:
+    """Return the kinds of defects that are neighbours in some structure of a group."""
     kinds = np.where(numbers == 0, SiteKind.VACANCY, (numbers != group.host_numbers).astype(int))
     return sorted(side_by_side(kinds, neighbors(group.sites, group.cell, host.periodic, host.nearest_neighbor)))
 

@@ -66,21 +66,10 @@ ase-definet weights export runs/copper copper.safetensors --version 1
 # %% [markdown]
 # ## Is it any good?
 #
-# Compare with the ideal sites, which need no network at all, on pairs that it was not trained on. For hosts of the library, the command
-# `ase-definet evaluate` does this and more. Any other host counts as outside the training data, also for weights trained on
-# it, and the network's answer has to be asked for with `extrapolate`:
+# Compare with the ideal sites, which need no network at all, on pairs that it was not trained on:
 
 # %%
-python - <<'PYTHON'
-from ase_definet import DefiNetRelaxer
-from ase_definet.data import PackedDataset
-from ase_definet.evaluation.scores import score_pairs, summarise
-
-relaxer = DefiNetRelaxer("copper.safetensors", device="cpu", extrapolate=True)
-scores, _ = score_pairs(relaxer, PackedDataset.open("pairs.pack"), "val", superposition=False)
-row = summarise(scores)["subsets"]["emt/Cu"]
-print(f"ideal sites {row['ideal_sites']['coordinate_mae']:.4f} Å, network {row['coordinate_mae']:.4f} Å")
-PYTHON
+ase-definet evaluate --data pairs.pack --split val --model copper.safetensors --no-superposition
 
 # %% [markdown]
 # Then relax with them:
@@ -90,7 +79,7 @@ python - <<'PYTHON'
 from ase.io import read, write
 write("POSCAR", read("pairs.extxyz", 0), format="vasp")
 PYTHON
-ase-definet relax POSCAR --host Cu.cif --model copper.safetensors -o relaxed.vasp --extrapolate
+ase-definet relax POSCAR --host Cu.cif --model copper.safetensors -o relaxed.vasp
 
 # %% [markdown]
 # ## With real data

@@ -410,3 +410,24 @@ def test_the_six_neutral_hosts_are_answered_as_before(relaxer, seed):
     entry = relaxer.network.config.routed[place - 1]
     assert entry.coverage is not None
     assert not entry.model.states
+
+
+@pytest.mark.parametrize(("lattice", "known"), [("fcc", True), ("bcc", False)])
+def test_a_host_of_ones_own_training_data_is_recognised_in_any_cell(lattice, known):
+    crystal = {
+        "numbers": [29],
+        "positions": [[0.0, 0.0, 0.0]],
+        "cell": [[0.0, 1.8, 1.8], [1.8, 0.0, 1.8], [1.8, 1.8, 0.0]],
+        "layered": False,
+    }
+    seen = {"defects": ["v_Cu"], "density": [0.005, 0.02], "training_pairs": 40}
+    training = {"elements": ["Cu"], "hosts": {"copper": seen | {"crystal": crystal}}}
+    unit = bulk("Cu", lattice, a=3.6 if lattice == "fcc" else 2.87, cubic=True)
+    atoms = unit.repeat(3)
+    del atoms[5]
+    card = ModelCard.read({"training": training})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, unit))
+    assert judgement.trust == ("inside" if known else "outside")
+    assert ("host" in judgement.outside) is not known
+    without = ModelCard.read({"training": training | {"hosts": {"copper": seen}}})
+    assert "host" in Domain(without, "x").judge(atoms, match_sites(atoms, unit)).outside
