@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -112,7 +113,8 @@ def whole_charge(value: Any, name: str) -> int:
 
 def _summed(atoms: Atoms) -> tuple[int, str]:
     """Return the charge inferred from the charges of the atoms, with its note."""
-    total = float(atoms.get_initial_charges().sum())
+    charges = np.asarray(atoms.get_initial_charges())
+    total = float(charges.sum()) if charges.dtype.kind in "biuf" else np.nan  # a file may hold text there
     if not np.isfinite(total):
         return 0, "the atoms' initial charges are not all numbers: no net charge was taken from them"
     nearest = round(total)
@@ -140,4 +142,4 @@ def _oxidation_states(atoms: Atoms) -> float:
     states = atoms.arrays.get("oxi_states")
     if states is None:
         return 0.0
-    return float(sum(float(state) for state in states if state is not None))
+    return float(sum(float(state) for state in states if isinstance(state, Real)))

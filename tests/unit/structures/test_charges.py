@@ -243,3 +243,21 @@ def test_the_command_line_says_it_once(tmp_path):
     done = CliRunner().invoke(cli, ["vasp", str(tmp_path / "a.extxyz"), "-o", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert done.output.count("taken from the sum of the atoms' initial charges") == 1
+
+
+@pytest.mark.parametrize(
+    "values", [["a", "b"], [b"1", b"2"], [1j, 0], [None, 1]], ids=["text", "bytes", "complex", "none"]
+)
+def test_charges_of_atoms_that_are_no_numbers_are_no_charge(values):
+    atoms = Atoms("BN", positions=[[0, 0, 0], [0, 0, 1.4]], cell=[9, 9, 9], pbc=True)
+    atoms.arrays["initial_charges"] = np.array(values)
+    found = charge_of(atoms)
+    assert found.value == 0
+    assert "not all numbers" in found.note
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [1j, 0]], ids=["text", "complex"])
+def test_oxidation_states_that_are_no_numbers_are_ignored(values):
+    atoms = Atoms("BN", positions=[[0, 0, 0], [0, 0, 1.4]], cell=[9, 9, 9], pbc=True)
+    atoms.arrays["oxi_states"] = np.array(values)
+    assert charge_of(atoms).value == 0
