@@ -37,7 +37,9 @@ ROWS = {
 
 def page() -> str:
     """Return the whole page."""
-    return reflowed([*head(), *meaning(), *potentials(), *accuracy(), *evidence(), *speed(), *trust(), *how_to(), *cite()])
+    return reflowed(
+        [*head(), *meaning(), *potentials(), *accuracy(), *evidence(), *speed(), *trust(), *how_to(), *cite()]
+    )
 
 
 def head() -> list[str]:
@@ -56,7 +58,7 @@ def head() -> list[str]:
         "from ase_definet.properties.predictor import PropertyPredictor",
         "",
         "predictor = PropertyPredictor()",
-        'found = predictor.predict([match_sites(atoms, "MoS2")])[0]',
+        '(found,) = predictor.predict([match_sites(atoms, "MoS2")])',
         'found["formation_energy"]  # value, unit, expected_error, trust, reasons',
         "```",
         "",
