@@ -202,7 +202,8 @@ def evidence() -> list[str]:
         *table(("representation", *(host_name(name) for name in subsets)), rows),
         (
             "A read-out on the full graph does better where relaxations are large, and needs a pass of the network for "
-            "displacements; the bundled weights are sparse networks. Mean errors are far above medians: networks that differ in "
+            "displacements. The bundled weights are sparse networks; for black P and h-BN they have also learnt from random "
+            "structures that such read-outs labelled (`research/distill_energies.py`). Mean errors are far above medians: networks that differ in "
             "their seeds agree on a few arrangements and are wrong together, which suggests that DFT ended in another minimum "
             "there than in similar ones."
         ),
