@@ -265,7 +265,12 @@ def _joined_training(cards: Sequence[ModelCard]) -> dict[str, Any]:
     for record in records:
         for name, host in record.hosts.items():
             hosts[name] = hosts[name].joined(host) if name in hosts else host
+    labelled: dict[str, int] = {}
+    for record in records:
+        for name, count in (record.labelled_by_networks or {}).items():
+            labelled[name] = max(count, labelled.get(name, 0))
     return {
+        **({"labelled_by_networks": labelled} if labelled else {}),
         "elements": sorted({element for record in records for element in record.elements}),
         "hosts": {name: host.plain() for name, host in hosts.items()},
         "data_sha256": records[0].data_sha256 if records else None,

@@ -58,7 +58,7 @@ def head() -> list[str]:
         "from ase_definet.properties.predictor import PropertyPredictor",
         "",
         "predictor = PropertyPredictor()",
-        'found = predictor.predict([match_sites(atoms, "MoS2")])[0]',
+        '(found,) = predictor.predict([match_sites(atoms, "MoS2")])',
         'found["formation_energy"]  # value, unit, expected_error, trust, reasons',
         "```",
         "",
@@ -202,7 +202,8 @@ def evidence() -> list[str]:
         *table(("representation", *(host_name(name) for name in subsets)), rows),
         (
             "A read-out on the full graph does better where relaxations are large, and needs a pass of the network for "
-            "displacements; the bundled weights are sparse networks. Mean errors are far above medians: networks that differ in "
+            "displacements. The bundled weights are sparse networks; for black P and h-BN they have also learnt from random "
+            "structures that such read-outs labelled (`research/distill_energies.py`). Mean errors are far above medians: networks that differ in "
             "their seeds agree on a few arrangements and are wrong together, which suggests that DFT ended in another minimum "
             "there than in similar ones."
         ),

@@ -25,12 +25,17 @@ run energies-wide 0
 run energies-long-range 0
 run energies-long-range 1
 run energies-tmd 2 # goes on from energies-long-range-1
+label() { [ -e "$1" ] || python -m research.distill_energies .data/properties.pack "$@"; }
+label .data/properties-labelled.pack 800 high/P high/BN
+run energies-student 3 # these go on from energies-long-range-0
+run energies-student 4
 run gaps 0
 run gaps-long-range 0
 run gaps-long-range 1
 run gaps-tmd 0
 ase-definet weights ensemble ase_definet/weights/properties/default.safetensors "${members[@]}" \
-  --not-for MoS2,WSe2 runs/energies-0.safetensors --not-for MoS2,WSe2 runs/energies-long-range-0.safetensors \
+  --not-for MoS2,WSe2,P,BN runs/energies-0.safetensors --not-for MoS2,WSe2,P,BN runs/energies-long-range-0.safetensors \
+  --not-for P,BN runs/energies-wide-0.safetensors --not-for P,BN runs/energies-long-range-1.safetensors \
   --data .data/properties.pack --name default --version $version --overwrite
 ase-definet evaluate --data .data/properties.pack --properties default --pair-additive \
   --json research/results/properties-val.json --plot research/results/plots/properties --overwrite
