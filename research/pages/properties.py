@@ -37,7 +37,9 @@ ROWS = {
 
 def page() -> str:
     """Return the whole page."""
-    return reflowed([*head(), *meaning(), *potentials(), *accuracy(), *evidence(), *speed(), *trust(), *how_to(), *cite()])
+    return reflowed(
+        [*head(), *meaning(), *potentials(), *accuracy(), *evidence(), *speed(), *trust(), *how_to(), *cite()]
+    )
 
 
 def head() -> list[str]:
