@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,38 +145,66 @@ def neighbours(moved: Tensor, kinds: Tensor, target: Any, source: Any, vector: A
 
 def full(group: PairGroup, column: int, inputs: tuple[Tensor, Tensor, Tensor], *, relaxed: bool) -> float:
     """Train a read-out summed over sites, on top of single-defect terms; return its error in eV per defect site."""
-    torch.manual_seed(0)
-    single = PairAdditive([group], column, pairs=False)
-    train, val = (torch.as_tensor(group.labelled(split, column)) for split in ("train", "val"))
-    everything = np.arange(len(group))
-    count = torch.as_tensor((group.numbers != group.host_numbers).sum(axis=1)).float()
-    left = torch.as_tensor(group.labels[:, column] - single.predict(group, everything)).float() / count
-    scale = left[train].abs().mean()
-    sites = torch.cat([inputs[0], inputs[2 if relaxed else 1]], dim=-1)
-    mean, deviation = (f(sites[train].float().flatten(0, 1), 0) for f in (torch.mean, torch.std))
-    net = nn.Sequential(nn.Linear(sites.shape[-1], 64), nn.SiLU(), nn.Dropout(0.1), nn.Linear(64, 64), nn.SiLU())
-    last = nn.Linear(64, 1)
-    nn.init.zeros_(last.weight)
-    weights = [*net.parameters(), *last.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    fit = FullReadOut(group, column, inputs, relaxed=relaxed)
+    val = group.labelled("val", column)
+    count = (group.numbers[val] != group.host_numbers).sum(axis=1)
+    found = fit.predict(group, tuple(part[torch.as_tensor(val)] for part in inputs), val)
+    return float(np.mean(np.abs(found - group.labels[val, column]) / count))
 
-    def predicted(chosen: Tensor) -> Tensor:
-        given = (sites[chosen].float() - mean) / (deviation + 1e-3)
-        total: Tensor = last(net(given)).sum(dim=(1, 2))
-        return total / count[chosen] * scale
 
-    for _ in range(STEPS):
-        chosen = train[torch.randint(len(train), (_FULL_BATCH,))]
-        loss = (predicted(chosen) - left[chosen]).abs().mean() / scale
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
-    net.eval()
-    with torch.no_grad():
-        return float((predicted(val) - left[val]).abs().mean())
+class FullReadOut:
+    """A read-out summed over all sites, on top of single-defect terms.
+
+    Args:
+        group: Structures; those of the training split are fitted.
+        column: Column of the label.
+        inputs: What :func:`site_inputs` returned for them.
+        relaxed: Whether distances are those of the predicted geometry.
+        seed: Of weights and order.
+    """
+
+    def __init__(
+        self, group: PairGroup, column: int, inputs: Sequence[Tensor], *, relaxed: bool, seed: int = 0
+    ) -> None:
+        torch.manual_seed(seed)
+        self.relaxed = relaxed
+        self.single = PairAdditive([group], column, pairs=False)
+        train = group.labelled("train", column)
+        count = torch.as_tensor((group.numbers[train] != group.host_numbers).sum(axis=1)).float()
+        left = torch.as_tensor(group.labels[train, column] - self.single.predict(group, train)).float() / count
+        self.scale = float(left.abs().mean())
+        sites = self._sites([part[torch.as_tensor(train)] for part in inputs])
+        self.mean, self.deviation = (f(sites.float().flatten(0, 1), 0) for f in (torch.mean, torch.std))
+        self.net = nn.Sequential(
+            nn.Linear(sites.shape[-1], 64), nn.SiLU(), nn.Dropout(0.1), nn.Linear(64, 64), nn.SiLU()
+        )
+        self.last = nn.Linear(64, 1)
+        nn.init.zeros_(self.last.weight)
+        weights = [*self.net.parameters(), *self.last.parameters()]
+        optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        for _ in range(STEPS):
+            chosen = torch.randint(len(train), (_FULL_BATCH,))
+            loss = (self._summed(sites[chosen]) / count[chosen] - left[chosen] / self.scale).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+        self.net.eval()
+
+    def _sites(self, inputs: Sequence[Tensor]) -> Tensor:
+        return torch.cat([inputs[0], inputs[2 if self.relaxed else 1]], dim=-1)
+
+    def _summed(self, sites: Tensor) -> Tensor:
+        total: Tensor = self.last(self.net((sites.float() - self.mean) / (self.deviation + 1e-3)))
+        return total.sum(dim=(1, 2))
+
+    @torch.no_grad()
+    def predict(self, group: PairGroup, inputs: Sequence[Tensor], chosen: Any) -> Any:
+        """Return the property of structures of a group in eV, from their inputs."""
+        parts = torch.cat([self._summed(part) for part in self._sites(inputs).split(_FULL_BATCH)])
+        return self.single.predict(group, chosen) + self.scale * parts.double().numpy()
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def head() -> list[str]:
         "from ase_definet.properties.predictor import PropertyPredictor",
         "",
         "predictor = PropertyPredictor()",
-        'found = predictor.predict([match_sites(atoms, "MoS2")])[0]',
+        '(found,) = predictor.predict([match_sites(atoms, "MoS2")])',
         'found["formation_energy"]  # value, unit, expected_error, trust, reasons',
         "```",
         "",
