@@ -3,9 +3,10 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mktemp -d)
-ase-definet calculators
+calculators=$(ase-definet calculators)
+echo "$calculators"
 for potential in sevennet chgnet; do
-  if ase-definet calculators | grep -q "^$potential .*; ready$"; then
+  if grep -q "^$potential .*; ready$" <<< "$calculators"; then
     ase-definet relax "$here/mgo/POSCAR_v_O" --host MgO --calculator "$potential" -o "$out/$potential.vasp"
   fi
 done

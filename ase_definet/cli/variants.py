@@ -213,7 +213,7 @@ def _describe(found: Search, calculator: str, folder: Path) -> None:
         click.echo(f"{numbers}  {row['name']:{width}s}  {row['symmetry']:8s}  {words}")
     for end in found.failed:
         click.echo(f"none      {end.name}: {_why(end)}")
-    click.echo(f"wrote     {folder}: table.csv, variants.extxyz, starts")
+    click.echo(f"wrote     {folder}: table.csv, variants.extxyz, starts, unrelaxed")
 
 
 def _why(end: End) -> str:

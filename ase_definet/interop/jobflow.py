@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ class DefiNetRelaxMaker(Maker):
         strict: Whether any warning about a result fails the job.
         extrapolate: Whether the network's answer is taken also where it is not expected to beat the ideal sites.
         max_strain: Largest principal strain of the host onto the cell of a structure.
+        calculator: Name of the calculator that relaxes what the network does not know, None for none.
+        calculator_settings: Its settings.
+        refine: Whether the calculator also goes on from the network's answers.
 
     Examples:
         Ahead of a relaxation in atomate2, with the input set made for a start close to the minimum::
@@ -45,6 +48,9 @@ class DefiNetRelaxMaker(Maker):
     strict: bool = False
     extrapolate: bool = False
     max_strain: float = 0.06
+    calculator: str | None = None
+    calculator_settings: dict[str, Any] | None = None
+    refine: bool = False
 
     def make(self, structure: Any, host: Any) -> Any:
         """Make the job that relaxes one structure.
@@ -56,7 +62,8 @@ class DefiNetRelaxMaker(Maker):
         Returns:
             A job. Its output is a dict: ``structure``, relaxed, a pymatgen Structure in the order given;
             ``displacement``, shape ``(n_atoms, 3)``, and ``expected_error``, shape ``(n_atoms,)``, in Å; ``host``,
-            ``supercell``, ``defects``, ``trust``, ``method``, ``outside``, ``warnings`` and ``model``.
+            ``supercell``, ``defects``, ``trust``, ``method``, ``calculation`` (what the calculator did, or None),
+            ``outside``, ``warnings`` and ``model``.
 
         Raises:
             HostError: The host is a name or a file that is neither in the library nor here.
@@ -75,6 +82,9 @@ class DefiNetRelaxMaker(Maker):
             strict=self.strict,
             extrapolate=self.extrapolate,
             max_strain=self.max_strain,
+            calculator=self.calculator,
+            calculator_settings=self.calculator_settings,
+            refine=self.refine,
         )
         result = relaxer.predict(structure)
         return {
@@ -86,6 +96,7 @@ class DefiNetRelaxMaker(Maker):
             "defects": dict(result.site_map.defect_counts),
             "trust": result.trust,
             "method": result.method,
+            "calculation": None if result.calculation is None else asdict(result.calculation),
             "outside": list(result.outside),
             "warnings": list(result.warnings),
             "model": result.model,

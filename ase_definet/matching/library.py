@@ -32,7 +32,8 @@ LIBRARY_SOURCE = "2DMD (Zenodo 14027373)"
 """Source of the hosts of the 2DMD data set."""
 
 _HBN_DATABASE = "h-BN database (QCS-Theory, MIT)"
-_ROUNDED = "PBE lattice constants, rounded to 0.01 Å"
+ROUNDED_SOURCE = "PBE lattice constants, rounded to 0.01 Å"
+"""Source of crystals that no network was trained on: hosts for calculators."""
 _CUBIC = np.eye(2)
 _FCC = ((0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0))
 _GPAW = "PBE, GPAW (research/experiments/pbe_hosts.py)"
@@ -64,7 +65,7 @@ def _two_fcc(first: int, second: int, a: float, along: float) -> _Entry:
     basis = [
         (z, x + shift, y + shift, a * (h + shift)) for z, shift in ((first, 0), (second, along)) for x, y, h in _FCC
     ]
-    return _Entry(a * _CUBIC, basis, source=_ROUNDED, height=a)
+    return _Entry(a * _CUBIC, basis, source=ROUNDED_SOURCE, height=a)
 
 
 # Unit cells of the 2DMD data set (Yang and Shen, Zenodo 14027373, CC BY 4.0; structures of Huang et al., npj 2D
@@ -112,7 +113,7 @@ _LIBRARY: Mapping[str, _Entry] = MappingProxyType(
         "GaN": _Entry(
             3.22 * _HEXAGONAL,
             [(31, *_B, 0.0), (31, *_C, 2.62), (7, *_B, 1.97), (7, *_C, 4.59)],
-            source=_ROUNDED,
+            source=ROUNDED_SOURCE,
             height=5.24,
         ),
     }
@@ -149,7 +150,7 @@ def _library_host(name: str) -> Host:
     cell[:2, :2] = entry.axes
     rows = np.array(entry.basis)
     positions = np.column_stack([rows[:, 1:3] @ entry.axes, rows[:, 3]])
-    if entry.source == _ROUNDED:  # conventional cells
+    if entry.source == ROUNDED_SOURCE:  # conventional cells
         return reduced(Atoms(rows[:, 0].astype(int), positions=positions, cell=cell, pbc=True), name, entry.source)
     return Host(name, rows[:, 0].astype(int), positions, cell, layered=entry.height is None, source=entry.source)
 

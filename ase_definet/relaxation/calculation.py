@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from ase.data import atomic_numbers, covalent_radii
 from numpy.typing import NDArray
 
 from ase_definet.errors import CalculatorError, StrictError
-from ase_definet.matching.extra_atoms import ExtraKind
 from ase_definet.matching.site_map import SiteMap
 from ase_definet.matching.symmetry import space_group_operations
 from ase_definet.relaxation.calculators import check_elements, get_calculator, name_of, tell_state
 from ase_definet.relaxation.result import LEFT, Calculation, RelaxResult
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.constraints import sound
-from ase_definet.structures.metrics import minimum_image, near_sites
+from ase_definet.structures.metrics import near_sites
 from ase_definet.structures.state import said_of
 
 if TYPE_CHECKING:
@@ -48,10 +46,6 @@ MANY_ATOMS = 300
 
 VERY_MANY_ATOMS = 3000
 """Above so many atoms a start is displaced without a search for symmetries, which would take minutes."""
-
-TOUCHING = 0.7
-"""An atom on its site this close to an atom on no site, as a share of the sum of their covalent radii, stays where it
-is given."""
 
 
 @dataclass
@@ -261,26 +255,3 @@ def is_symmetric(atoms: Atoms) -> bool:
     cell = completed_cell(atoms.cell.array, atoms.positions, atoms.pbc)
     rotations, _ = space_group_operations(cell, atoms.positions, atoms.numbers, precision=SYMMETRIC)
     return len(rotations) > 1
-
-
-def given_beside_extra_atoms(site_map: SiteMap) -> Array:
-    """Return the sites whose atoms stay where they are given, because an atom on no site shares their place.
-
-    These are the other halves of dumbbells, and atoms whose site is too close to an atom on no site, closer than they
-    are themselves.
-
-    Args:
-        site_map: The match.
-    """
-    out: set[int] = set()
-    occupied = np.flatnonzero(site_map.atom_index >= 0)
-    radius = covalent_radii[site_map.numbers[occupied]]
-    for atom in site_map.extra:
-        if atom.kind is ExtraKind.SPLIT_INTERSTITIAL:
-            out.update(atom.sites)
-        vectors = minimum_image(site_map.positions[occupied] - np.array(atom.position), site_map.cell)
-        ideal = np.linalg.norm(vectors, axis=1)
-        now = np.linalg.norm(vectors + site_map.offsets[occupied], axis=1)
-        close = (ideal < TOUCHING * (radius + covalent_radii[atomic_numbers[atom.element]])) & (ideal < now)
-        out.update(occupied[close].tolist())
-    return np.array(sorted(out), dtype=int)

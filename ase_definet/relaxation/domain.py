@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ase_definet.checkpoints.card import HostRecord, ModelCard, TrainingRecord
 from ase_definet.errors import HostError, MatchError
 from ase_definet.matching.host import Host
-from ase_definet.matching.library import is_library_host, library
+from ase_definet.matching.library import ROUNDED_SOURCE, is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.structures.charges import charge_of
 from ase_definet.structures.metrics import near_sites
@@ -301,9 +301,14 @@ def far_moves(site_map: SiteMap, displacement: Array) -> Iterator[str]:
 
 
 def is_as_trained(host: Host) -> bool:
-    """Whether a host, given in any way, is one of the library's to the digits of a file."""
+    """Whether a host, given in any way, is one of the library's to the digits of a file.
+
+    Crystals that are in the library for calculators alone are not.
+    """
     name, strain, offset = known_host(host)
-    return name is not None and abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
+    if name is None or library()[name].source == ROUNDED_SOURCE:
+        return False
+    return abs(strain) < SAME_STRAIN and offset < SAME_OFFSET
 
 
 @lru_cache(maxsize=32)

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+from ase.data import atomic_numbers, covalent_radii
 from numpy.typing import NDArray
 
 from ase_definet.errors import StructureError
+from ase_definet.matching.extra_atoms import ExtraKind
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import SiteMap
 from ase_definet.model.protocol import Lattice, OnLattice, Prepared, Routed, Sites
 from ase_definet.relaxation.domain import Judgement
 from ase_definet.structures.constraints import sound
+from ase_definet.structures.metrics import minimum_image
 from ase_definet.structures.state import State
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 InitialPositions: TypeAlias = Literal["ideal", "given"]
 """Where the network sees the atoms: on the host's sites, as in training, or where they are given."""
+
+TOUCHING = 0.7
+"""An atom on its site this close to an atom on no site, as a share of the sum of their covalent radii, stays where it
+is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +131,44 @@ def lattice_of(site_map: SiteMap) -> Lattice:
         pbc=site_map.pbc,
         supercell=site_map.supercell,
     )
+
+
+def given_beside_extra_atoms(site_map: SiteMap) -> Array:
+    """Return the sites whose atoms stay where they are given, because an atom on no site shares their place.
+
+    These are the other halves of dumbbells, and atoms whose site is too close to an atom on no site, closer than they
+    are themselves.
+
+    Args:
+        site_map: The match.
+    """
+    out: set[int] = set()
+    occupied = np.flatnonzero(site_map.atom_index >= 0)
+    radius = covalent_radii[site_map.numbers[occupied]]
+    for atom in site_map.extra:
+        if atom.kind is ExtraKind.SPLIT_INTERSTITIAL:
+            out.update(atom.sites)
+        vectors = minimum_image(site_map.positions[occupied] - np.array(atom.position), site_map.cell)
+        ideal = np.linalg.norm(vectors, axis=1)
+        now = np.linalg.norm(vectors + site_map.offsets[occupied], axis=1)
+        close = (ideal < TOUCHING * (radius + covalent_radii[atomic_numbers[atom.element]])) & (ideal < now)
+        out.update(occupied[close].tolist())
+    return np.array(sorted(out), dtype=int)
+
+
+def beside_extra_atoms(site_map: SiteMap, displacement: Array) -> Array:
+    """Return displacements from the ideal sites that leave where they are given atoms beside one on no site.
+
+    Args:
+        site_map: The match.
+        displacement: Of every site, shape ``(n_sites, 3)``, in Å.
+    """
+    if not site_map.extra:
+        return displacement
+    out = displacement.copy()
+    given = given_beside_extra_atoms(site_map)
+    out[given] = site_map.offsets[given]
+    return out
 
 
 def displaced(

@@ -38,13 +38,13 @@ from ase_definet.relaxation.calculation import (
     PREDICTION,
     SYMMETRY_BREAKING,
     CalculatorStage,
-    given_beside_extra_atoms,
 )
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import Domain, far_moves, is_as_trained
 from ase_definet.relaxation.inputs import (
     InitialPositions,
     Item,
+    beside_extra_atoms,
     by_atom,
     displaced,
     pristine_twin,
@@ -371,10 +371,8 @@ class DefiNetRelaxer:
             method, expected_error = "none", None
             displacement = np.zeros_like(displacement)
             reasons += (LEFT,) if self.calculator is None else ()
-        if item.site_map.extra and self.initial_positions == "ideal":
-            displacement = displacement.copy()
-            given = given_beside_extra_atoms(item.site_map)
-            displacement[given] = item.site_map.offsets[given]
+        if self.initial_positions == "ideal":
+            displacement = beside_extra_atoms(item.site_map, displacement)
         relaxed = displaced(item.atoms, item.site_map, displacement, self.initial_positions)
         forget_earlier(relaxed)
         counts = ", ".join(f"{name} x{n}" for name, n in item.site_map.defect_counts.items())

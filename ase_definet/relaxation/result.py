@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ase_definet.matching.site_map import SiteMap
 from ase_definet.relaxation.domain import TRUST, Judgement, Trust
-from ase_definet.relaxation.inputs import by_atom, displaced
+from ase_definet.relaxation.inputs import beside_extra_atoms, by_atom, displaced
 from ase_definet.structures.conversion import as_structure
 
 if TYPE_CHECKING:
@@ -149,10 +149,11 @@ class RelaxResult:
 
     @property
     def unrelaxed(self) -> Atoms:
-        """The structure that was given, its atoms on the host's ideal sites."""
+        """The structure that was given, its atoms on the host's ideal sites; atoms on no site stay."""
         given = self.atoms.copy()
         given.positions -= self.displacement
-        out = displaced(given, self.site_map, np.zeros((len(self.site_map.kinds), 3)))
+        still = beside_extra_atoms(self.site_map, np.zeros((len(self.site_map.kinds), 3)))
+        out = displaced(given, self.site_map, still)
         forget_earlier(out)
         return out
 

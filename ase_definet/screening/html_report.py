@@ -44,6 +44,7 @@ _PROPERTY_COLUMNS = (
     *(f"{name}{suffix}" for name in PROPERTIES for suffix in ("", "_error")),
     *("other_properties", "property_trust"),
 )
+_CALCULATION = ("calculator", "steps", "fmax", "converged", "energy")
 
 
 def write_report(
@@ -94,7 +95,8 @@ def write_report(
     drawn = _pictures(results / STRUCTURES, _in_order(table), wanted)
     # where all is neutral PBE of any spin, three columns would say so in every row
     plain = all(not row["charge"] and row["spin_multiplicity"] == "" and row["functional"] in _PLAIN for row in table)
-    hidden = {*_STATE} if plain else set()
+    calculated = any(row["calculator"] for row in table)
+    hidden = {*(_STATE if plain else ()), *(() if calculated else _CALCULATION)}
     hidden |= {name for name in _PROPERTY_COLUMNS if all(row[name] == "" for row in table)}
     data = {
         "rows": kept,

@@ -35,6 +35,7 @@ from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
+from ase_definet.relaxation.calculation import CalculatorStage
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import TRUST
 from ase_definet.relaxation.property_stage import DEFAULT
@@ -885,6 +886,7 @@ def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str
     check_dask()
     if scheduler is None:
         checked_device(settings["device"])
+        CalculatorStage.of(**{"calculator": None} | settings.get("calculation", {}))
 
 
 def check_parquet() -> None:

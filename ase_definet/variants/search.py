@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 Say: TypeAlias = Callable[[str], object]
 
-RUN, TABLE, STRUCTURES, ENDS = "run.json", "table.csv", "variants.extxyz", "starts"
+RUN, TABLE, STRUCTURES = "run.json", "table.csv", "variants.extxyz"
+ENDS, UNRELAXED = "starts", "unrelaxed"
+"""Folders with where each start ended, and with the starts themselves."""
 COLUMNS = (
     *("rank", "name", "energy", "above", "found", "starts", "changed", "symmetry", "defects"),
     *("converged", "fmax", "steps", "spin_multiplicity", "calculator"),
@@ -96,6 +98,7 @@ class Search:
     Attributes:
         variants: The distinct minima, lowest first.
         failed: Ends that are none: the calculator failed, or did not converge.
+        ends: The ends of all starts, in order.
         undistorted: The structure on the host's sites, in the order of the given one.
         site_map: The match of the given structure.
         resumed: Number of ends that were there already.
@@ -104,6 +107,7 @@ class Search:
 
     variants: tuple[Variant, ...]
     failed: tuple[End, ...]
+    ends: tuple[End, ...]
     undistorted: Atoms
     site_map: SiteMap
     resumed: int
@@ -159,6 +163,7 @@ def search(
                 ends.append(_read(path, start))
                 resumed += 1
             else:
+                _write_start(folder / UNRELAXED / path.name, start)
                 ends.append(_relaxed(start, site_map, stage, progress, f"{k + 1} of {len(all_starts)}, {start.name}"))
                 _write(path, ends[-1])
             done(ends[-1])
@@ -167,7 +172,7 @@ def search(
         _summarise(folder, variants)
     said = said_of(given)
     ignored = tell_state(stage.calculator, said.charge or 0, said.spin_multiplicity)
-    return Search(variants, failed, ideal, site_map, resumed, tuple(filter(None, [ignored])))
+    return Search(variants, failed, tuple(ends), ideal, site_map, resumed, tuple(filter(None, [ignored])))
 
 
 def _relaxed(start: Start, site_map: SiteMap, stage: CalculatorStage, progress: Say, label: str) -> End:
@@ -293,7 +298,21 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
     else:
         with replacing(run) as fresh:
             fresh.write_text(json.dumps(request) + "\n", encoding="utf-8")
-    (folder / ENDS).mkdir(exist_ok=True)
+    for name in (ENDS, UNRELAXED):
+        (folder / name).mkdir(exist_ok=True)
+
+
+def _write_start(path: Path, start: Start) -> None:
+    """Write a start as it is, for DFT where the calculator lacks a minimum; what is there stays."""
+    if path.exists():
+        return
+    atoms = start.atoms.copy()
+    atoms.calc = None
+    atoms.info = {"name": start.name} | {k: v for k, v in atoms.info.items() if not str(k).startswith("definet_")}
+    if start.spin_multiplicity is not None:
+        atoms.info["spin_multiplicity"] = start.spin_multiplicity
+    with replacing(path) as fresh:
+        fresh.write_text(frame_text(atoms)[0], encoding="utf-8")
 
 
 def _write(path: Path, end: End) -> None:

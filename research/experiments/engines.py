@@ -1,7 +1,7 @@
 """What each engine says of one defect per kind of host: ``python -m research.experiments.engines NAME [KEY=VALUE...]``.
 
-NAME is ``network`` or a calculator, whose results are added to research/results/engines.json; what cannot be made here
-is recorded with the reason. Potentials that cannot be installed beside each other are run from environments of their
+NAME is ``network`` or a calculator, whose results are added to research/results/engines.json, defect by defect: the same
+command goes on. What cannot be made here is recorded with the reason. Potentials that cannot be installed beside each other are run from environments of their
 own. ``python -m research.experiments.engines`` runs the network and every calculator that is ready.
 """
 
@@ -40,12 +40,18 @@ SKIPPED = {"emt", "lj", "gpaw", "vasp"}
 FMAX = 0.02
 """Largest force of a relaxed structure, in eV/Å: v_Cd is flat."""
 
-STARTS = 12
+MAX_STEPS = 120
+"""Force evaluations of one relaxation, at most."""
+
+STARTS = 6
 SELF = 0.1
 """An atom closer than this to the defect is the defect, in Å."""
 
 DIMER = 2.80
 """Distance of the two Te that are held, in Å."""
+
+STILL = 0.005
+"""Neighbours that move by less on average do not move, in Å."""
 
 DIMER_LIMIT = 3.0
 """Two Te closer than this are a dimer, in Å."""
@@ -180,7 +186,13 @@ def of_calculator(case: Case, name: str, settings: dict[str, Any]) -> dict[str, 
     """Return what a potential says."""
     atoms, where = case.make()
     relaxer = DefiNetRelaxer(
-        host=case.host, device="cpu", calculator=name, calculator_settings=settings, refine=True, fmax=FMAX
+        host=case.host,
+        device="cpu",
+        calculator=name,
+        calculator_settings=settings,
+        refine=True,
+        fmax=FMAX,
+        max_steps=MAX_STEPS,
     )
     began = time.process_time()
     result = relaxer.predict(atoms)
@@ -197,12 +209,11 @@ def dimer(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Search the minima of v_Cd in CdTe, and put a number on the dimer: two Te held at their distance, and let go."""
     atoms, where = changed("CdTe", CUBIC, "Cd", None)()
     relaxer = DefiNetRelaxer(
-        host="CdTe", device="cpu", calculator=name, calculator_settings=settings, fmax=FMAX, max_steps=300
+        host="CdTe", device="cpu", calculator=name, calculator_settings=settings, fmax=FMAX, max_steps=MAX_STEPS
     )
-    began = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        found = search(atoms, relaxer, Path(folder) / "v_Cd", STARTS)
-    seconds = time.process_time() - began
+    folder = Path(tempfile.gettempdir()) / "ase-definet-engines" / "-".join([name, *map(str, settings.values())])
+    folder.parent.mkdir(exist_ok=True)
+    found = search(atoms, relaxer, folder, STARTS)  # goes on where it was
     stage = relaxer.calculator
     if stage is None:
         raise AssertionError
@@ -210,7 +221,7 @@ def dimer(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     lowest = min((one.end.energy for one in found.variants), default=float("nan"))
     return {
         "starts": STARTS,
-        "seconds": seconds,
+        "steps": sum(end.calculation.steps for end in found.ends),
         "variants": [row | {"starts": row["starts"].split()} for row in table_rows(found.variants)],
         "failed": [end.name for end in found.failed],
         "shortest_te_te": [_shortest_te(one.end.atoms, where) for one in found.variants],
@@ -229,10 +240,10 @@ def _held_dimer(ideal: Atoms, where: np.ndarray, stage: CalculatorStage) -> tupl
     atoms.positions[te[first]] += middle + along * DIMER / 2 - a
     atoms.positions[te[second]] += middle - along * DIMER / 2 - b
     atoms.set_constraint(FixAtoms(te[[first, second]]))
-    held = relax_with(atoms, stage.calculator, "BFGS", FMAX, 300)
+    held = relax_with(atoms, stage.calculator, "BFGS", FMAX, MAX_STEPS)
     free = held.atoms.copy()
     free.set_constraint()
-    let_go = relax_with(free, stage.calculator, "BFGS", FMAX, 300)
+    let_go = relax_with(free, stage.calculator, "BFGS", FMAX, MAX_STEPS)
     apart = let_go.atoms.get_distance(te[first], te[second], mic=True)
     return float(held.energies[-1]), float(apart), float(let_go.energies[-1])
 
@@ -245,43 +256,53 @@ def _shortest_te(atoms: Atoms, where: np.ndarray) -> float:
     return float(between[np.triu_indices(4, 1)].min())
 
 
-def run(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run all cases with one engine."""
+def run(name: str, settings: dict[str, Any]) -> None:
+    """Run all cases with one engine, as far as they are not there, and save each."""
+    label = " ".join([name, *(f"{key}={value}" for key, value in settings.items())])
     if name == "network":
-        return {"cases": {case.name: of_network(case) for case in CASES}}
+        save(label, {"cases": {case.name: of_network(case) for case in CASES}})
+        return
     entry = CALCULATORS[name]
     try:
         package = f"{entry.module} {version(entry.module.replace('_', '-'))}"
     except PackageNotFoundError:
         package = entry.module
+    before = json.loads(OUT.read_text(encoding="utf-8"))["engines"].get(label, {}) if OUT.exists() else {}
+    known = before if before.get("package") == package and "cases" in before else {"cases": {}}
+    out = {"package": package, "settings": settings, **known}
     try:
-        cases = {}
         for case in CASES:
-            cases[case.name] = of_calculator(case, name, dict(settings))
-            print(name, case.name, json.dumps(cases[case.name]), flush=True)
-        return {"package": package, "settings": settings, "cases": cases, "v_Cd": dimer(name, dict(settings))}
+            if case.name not in out["cases"]:
+                out["cases"][case.name] = of_calculator(case, name, dict(settings))
+                save(label, out)
+        if "v_Cd" not in out:
+            out["v_Cd"] = dimer(name, dict(settings))
     except CalculatorError as error:
-        return {"package": package, "settings": settings, "reason": str(error)}
+        out = {"package": package, "settings": settings, "reason": str(error)}
+    save(label, out)
+
+
+def save(label: str, found: dict[str, Any]) -> None:
+    """Put what is known of an engine among the results."""
+    out = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"engines": {}}
+    out["command"] = "python -m research.experiments.engines"
+    out["expected"] = {case.name: case.expected for case in CASES}
+    out["shell"] = {case.name: f"{case.shell[1]} {case.shell[0]}" for case in CASES}
+    out |= {"fmax": FMAX, "max_steps": MAX_STEPS, "dimer_limit": DIMER_LIMIT, "still": STILL}
+    out["engines"][label] = found
+    OUT.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+    print("saved", label, list(found.get("cases", {})), flush=True)
 
 
 def main() -> None:
-    """Run the engines that are named, or all that are ready, and add what came out."""
+    """Run the engines that are named, or all that are ready."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", DefiNetWarning)
     named = sys.argv[1:]
     ready = [name for name in CALCULATORS if name not in SKIPPED and not lacking_of(name)]
     jobs = [(named[0], parse_values(named[1:]))] if named else [(name, {}) for name in ("network", *ready)]
     for name, settings in jobs:
-        label = " ".join([name, *(f"{key}={value}" for key, value in settings.items())])
-        found = run(name, settings)
-        out = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"engines": {}}
-        out["command"] = "python -m research.experiments.engines"
-        out["expected"] = {case.name: case.expected for case in CASES}
-        out["shell"] = {case.name: f"{case.shell[1]} {case.shell[0]}" for case in CASES}
-        out |= {"fmax": FMAX, "dimer_limit": DIMER_LIMIT}
-        out["engines"][label] = found
-        OUT.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
-        print("wrote", label, flush=True)
+        run(name, settings)
 
 
 if __name__ == "__main__":

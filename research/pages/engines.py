@@ -13,6 +13,8 @@ from research.pages.stored import result
 from research.paths import DOCS
 
 PAGE = DOCS / "engines.md"
+DIRECTIONS = ("outward", "inward")
+"""In which neighbours may be expected to move."""
 
 
 def page() -> str:
@@ -38,8 +40,8 @@ def head(found: Mapping[str, Any]) -> list[str]:
         ),
         "",
         (
-            f"`{found['command']} NAME` measured it, on one core of a shared machine, to {found['fmax']:g} eV/Å, with "
-            f"{listed(packages)}. The network's rows are its answers with `--extrapolate`: by default, the atoms stay on the "
+            f"`{found['command']} NAME` measured it: relaxed to {found['fmax']:g} eV/Å or {found['max_steps']} force evaluations, "
+            f"with {listed(packages)}; seconds are those of one CPU core. The network's rows are its answers with `--extrapolate`: by default, the atoms stay on the "
             "host's sites where it is not expected to beat them."
         ),
         "",
@@ -50,8 +52,12 @@ def head(found: Mapping[str, Any]) -> list[str]:
 
 
 def measured(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engines that could be run."""
-    return {name: entry for name, entry in found["engines"].items() if "cases" in entry}
+    """Return the engines that were run on every defect."""
+    return {
+        name: entry
+        for name, entry in found["engines"].items()
+        if set(entry.get("cases", {})) == set(found["expected"])
+    }
 
 
 def summary(found: Mapping[str, Any]) -> list[str]:
@@ -59,13 +65,14 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     engines = measured(found)
     rows = []
     for case, expected in found["expected"].items():
-        words = [_verdict(entry["cases"][case]) for entry in engines.values()]
+        still = found["still"] if expected in DIRECTIONS else 0
+        words = [_verdict(entry["cases"][case], still) for entry in engines.values()]
         rows.append([case, _expectation(found, case, expected), *words])
     return [
         "## In short",
         "",
         (
-            "`yes`: the neighbours move as DFT is known to move them; `no`: they do not. `outside` is the network's own "
+            "`yes`: the neighbours move as DFT is known to move them; `no`: they move the other way. `outside` is the network's own "
             "judgement of what it says."
         ),
         "",
@@ -75,13 +82,17 @@ def summary(found: Mapping[str, Any]) -> list[str]:
 
 def _expectation(found: Mapping[str, Any], case: str, expected: str) -> str:
     shell = found["shell"][case]
-    return f"{shell} {expected}" if expected in {"outward", "inward"} else expected
+    return f"{shell} {expected}" if expected in DIRECTIONS else expected
 
 
-def _verdict(entry: Mapping[str, Any]) -> str:
+def _verdict(entry: Mapping[str, Any], still: float) -> str:
     if "refused" in entry:
         return "needs a calculator"
     word = "yes" if entry["as_expected"] else "no"
+    if abs(entry["moved"]) < still:
+        word = "hardly moves"
+    if not entry.get("converged", True):
+        word += ", not converged"
     return f"{word}, {entry['trust']}" if "trust" in entry else word
 
 
@@ -113,8 +124,12 @@ def _state(entry: Mapping[str, Any]) -> str:
 def minima(found: Mapping[str, Any]) -> list[str]:
     """Return what the search for the minima of v_Cd in CdTe found."""
     engines = {name: entry["v_Cd"] for name, entry in measured(found).items() if "v_Cd" in entry}
+    if not engines:
+        return []
     limit = found["dimer_limit"]
-    have = [name for name, entry in engines.items() if min(entry["shortest_te_te"], default=limit) < limit]
+    have = [
+        name for name, entry in engines.items() if min([*entry["shortest_te_te"], entry["held"]["let_go"]]) < limit
+    ]
     rows = []
     for name, entry in engines.items():
         lengths = [
@@ -128,7 +143,7 @@ def minima(found: Mapping[str, Any]) -> list[str]:
                 "; ".join(lengths),
                 f"{held['above']:+.3f}",
                 f"{held['let_go']:.2f} ({held['let_go_above']:+.3f} eV)",
-                f"{entry['seconds']:.0f}",
+                f"{entry['steps']}",
             ]
         )
     some = next(iter(engines.values()))
@@ -138,7 +153,7 @@ def minima(found: Mapping[str, Any]) -> list[str]:
         else "None of these potentials has the dimer as a minimum: what begins as a dimer ends in the symmetric one, also when "
         "two Te are first held at the dimer's distance and then let go. The row says how high the held dimer lies. These "
         "potentials were trained on bulk crystals near equilibrium, and the two electrons that the neutral vacancy lacks "
-        "are not in them: take the starts of `variants --dft` to DFT."
+        "are not in them: take the starts, which `variants` writes to `unrelaxed/`, to DFT."
     )
     return [
         "## The minima of v_Cd in CdTe",
@@ -156,7 +171,7 @@ def minima(found: Mapping[str, Any]) -> list[str]:
                 "minima (energy above the lowest, point group, shortest Te-Te in Å)",
                 "dimer held, eV above",
                 "Te-Te once let go, Å",
-                "seconds",
+                "force evaluations",
             ],
             rows,
         ),

@@ -24,6 +24,8 @@ _COMMANDS = {
     "inputs",
     "vasp",
     "hosts",
+    "calculators",
+    "variants",
     "weights",
     "enumerate",
     "screen",

@@ -23,8 +23,9 @@ from ase_definet.cli import cli
 from ase_definet.errors import CalculatorError, DefiNetWarning, MatchError, StrictError
 from ase_definet.matching.site_map import match_sites
 from ase_definet.relaxation import calculators as table
-from ase_definet.relaxation.calculation import break_symmetry, given_beside_extra_atoms, is_symmetric
+from ase_definet.relaxation.calculation import break_symmetry, is_symmetric
 from ase_definet.relaxation.calculators import CALCULATORS, Entry, check_elements, get_calculator, parse_values
+from ase_definet.relaxation.inputs import given_beside_extra_atoms
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure
 from ase_definet.relaxation.stepping import LARGEST_MOVE, relax_with
@@ -224,6 +225,8 @@ def test_the_other_half_of_a_dumbbell_stays_where_it_is_given():
     start = relaxer("emt", max_steps=1, symmetry_breaking=0).predict(given)
     apart = np.linalg.norm(start.atoms.positions[40] - start.atoms.positions[-1])
     assert apart == pytest.approx(1.9, abs=1e-6)
+    control = start.unrelaxed
+    assert np.linalg.norm(control.positions[40] - control.positions[-1]) == pytest.approx(1.9, abs=1e-6)
 
 
 def test_a_symmetric_start_is_displaced_the_same_way_every_time():
@@ -348,6 +351,18 @@ def test_a_charge_that_a_potential_does_not_know_is_said():
 def test_options_that_make_no_sense(options, reason):
     with pytest.raises(CalculatorError, match=reason):
         DefiNetRelaxer(host=COPPER, device="cpu", **options)
+
+
+def test_crystals_that_are_in_the_library_for_calculators_count_as_no_trained_hosts():
+    """Predictions for them are relative to the pristine host, as for a host from a file."""
+    atoms = bulk("MgO", "rocksalt", a=4.25, cubic=True) * (2, 2, 2)
+    del atoms[1]
+    named, given = (
+        DefiNetRelaxer(host=host, device="cpu", extrapolate=True).predict(atoms)
+        for host in ("MgO", bulk("MgO", "rocksalt", a=4.25))
+    )
+    assert named.trust == given.trust == "outside"
+    np.testing.assert_allclose(named.displacement, given.displacement, atol=1e-6)
 
 
 # the commands

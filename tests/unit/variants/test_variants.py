@@ -228,6 +228,10 @@ def test_a_search_resumes_and_grows(tmp_path, monkeypatch):
     for path, content in files.items():  # one was relaxed once more, in its own time
         assert path.read_bytes() == content or path.name.startswith("01-")
     assert len(list((tmp_path / "out/starts").iterdir())) == 4
+    _, given = starts(v_cd(), telluride_relaxer(), 4, distortions=False)
+    for k, start in enumerate(given):
+        written = read(tmp_path / f"out/unrelaxed/{k:02d}-{start.name}.extxyz")
+        np.testing.assert_allclose(written.positions, start.atoms.positions, atol=1e-7)
     with pytest.raises(VariantsError, match=r"holds another search \(other seed"):
         search(v_cd(), telluride_relaxer(), tmp_path / "out", 4, seed=1, distortions=False)
     (tmp_path / "out/starts/00-undistorted.extxyz").write_text("nonsense")
