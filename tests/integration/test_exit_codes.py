@@ -39,7 +39,7 @@ UNUSABLE = {
     "weights upgrade": "{input} new.safetensors",
     "weights export": "{input} new.safetensors",
     "weights combine": "{input} new.safetensors --host-weights BN default",
-    "weights ensemble": "new.safetensors good.safetensors --data {input}",
+    "weights ensemble": "new.safetensors {input} --data good.vasp",
 }
 """How every command that reads is given an input."""
 READ_NOTHING = {"hosts", "calculators", "weights list", "enumerate"}
