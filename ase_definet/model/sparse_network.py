@@ -201,16 +201,19 @@ class PropertyEnsemble(PropertyModel):
         """Return the mean and the standard deviation of the networks, shape ``(n, n_targets)``."""
         return self.spread_of(batch, set(self.config.targets))
 
-    def smallest(self, asked: set[str]) -> list[int]:
-        """Return the smallest network for each of some properties that knows it wherever any network does."""
+    def smallest(self, asked: set[str], host: int) -> list[int]:
+        """Return the smallest network for each of some properties on a host.
+
+        Args:
+            asked: Names of the properties.
+            host: Index of the host.
+        """
         out: set[int] = set()
         members: list[Any] = list(self.members)
         for name in asked:
-            having = [k for k, one in enumerate(members) if name in one.config.targets]
-            known = {k: members[k].trained[:, members[k].config.targets.index(name)] > 0 for k in having}
-            anywhere = torch.stack(list(known.values())).any(dim=0)
-            general = [k for k in having if bool((known[k] == anywhere).all())] or having
-            out.add(min(general, key=lambda k: sum(weight.numel() for weight in members[k].parameters())))
+            having = [k for k, one in enumerate(members) if one.knows(host).get(name)]
+            if having:
+                out.add(min(having, key=lambda k: sum(weight.numel() for weight in members[k].parameters())))
         return sorted(out)
 
     def spread_of(

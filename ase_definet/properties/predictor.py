@@ -404,7 +404,8 @@ class PropertyPredictor:
     def _estimate(self, batch: DefectBatch, asked: set[str], *, fast: bool) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.network, PropertyEnsemble):
             if fast:
-                return self.network.spread_of(batch, asked, self.network.smallest(asked))[0], None
+                host = int(batch.hosts[0])  # of all structures on the same sites
+                return self.network.spread_of(batch, asked, self.network.smallest(asked, host))[0], None
             mean, spread = self.network.spread_of(batch, asked)
             return mean, self.network.expected_error(batch, spread)
         return self.network(batch), None

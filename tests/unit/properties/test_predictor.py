@@ -88,12 +88,26 @@ def test_the_smallest_network_alone(predictor):
     numbers = match_sites(structure(), "MoS2").numbers[None]
     fast = predictor.predict_occupations("MoS2", 4, numbers, fast=True)
     whole = predictor.predict_occupations("MoS2", 4, numbers)
-    (smallest,) = predictor.network.smallest({FORMATION_ENERGY})
+    (smallest,) = predictor.network.smallest({FORMATION_ENERGY}, 0)
     batch = next(iter(predictor._sites.values())).batch(numbers)
     alone = predictor.network.members[smallest](batch)[0, 0]
     assert fast[FORMATION_ENERGY][0] == pytest.approx(float(alone.detach()), abs=SAME)
     assert fast[FORMATION_ENERGY][0] != whole[FORMATION_ENERGY][0]
     assert np.isnan(fast[f"{FORMATION_ENERGY}_error"]).all()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_network_that_does_not_serve_a_host_is_not_asked(weights, tmp_path, fast):
+    loaded = load_properties(weights)
+    first, second = loaded.model.members
+    first.trained[:] = 0
+    path = save_checkpoint(tmp_path / "one.safetensors", loaded.model, loaded.card)
+    numbers = match_sites(structure(), "MoS2").numbers[None]
+    only = PropertyPredictor(path)
+    found = only.predict_occupations("MoS2", 4, numbers, fast=fast)
+    batch = next(iter(only._sites.values())).batch(numbers)
+    assert found[FORMATION_ENERGY][0] == pytest.approx(float(second(batch)[0, 0].detach()), abs=SAME)
+    assert np.isfinite(found[f"{FORMATION_ENERGY}_error"][0]) != fast
 
 
 def test_the_pristine_host_costs_nothing(predictor):
