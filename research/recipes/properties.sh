@@ -33,6 +33,7 @@ run gaps 0
 run gaps-long-range 0
 run gaps-long-range 1
 run gaps-tmd 0
+run gaps-tmd-end 2 # goes on from gaps-long-range-1
 ase-definet weights ensemble ase_definet/weights/properties/default.safetensors "${members[@]}" \
   --not-for MoS2,WSe2,P,BN runs/energies-0.safetensors --not-for MoS2,WSe2,P,BN runs/energies-long-range-0.safetensors \
   --not-for P,BN runs/energies-wide-0.safetensors --not-for P,BN runs/energies-long-range-1.safetensors \

@@ -181,7 +181,7 @@ def test_learning_curve(tmp_path):
 
 def test_learning_curve_leaves_out_rows_without_a_value(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or path)
     log = write_log(tmp_path / "log.csv", range(500, 3000, 500), gap="low/WSe2")
     draw_learning_curve({"run": log}, tmp_path / "curve.png")
     panels = {panel.get_title(loc="left"): panel for panel in visible(figures[0])}
