@@ -15,7 +15,7 @@ from tests.conftest import REPO
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOT_LOWEST = {"torch"}
 """Its other versions are downloads of gigabytes."""
-UNTESTED = {"compare", "dev", "docs", "doped"}
+UNTESTED = {"doped", "compare", "dev", "docs", "chgnet", "sevennet", "mattersim", "mace", "orb", "uma", "variants"}
 """Extras that the tests with the lowest versions do without."""
 
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "vasp",
     "hosts",
     "calculators",
+    "properties",
     "variants",
     "weights",
     "enumerate",
