@@ -213,7 +213,7 @@ def test_an_unknown_name_says_what_there_is():
 
 def test_a_card_can_say_what_is_near(weights, tmp_path):
     loaded = load_properties(weights)
-    near = {"density:high": {"share": 0.5, "error_factor": 3.0}}
+    near = {key: {"share": 0.5, "error_factor": 3.0} for key in ("density:high", "density:beyond")}
     path = save_checkpoint(tmp_path / "near.safetensors", loaded.model, loaded.card.changed(near=near))
     site_map = match_sites(outside("density")[0], "MoS2")
     tried = PropertyPredictor(path)
