@@ -22,7 +22,7 @@ from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.screening import screen as screening
-from ase_definet.screening.screen import FAILURES, STRUCTURES, TABLE, Results, screen, structures_of
+from ase_definet.screening.screen import FAILURES, PROPERTIES, STRUCTURES, TABLE, Results, screen, structures_of
 from tests.conftest import pristine
 
 SETTINGS = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}
@@ -76,10 +76,13 @@ def same(one: Path, other: Path) -> None:
     first, second = rows(one / TABLE), rows(other / TABLE)
     numbers = {"largest_displacement", "mean_displacement", "mean_displacement_near", "largest_expected_error"}
     numbers |= {"mean_expected_error", "mean_expected_error_near"}
+    numbers |= {f"{name}{error}" for name in PROPERTIES for error in ("", "_error")}
     for a, b in zip(first, second, strict=True):
         for key in a.keys() - {"seconds"}:
             close = (
-                float(b[key]) == pytest.approx(float(a[key]), abs=2 * SAME) if key in numbers and a[key] else False
+                float(b[key]) == pytest.approx(float(a[key]), abs=max(2 * SAME, 2e-5))
+                if key in numbers and a[key]
+                else False
             )
             assert close or a[key] == b[key], key
 
