@@ -36,6 +36,7 @@ from ase_definet.relaxation.domain import (
     NEAR_STRAIN,
     SEEN_OFFSET,
     SEEN_STRAIN,
+    TRIED_DENSITY,
     TRUST,
     Domain,
     Judgement,
@@ -290,7 +291,8 @@ class PropertyPredictor:
         low = 0.0 if low < DILUTE else low * 0.999
         level = np.zeros(len(density), dtype=int)
         factor = np.ones(len(density))
-        for outside, word in (((density < low) & (density > 0), "low"), (density > high * 1.001, "high")):
+        more, beyond = density > high * 1.001, density > high * TRIED_DENSITY * 1.001
+        for outside, word in (((density < low) & (density > 0), "low"), (more & ~beyond, "high"), (beyond, "beyond")):
             found = self.card.near.get(f"density:{word}")
             close = density <= high * NEAR_DENSITY
             level[outside] = np.where(close[outside], 1, 2)

@@ -80,9 +80,7 @@ def same(one: Path, other: Path) -> None:
     for a, b in zip(first, second, strict=True):
         for key in a.keys() - {"seconds"}:
             close = (
-                float(b[key]) == pytest.approx(float(a[key]), abs=max(2 * SAME, 2e-5))
-                if key in numbers and a[key]
-                else False
+                float(b[key]) == pytest.approx(float(a[key]), abs=2 * SAME) if key in numbers and a[key] else False
             )
             assert close or a[key] == b[key], key
 

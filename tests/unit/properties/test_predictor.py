@@ -15,7 +15,7 @@ from ase_definet.matching.library import library
 from ase_definet.matching.site_map import match_sites
 from ase_definet.properties.chemical_potentials import ChemicalPotentials
 from ase_definet.properties.predictor import FORMATION_ENERGY, GAP, PER_DEFECT, PropertyPredictor
-from ase_definet.relaxation.domain import TRUST
+from ase_definet.relaxation.domain import TRIED_DENSITY, TRUST
 from ase_definet.relaxation.inputs import lattice_of
 from ase_definet.training.card import export_weights
 from ase_definet.training.config import make_config
@@ -211,15 +211,25 @@ def test_an_unknown_name_says_what_there_is():
         PropertyPredictor("nothing")
 
 
-def test_a_card_can_say_what_is_near(weights, tmp_path):
+@pytest.mark.parametrize("key", ["density:high", "density:beyond"])
+@pytest.mark.parametrize("count", [5, 9])
+def test_a_card_can_say_what_is_near_to_both_ways_of_asking(weights, tmp_path, key, count):
     loaded = load_properties(weights)
-    near = {key: {"share": 0.5, "error_factor": 3.0} for key in ("density:high", "density:beyond")}
+    near = {key: {"share": 0.5, "error_factor": 3.0}}
     path = save_checkpoint(tmp_path / "near.safetensors", loaded.model, loaded.card.changed(near=near))
-    site_map = match_sites(outside("density")[0], "MoS2")
+    high = loaded.card.training.hosts["MoS2"].density[1]
+    site_map = match_sites(defective(np.random.default_rng(1), pristine("MoS2", 4), count)[0], "MoS2")
+    assert site_map.density > high * 1.001
+    own = "density:high" if site_map.density <= high * TRIED_DENSITY * 1.001 else "density:beyond"
     tried = PropertyPredictor(path)
     (found,) = tried.predict([site_map])
     arrays = tried.predict_occupations("MoS2", site_map.supercell, site_map.numbers[None])
-    assert found[GAP].trust == TRUST[arrays["trust"][0]] == "near"
+    assert found[GAP].trust == TRUST[arrays["trust"][0]]
+    if own != key:
+        assert found[GAP].expected_error is None
+        assert np.isnan(arrays[f"{GAP}_error"][0])
+        return
+    assert found[GAP].trust == "near"
     assert found[GAP].expected_error == pytest.approx(arrays[f"{GAP}_error"][0], rel=0.05)
     plain = PropertyPredictor(weights)._run(plain_sites(tried, site_map), site_map.numbers[None], None)[1]
     assert found[GAP].expected_error == pytest.approx(3 * plain[GAP][0], rel=0.05)
