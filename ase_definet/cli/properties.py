@@ -166,7 +166,7 @@ def _show(records: list[dict[str, Any]], *, as_json: bool) -> None:
             ("host", host_line(record["site_map"])),
             ("defects", counts(record["site_map"].defect_counts)),
             *state_rows(record["state"]),
-            *property_rows(record["found"], record["potentials"]),
+            *property_rows(record["found"], record["potentials"], record["site_map"].host),
             *(("warning", text) for text in record["warnings"]),
             ("model", record["model"]),
         ]

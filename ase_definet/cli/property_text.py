@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ase_definet.matching.host import Host
     from ase_definet.properties.predictor import PropertyValue
 
     Properties = Mapping[str, PropertyValue]
@@ -16,12 +17,19 @@ _HEADS = {_ENERGY: "energy", _PER_DEFECT: "per site", "gap_min": "gap", "total_m
 _NAME_WIDTH = 48
 
 
-def property_rows(properties: Properties, potentials: Mapping[str, float]) -> list[tuple[str, str]]:
+_EQUILIBRIUM = 0.02
+"""Chemical potentials are in equilibrium with the host to this, per primitive cell, in eV."""
+
+
+def property_rows(
+    properties: Properties, potentials: Mapping[str, float], host: Host | None = None
+) -> list[tuple[str, str]]:
     """Return rows of a name and a text, such as ``energy``, ``2.72 ± 0.03 eV to form (...)``.
 
     Args:
         properties: The properties of one structure, by name.
         potentials: The chemical potentials of its formation energy, in eV by element.
+        host: Its host: chemical potentials that are not in equilibrium with it are said.
     """
     shown = {name: one for name, one in properties.items() if name != _PER_DEFECT}
     if not shown:
@@ -29,17 +37,37 @@ def property_rows(properties: Properties, potentials: Mapping[str, float]) -> li
     if all(one.value is None for one in shown.values()) and len({one.reasons for one in shown.values()}) == 1:
         first = next(iter(shown.values()))
         names = ", ".join(_title(name) for name in shown)
-        return [(_title(next(iter(shown))), f"{names if len(shown) > 1 else ''} unknown{_why(first)}".strip())]
+        if len(shown) == 1:
+            return [(_title(next(iter(shown))), f"unknown{_why(first)}")]
+        return [("unknown", f"{names}{_why(first)}")]
     rows = []
     for name, one in shown.items():
-        text = _measure(one)
+        text = _measure(one, " to form" if name == _ENERGY else "")
         per = properties.get(_PER_DEFECT)
         if name == _ENERGY and one.value is not None:
             mu = ", ".join(f"{element} {value:.3f}" for element, value in potentials.items())
             each = f", {per.value:.3f} eV per defect site" if per is not None and per.value is not None else ""
-            text = f"{text} to form{each}" + (f" (chemical potentials {mu} eV)" if mu else "")
+            text = f"{text}{each}" + (f" (chemical potentials {mu} eV)" if mu else "")
         rows.append((_title(name), text + _why(one)))
+        if name == _ENERGY and one.value is not None and host is not None:
+            rows += _equilibrium_row(host, potentials)
     return rows
+
+
+def _equilibrium_row(host: Host, potentials: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return a row that says that chemical potentials are not in equilibrium with the host, if that is so."""
+    from ase.data import chemical_symbols
+
+    from ase_definet.properties.chemical_potentials import distance_from_equilibrium
+    from ase_definet.relaxation.domain import known_host
+
+    away = distance_from_equilibrium(host, known_host(host)[0] or "", potentials)
+    if away is None or abs(away) < _EQUILIBRIUM:
+        return []
+    elements = dict.fromkeys(chemical_symbols[z] for z in host.numbers)
+    limits = " or ".join(f"--mu rich:{element}" for element in elements)
+    text = f"these potentials exceed the energy of {host.name} by {away:+.2f} eV per cell; in equilibrium: {limits}"
+    return [("", text)]
 
 
 def property_lines(structures: Sequence[tuple[str, Properties]]) -> list[str]:
@@ -56,7 +84,7 @@ def property_lines(structures: Sequence[tuple[str, Properties]]) -> list[str]:
     heads = [f"{_HEADS.get(name, name)}{f' ({units[name]})' if units[name] else ''}" for name in names]
     widths = [max(len(head), 15) for head in heads]
     line = f"{'':{wide}s}  " + "  ".join(f"{head:>{width}s}" for head, width in zip(heads, widths, strict=True))
-    lines = [f"{line}  trust"]
+    lines = [f"{line}  trust of these"]
     for title, properties in structures:
         cells = [_cell(properties.get(name)) for name in names]
         text = "  ".join(f"{cell:>{width}s}" for cell, width in zip(cells, widths, strict=True))
@@ -84,14 +112,14 @@ def _title(name: str) -> str:
     return _TITLES.get(name, name)
 
 
-def _measure(one: PropertyValue) -> str:
-    """Return a value with its expected error and unit."""
+def _measure(one: PropertyValue, what: str = "") -> str:
+    """Return a value with its expected error and unit, and what it is."""
     if one.value is None:
         return "unknown"
     unit = f" {one.unit}" if one.unit else ""
     if one.expected_error is None:
-        return f"{one.value:.3f}{unit}, expected error unknown"
-    return f"{one.value:.3f} ± {one.expected_error:.3f}{unit}"
+        return f"{one.value:.3f}{unit}{what}, expected error unknown"
+    return f"{one.value:.3f} ± {one.expected_error:.3f}{unit}{what}"
 
 
 def _cell(one: PropertyValue | None) -> str:

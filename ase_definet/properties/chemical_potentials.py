@@ -190,3 +190,25 @@ def limit(host: Host, host_name: str, element: str, *, poor: bool = False) -> di
     rich, left = (other, element) if poor else (element, other)
     value = (energy - symbols.count(rich) * REFERENCES[rich]) / symbols.count(left)
     return {rich: REFERENCES[rich], left: value}
+
+
+def distance_from_equilibrium(host: Host, host_name: str, values: Mapping[str, float]) -> float | None:
+    """Return by how much the chemical potentials of a host's elements exceed its energy, per primitive cell, in eV.
+
+    Zero means that the host can exchange atoms with the reservoirs, as in an experiment; the bulk phases of all its
+    elements together exceed it by minus its energy of formation.
+
+    Args:
+        host: The host.
+        host_name: Its name in the library.
+        values: Chemical potentials by element, in eV; those of the bulk phases where they lack an element.
+
+    Returns:
+        None if the energy of the host is not known.
+    """
+    energy = HOST_ENERGIES.get(host_name)
+    every = dict(REFERENCES) | dict(values)
+    symbols = [chemical_symbols[z] for z in host.numbers]
+    if energy is None or any(symbol not in every for symbol in symbols):
+        return None
+    return sum(every[symbol] for symbol in symbols) - energy

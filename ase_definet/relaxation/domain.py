@@ -77,6 +77,8 @@ class Reservation:
         detail: What tells reservations of one word apart: of a charge, how many electrons it is from the closest
             one seen; ``low`` of a density; ``WS2`` of a host.
         kind: What several details have in common, where something was measured of that: ``alike`` of a host.
+        foreseen: Whether what was measured of the kind also tells how large errors are, not only that the network
+            still beats the ideal sites.
     """
 
     word: str
@@ -86,6 +88,7 @@ class Reservation:
     sites: tuple[int, ...] | None = None
     detail: str = ""
     kind: str = ""
+    foreseen: bool = True
 
     @property
     def key(self) -> str:
@@ -137,13 +140,14 @@ class Judgement:
         return tuple(
             one.word
             for one in self.reservations
-            if one.error_factor is None and (one.trust == "outside" or not {one.key, one.kind_key} & known)
+            if one.error_factor is None
+            and (one.trust == "outside" or not one.foreseen or not {one.key, one.kind_key} & known)
         )
 
     @property
     def error_weights(self) -> Array | None:
         """Weights of the features of an atom from which its error is expected; None if no model is for this."""
-        if self.error_model is None or self.trust == "outside":
+        if self.error_model is None or self.trust == "outside" or not all(one.foreseen for one in self.reservations):
             return None
         known = self.error_model.respects
         real = [one for one in self.reservations if one.word != "pristine"]
@@ -249,7 +253,7 @@ class Domain:
         elsewhere = found.hosts and host not in found.hosts
         if found.share >= 1 or other or elsewhere:
             return replace(one, trust="outside")
-        return replace(one, trust="near", error_factor=found.error_factor)
+        return replace(one, trust="near", error_factor=found.error_factor if one.foreseen else None)
 
     def _reservations(
         self,
@@ -334,7 +338,12 @@ def _of_charge(atoms: Atoms, charges: Sequence[int]) -> Reservation:
     )
     text = f"net charge {charge.value:+d}: {reason}{source}"
     away = min((abs(charge.value - known) for known in charges), default=abs(charge.value))
-    return Reservation("charge", text, detail=str(away))
+    if not any(charges):
+        return Reservation("charge", text, detail=str(away))
+    # what was tried is one or two steps from neutral, with networks of neutral cells: that tells nothing of how large
+    # errors are beyond other charges, nor whether two steps beyond them are any good
+    kind = "1" if away == 1 else "further"
+    return Reservation("charge", text, detail=f"{away} from charged", kind=kind, foreseen=False)
 
 
 def _of_host(site_map: SiteMap, name: str, training: TrainingRecord) -> Iterator[Reservation]:

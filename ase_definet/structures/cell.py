@@ -75,7 +75,8 @@ def check_structure(atoms: Atoms) -> tuple[Array, Array, int | None]:
         k = int(np.argmin(np.linalg.norm(vector, axis=1)))
         a, b = sorted((int(i[k]), int(j[k])))
         raise StructureError(
-            f"atoms {a} and {b} overlap ({np.linalg.norm(vector[k]):.3f} Å apart): remove the duplicate"
+            f"atoms {a} ({atoms.symbols[a]}) and {b} ({atoms.symbols[b]}) overlap ({np.linalg.norm(vector[k]):.3f} Å "
+            "apart): remove one of them"
         )
     return frame, positions, axis
 

@@ -118,7 +118,7 @@ def test_a_host_that_no_weights_know_has_no_number(folder):
     assert (energy["value"], energy["expected_error"], energy["trust"]) == (None, None, "outside")
     assert "WS2" in " ".join(energy["reasons"])
     done = run("properties", folder / "foreign.vasp", "--host", "WS2")
-    assert "unknown (outside: " in done.stdout
+    assert "unknown   energy, gap, moment (outside: " in done.stdout
     relaxed = DefiNetRelaxer(host="WS2", device="cpu").predict(read(folder / "foreign.vasp"))
     assert relaxed.properties == {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ase_definet.cli.property_text import property_lines, property_record, property_rows
+from ase_definet.matching.library import library
 from ase_definet.properties.predictor import PropertyValue
 
 GOOD = {
@@ -29,7 +30,7 @@ def test_each_property_has_a_row():
 
 
 def test_what_is_unknown_for_one_reason_is_one_row():
-    assert property_rows(NOTHING, {}) == [("energy", "energy, gap, moment unknown (outside: charged; new element)")]
+    assert property_rows(NOTHING, {}) == [("unknown", "energy, gap, moment (outside: charged; new element)")]
     one = {"formation_energy": NOTHING["formation_energy"]}
     assert property_rows(one, {}) == [("energy", "unknown (outside: charged; new element)")]
     assert property_rows({}, {}) == []
@@ -42,7 +43,7 @@ def test_names_of_other_weights_stay():
 
 def test_a_table_has_a_line_for_each_structure():
     head, first, second = property_lines([("one", GOOD), ("a" * 60, NOTHING)])
-    assert head.split("  ")[-1] == "trust"
+    assert head.split("  ")[-1] == "trust of these"
     assert [part.strip() for part in first.split("  ") if part][1:3] == ["5.432 ± 0.012", "2.716 ± 0.006"]
     assert "1.100 ± ?" in first
     assert second.startswith("...aaa")
@@ -58,3 +59,26 @@ def test_records_hold_everything(name):
     assert found["expected_error"] == GOOD[name].expected_error
     assert (found["unit"], found["trust"]) == (GOOD[name].unit, GOOD[name].trust)
     assert found["reasons"] == list(GOOD[name].reasons)
+
+
+@pytest.mark.parametrize(
+    ("potentials", "said"),
+    [
+        ({}, True),
+        ({"S": -4.127, "Mo": -10.9332}, True),
+        ({"S": -4.127, "Mo": -13.5911}, False),
+        ({"S": -5.4557, "Mo": -10.9332}, False),
+    ],
+)
+def test_potentials_that_are_no_equilibrium_with_the_host_are_said(potentials, said):
+    rows = property_rows(GOOD, potentials, library()["MoS2"])
+    text = [text for name, text in rows if "equilibrium" in text]
+    assert len(text) == said
+    if said:
+        assert text[0].startswith("these potentials exceed the energy of MoS2 by +2.66 eV")
+        assert "--mu rich:Mo or --mu rich:S" in text[0]
+
+
+@pytest.mark.parametrize("host", ["P", "MgO"])
+def test_an_element_is_in_equilibrium_with_itself_and_unknown_hosts_say_nothing(host):
+    assert not any("equilibrium" in text for _, text in property_rows(GOOD, {}, library()[host]))

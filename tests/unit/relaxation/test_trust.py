@@ -303,12 +303,23 @@ def test_defects_that_were_never_neighbours_are_a_respect(far, seen, kinds, defe
     assert judgement.trust == ("outside" if new else "inside")
 
 
-@pytest.mark.parametrize(("charge", "key"), [(1, "charge:1"), (-2, "charge:2"), (3, "charge:1"), (-4, "charge:4")])
-def test_a_charge_is_as_far_as_from_the_closest_one_seen(charge, key):
+@pytest.mark.parametrize("charge", [1, -2, 3, -4])
+@pytest.mark.parametrize("charged", [False, True])
+def test_a_charge_is_as_far_as_from_the_closest_one_seen(charge, charged):
+    charges = [0, 2] if charged else [0]
     atoms = replaced("MoS2", None, "S", charge=charge)
-    host = {"defects": ["v_S"], "charges": [0, 2]}
-    card = ModelCard.read({"training": {"elements": ["Mo", "S"], "hosts": {"MoS2": host}}})
-    assert [one.key for one in Domain(card, "x").judge(atoms, match_sites(atoms, "MoS2")).reservations] == [key]
+    near = {f"charge:{n}": {"share": 0.6} for n in (1, 2)}
+    model = {"features": {"one": -5.0}, "respects": {"charge:1": 0.1, "charge:2": 0.2}}
+    seen = {"elements": ["Mo", "S"], "hosts": {"MoS2": {"defects": ["v_S"], "charges": charges}}}
+    card = ModelCard.read({"training": seen, "near": near, "error_model": model})
+    judgement = Domain(card, "x").judge(atoms, match_sites(atoms, "MoS2"))
+    (one,) = judgement.reservations
+    away = min(abs(charge - known) for known in charges)
+    assert one.key == (f"charge:{away} from charged" if charged else f"charge:{away}")
+    assert judgement.trust == ("near" if away == 1 or (away == 2 and not charged) else "outside")
+    # errors were measured beyond neutral cells only
+    assert (judgement.error_weights is not None) is (not charged and away <= 2)
+    assert ("charge" in judgement.unsupported) is (charged or away > 2)
 
 
 def test_the_measured_share_decides():
