@@ -121,7 +121,10 @@ def potentials() -> list[str]:
         *table(("element", "μ of the bulk phase, eV"), rows),
         (
             "Rich in an element means in equilibrium with its bulk phase; the chemical potential of the host's other element "
-            "follows from the energy of the host. Hosts without a tabulated energy have no such limits."
+            "follows from the energy of the host. Hosts without a tabulated energy have no such limits. The bulk phases of "
+            "all elements of a compound at once, which are the default as in the literature, are no equilibrium: atoms in "
+            "them cost more than in the host, and energies of different compositions must not be compared with them. "
+            "`relax` and `properties` say by how much; give `--mu rich:ELEMENT` for a limit of stability."
         ),
         "",
         *table(("host", "limit", "μ, eV"), limits),
