@@ -38,6 +38,8 @@ _DEAD_AFTER = 86_400.0
 """A writer on another machine that wrote nothing for this long is considered dead, in s."""
 _MERGED_AFTER = 3_600.0
 """Upper limit of the time to move files into a folder, in s."""
+_NAMED_AFTER = 10.0
+"""Upper limit of the time between creating the mark of a writer and naming the writer in it, in s."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 _swept: set[Path] = set()
@@ -230,7 +232,10 @@ def refuse_incomplete(folder: Path) -> None:
         ScreeningError: The process that wrote the folder was interrupted, or is still running.
     """
     mark = folder / INCOMPLETE
-    if mark.is_file() and _WRITER.search(mark.read_text(encoding="utf-8", errors="replace")):
+    if not mark.is_file():
+        return
+    text = mark.read_text(encoding="utf-8", errors="replace")
+    if not text or _WRITER.search(text):
         raise ScreeningError(
             f"{folder} is incomplete: it was being written when {mark} was made; wait until that is gone, or write "
             "the folder again with --overwrite"
@@ -335,17 +340,22 @@ def _take_mark(folder: Path) -> None:
 
 
 def _writer_of_mark(folder: Path) -> int | None:
-    """Return the process that was interrupted in a folder, None if none was.
+    """Return the process that was interrupted in a folder (0 if it had not named itself), None if none was.
 
     Raises:
         OutputExistsError: It is still running, or the file of that name belongs to the user.
     """
     mark = folder / INCOMPLETE
     try:
-        found = _WRITER.search(mark.read_text(encoding="utf-8", errors="replace"))
+        text = mark.read_text(encoding="utf-8", errors="replace")
         when = mark.stat().st_mtime
     except FileNotFoundError:
         return None
+    found = _WRITER.search(text)
+    if not text:  # of a writer between creating it and naming itself in it
+        if time.time() - when < _NAMED_AFTER:
+            raise OutputExistsError(f"{folder}: another process is writing there; wait for it")
+        return 0
     if not found:
         raise OutputExistsError(f"{mark} is not of this package, which needs that name; rename it")
     process = int(found["process"])

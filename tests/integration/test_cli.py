@@ -310,11 +310,11 @@ BAD = {
     "binary.dat": (lambda path: path.write_bytes(bytes(range(256))), "cannot be read"),
     "code.py": (lambda path: path.write_text("print()\n"), "cannot be read"),
     "nan.extxyz": (write_nan, "atom 3 (S) has a position that is not a number"),
-    "overlap.extxyz": (write_overlap, "atoms 3 and 4 overlap"),
+    "overlap.extxyz": (write_overlap, "atoms 3 (S) and 4 (S) overlap"),
     "nocell.xyz": (lambda path: write(path, mos2_with_defects(), format="xyz"), "expected a periodic cell"),
     "bn.vasp": (lambda path: write(path, pristine("BN", 5)), "MoS2"),
     "molecule.extxyz": (lambda path: write(path, molecule("H2O", vacuum=8)), "found a wire or a molecule"),
-    "on_top.extxyz": (write_on_top, "atoms 7 and 108 overlap (0.300 Å apart)"),
+    "on_top.extxyz": (write_on_top, "atoms 7 (S) and 108 (Li) overlap (0.300 Å apart)"),
     "adatom.extxyz": (write_adatom, "sits on no free site"),
     "missing.vasp": (lambda path: None, "no such file"),  # noqa: ARG005
 }

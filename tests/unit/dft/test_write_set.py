@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from ase_definet.errors import OutputExistsError
+from ase_definet.errors import OutputExistsError, ScreeningError
 from ase_definet.structures import files as files_module
-from ase_definet.structures.files import INCOMPLETE, write_set
+from ase_definet.structures.files import INCOMPLETE, refuse_incomplete, write_set
 
 NAMES = ("POSCAR", "INCAR", "KPOINTS", "README.txt")
 
@@ -143,6 +144,23 @@ def test_a_stopped_writer_leaves_a_mark_and_the_next_one_mends_it(tmp_path, monk
     write_set(tmp_path / "run", letters("c"), overwrite=True)
     (tmp_path / "run" / "OUTCAR").unlink()
     assert_one_set(tmp_path / "run")
+
+
+@pytest.mark.parametrize("age", [0.0, 60.0], ids=["being named", "left"])
+def test_a_mark_without_a_name_is_of_a_writer(tmp_path, age):
+    run = tmp_path / "run"
+    write_set(run, letters("a"), overwrite=False)
+    (run / INCOMPLETE).touch()
+    os.utime(run / INCOMPLETE, (then := time.time() - age, then))
+    with pytest.raises(ScreeningError, match="is incomplete"):
+        refuse_incomplete(run)
+    if age:
+        write_set(run, letters("b"), overwrite=True)
+        assert_one_set(run)
+        return
+    with pytest.raises(OutputExistsError, match="another process is writing there"):
+        write_set(run, letters("b"), overwrite=True)
+    assert (run / "POSCAR").read_text() == "a"
 
 
 def test_folders_that_vanish_are_not_made_anew(tmp_path, monkeypatch):

@@ -214,7 +214,7 @@ def spoilt(path, what):
         ("host.cif", "binary", "cannot be read"),
         ("host.qqq", "truncated", "cannot be read"),
         ("host.xyz", "nan", r"atom 3 \(Mo\) has a position that is not a number"),
-        ("host.xyz", "overlapping", "atoms 4 and 5 overlap"),
+        ("host.xyz", "overlapping", "atoms 4 \(S\) and 5 \(S\) overlap"),
         ("host.xyz", "no cell", "expected a periodic cell"),
     ],
 )
@@ -252,7 +252,7 @@ def test_usable_structures_pass():
         (lambda a: a.set_cell(np.full((3, 3), np.inf)), "periodic cell"),
         (lambda a: a.symbols.__setitem__(1, "X"), "atom 1 .* is no element"),
         (lambda a: a.__delitem__(range(len(a))), "no atoms"),
-        (lambda a: a.positions.__setitem__(2, a.positions[0] + a.cell[0]), "atoms 0 and 2 overlap"),
+        (lambda a: a.positions.__setitem__(2, a.positions[0] + a.cell[0]), r"atoms 0 \(Mo\) and 2 \(S\) overlap"),
         (lambda a: a.set_cell([[30, 0, 0], [0, 30, 0], [0, 0, 30]]), "wire or a molecule"),
     ],
     ids=["dependent", "one vector", "infinite", "placeholder", "empty", "image", "molecule"],

@@ -561,7 +561,7 @@ def test_case_09_adatom_just_off_a_free_site_gives_both_readings(height):
 def test_an_atom_on_another_is_one_line():
     atoms = pristine("MoS2")
     atoms += Atoms("Li", [atoms.positions[10] + [0.3, 0, 0]])
-    with pytest.raises(StructureError, match=r"atoms 10 and 192 overlap \(0\.300 Å apart\)"):
+    with pytest.raises(StructureError, match=r"atoms 10 \(S\) and 192 \(Li\) overlap \(0\.300 Å apart\)"):
         match_sites(atoms, "MoS2")
 
 
