@@ -214,7 +214,7 @@ def spoilt(path, what):
         ("host.cif", "binary", "cannot be read"),
         ("host.qqq", "truncated", "cannot be read"),
         ("host.xyz", "nan", r"atom 3 \(Mo\) has a position that is not a number"),
-        ("host.xyz", "overlapping", "atoms 4 \(S\) and 5 \(S\) overlap"),
+        ("host.xyz", "overlapping", r"atoms 4 \(S\) and 5 \(S\) overlap"),
         ("host.xyz", "no cell", "expected a periodic cell"),
     ],
 )
