@@ -113,6 +113,12 @@ class InputSet:
         """Whether Γ is the only k-point."""
         return self.grid == (1, 1, 1)
 
+    @property
+    def starts_without_moments(self) -> bool:
+        """Whether spins are polarised, but nothing makes the code find a moment."""
+        moments = self.atoms.get_initial_magnetic_moments()
+        return self.spin and self.unpaired is None and not moments.any()
+
     def axis_of_vacuum(self) -> int:
         """Return the one vacuum axis along which a dipole is corrected.
 
@@ -147,6 +153,26 @@ class InputSet:
     def with_warnings(self, texts: Iterable[str]) -> InputSet:
         """Return the same with more warnings."""
         return replace(self, warnings=(*self.warnings, *texts))
+
+
+def override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Put the user's settings among those of a code.
+
+    Args:
+        values: What the code is told, changed in place.
+        settings: The user's own, in the code's keys and as its values.
+
+    Returns:
+        For each of the user's settings, what it replaced (None: nothing), and the new value.
+    """
+    overridden = {key: (values.get(key), value) for key, value in settings.items()}
+    values.update(settings)
+    return overridden
+
+
+def by_components(title: str, limit: str) -> str:
+    """Return the note on a code that compares components of forces with its limit."""
+    return f"{title} compares each component of the forces with {limit}, not their length as VASP does."
 
 
 @dataclass(frozen=True, eq=False)
