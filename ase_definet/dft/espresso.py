@@ -284,8 +284,8 @@ def _candidates(folder: Path, element: str) -> list[Pseudopotential]:
             f"No pseudopotential for {element}: {path.name}, which the list in {folder} names, is not there; get "
             f"it from {SOURCE}."
         )
-    cutoffs = {"cutoff": float(listed["cutoff_wfc"]), "density_cutoff": float(listed["cutoff_rho"])}
-    return [replace(read_header(path), **cutoffs, checked=True)]
+    cutoff, density_cutoff = float(listed["cutoff_wfc"]), float(listed["cutoff_rho"])
+    return [replace(read_header(path), cutoff=cutoff, density_cutoff=density_cutoff, checked=True)]
 
 
 def _listed(folder: Path, element: str) -> Any:
