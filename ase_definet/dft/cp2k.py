@@ -147,18 +147,18 @@ def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
 def _ot(plan: InputSet) -> dict[str, str]:
     """Return the orbital transformation, for Γ: whole occupations, no smearing.
 
-    The preconditioner is the one that CP2K's manual recommends for all but very large cells; with the single-inverse
-    one, each step of a defect in h-BN took a quarter more iterations. Of the extrapolations, linear projection takes
-    the fewest in the shorter and shorter steps of a relaxation: the default is made for molecular dynamics.
+    The preconditioner is the one that CP2K's manual recommends for all but very large cells. It is made anew every ten
+    iterations: the first one comes from orbitals far from the solution. Of the extrapolations, linear projection suits
+    the shorter and shorter steps of a relaxation best: the default is made for molecular dynamics.
     """
     robust = plan.profile == "robust"
     return {
-        f"{SCF}/MAX_SCF": "25",
+        f"{SCF}/MAX_SCF": "10",
         f"{SCF}/OT/{_PARAMETER}": "ON",
         f"{SCF}/OT/MINIMIZER": "CG" if robust else "DIIS",
         f"{SCF}/OT/PRECONDITIONER": "FULL_ALL",
         f"{SCF}/OUTER_SCF/{_PARAMETER}": "ON",
-        f"{SCF}/OUTER_SCF/MAX_SCF": "20",
+        f"{SCF}/OUTER_SCF/MAX_SCF": "50",
         f"{SCF}/OUTER_SCF/EPS_SCF": "1.0E-6",
         "FORCE_EVAL/DFT/QS/EXTRAPOLATION": "PS",
         "FORCE_EVAL/DFT/QS/EXTRAPOLATION_ORDER": "1",
