@@ -32,6 +32,7 @@ from ase_definet import DefiNetRelaxer
 from ase_definet.dft.codes import write_inputs
 from ase_definet.dft.collect import collect
 from ase_definet.dft.cp2k import read_input
+from ase_definet.dft.input_set import FORCE
 from ase_definet.dft.ionic_steps import IonicSteps, read_steps
 from ase_definet.errors import StructureError
 from ase_definet.evaluation.compare_steps import SAME_MINIMUM
@@ -54,6 +55,7 @@ ROUGH = 0.05
 STEPS = 120
 """In place of the input set's 30, so that the runs from the host's sites end by themselves."""
 
+OF_ONE_CASE = {f"FORCE_EVAL/DFT/{key}" for key in ("CHARGE", "UKS", "MULTIPLICITY")}
 STARTS = ("sites", "predicted")
 CP2K = shutil.which("cp2k.psmp") or "cp2k.psmp"
 
@@ -194,6 +196,7 @@ def fitted(name: str, folder: Path) -> Atoms:
             "host": name,
             "a": float(np.linalg.norm(out.cell[0])),
             "thickness": height,
+            "library_thickness": float(np.ptp(get_host(name).positions[:, 2])),
             "library_a": float(np.linalg.norm(get_host(name).cell[0])),
             "strains": STRAINS,
             "stresses_GPa": stresses,
@@ -257,6 +260,7 @@ def summary(case: Case, folder: Path) -> None:
     for start in STARTS:
         if not (place / start / "run.json").is_file() or not (place / start / "cp2k.out").is_file():
             continue
+        write_about(place / start)
         try:
             run = read_steps(place / start)
         except StructureError:  # in its first step
@@ -285,6 +289,22 @@ def summary(case: Case, folder: Path) -> None:
             begun = read_input(place / start / "cp2k.inp")[1][1]
             out[f"{start}_error"] = float(np.abs(_apart(begun, ends[start])).mean())
     write_json(OUT / f"{case.name}.json", out)
+
+
+def write_about(folder: Path) -> None:
+    """Write what holds for all cases: the settings of one of the runs, the code's version, what is counted."""
+    version = re.search(r"version string:\s+(.+)", (folder / "cp2k.out").read_text(errors="replace"))
+    settings = read_input(folder / "cp2k.inp")[0]
+    about = {
+        "version": version[1].strip() if version else "CP2K",
+        "cases": [case.name for case in CASES],
+        "cell": f"{CELL}x{CELL}",
+        "rough": ROUGH,
+        "force": FORCE,
+        "steps": STEPS,
+        "settings": {key: settings[key] for key in sorted(settings) if key not in OF_ONE_CASE},
+    }
+    write_json(OUT / "setup" / "about.json", about)
 
 
 def steps_to(run: IonicSteps, force: float) -> int | None:
