@@ -85,6 +85,7 @@ def files(plan: InputSet) -> Files:
         f"{BASIS} and {POTENTIAL}, from {BASIS_FILE} and {POTENTIAL_FILE} of CP2K's data (set CP2K_DATA_DIR).",
         by_components("CP2K", "MAX_FORCE"),
         "Its criteria for the length of a step are set so wide that forces alone decide.",
+        f"The first step begins with the orbitals in {PROJECT}-RESTART.wfn, if an earlier run left them in this folder.",
         f"If MAX_ITER steps do not suffice: cp2k -i {PROJECT}-1.restart -o {OUTPUT}",
     ]
     held = multiplicity if _holds(plan) else None

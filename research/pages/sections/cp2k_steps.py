@@ -36,6 +36,12 @@ def saved(case: dict[str, Any], key: str) -> float | None:
     return None if sites is None or predicted is None else 1 - predicted / sites
 
 
+def described(case: dict[str, Any]) -> str:
+    """Return host, defects and charge of a case in a few words."""
+    charge = f", charge {case['charge']:+d}" if case["charge"] else ""
+    return f"{host_name(case['host'])}, {listed(case['defects'])}{charge}"
+
+
 def section() -> list[str]:
     """Return the section."""
     about = result("ionic_steps/cp2k/setup/about")
