@@ -34,12 +34,13 @@ def property_rows(
     shown = {name: one for name, one in properties.items() if name != _PER_DEFECT}
     if not shown:
         return []
+    first = next(iter(shown.values()))
     if all(one.value is None for one in shown.values()) and len({one.reasons for one in shown.values()}) == 1:
-        first = next(iter(shown.values()))
-        names = ", ".join(_title(name) for name in shown)
         if len(shown) == 1:
-            return [(_title(next(iter(shown))), f"unknown{_why(first)}")]
-        return [("unknown", f"{names}{_why(first)}")]
+            return [(_title(next(iter(shown))), f"unknown{_why(first, first.reasons)}")]
+        return [("unknown", f"{', '.join(_title(name) for name in shown)}{_why(first, first.reasons)}")]
+    common = [reason for reason in first.reasons if all(reason in one.reasons for one in shown.values())]
+    common = common if len(shown) > 1 else []
     rows = []
     for name, one in shown.items():
         text = _measure(one, " to form" if name == _ENERGY else "")
@@ -48,9 +49,12 @@ def property_rows(
             mu = ", ".join(f"{element} {value:.3f}" for element, value in potentials.items())
             each = f", {per.value:.3f} eV per defect site" if per is not None and per.value is not None else ""
             text = f"{text}{each}" + (f" (chemical potentials {mu} eV)" if mu else "")
-        rows.append((_title(name), text + _why(one)))
+        rows.append((_title(name), text + _why(one, [reason for reason in one.reasons if reason not in common])))
         if name == _ENERGY and one.value is not None and host is not None:
             rows += _equilibrium_row(host, potentials)
+    if common:
+        known = [one.trust for one in shown.values() if one.value is not None] or [first.trust]
+        rows.append(("", f"these are {known[0]} the training data: {'; '.join(common)}"))
     return rows
 
 
@@ -128,8 +132,9 @@ def _cell(one: PropertyValue | None) -> str:
     return f"{one.value:.3f} ± {'?' if one.expected_error is None else f'{one.expected_error:.3f}'}"
 
 
-def _why(one: PropertyValue) -> str:
-    """Return why a property is not inside the training data, in brackets."""
-    if one.trust == "inside" or not one.reasons:
+def _why(one: PropertyValue, reasons: Sequence[str]) -> str:
+    """Return why a property is not inside the training data, or unknown, in brackets."""
+    if (one.trust == "inside" and one.value is not None) or not reasons:
         return ""
-    return f" ({one.trust}: {'; '.join(one.reasons)})"
+    trust = "" if one.trust == "inside" else f"{one.trust}: "
+    return f" ({trust}{'; '.join(reasons)})"

@@ -165,6 +165,7 @@ def relax_command(
     make_folders(jobs, report)
     records = []
     predicted = []
+    refused = 0
     notes: list[list[str]] = []
     alone = len(jobs) == 1 and relaxer.calculator is None
     with ProgressBar("relaxing", len(jobs), hidden=quiet or alone) as bar:
@@ -174,12 +175,15 @@ def relax_command(
             if not quiet and isinstance(item, RelaxResult) and "error" not in record:
                 _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
             records.append(record)
+            refused += "error" not in record and _refused_potentials(relaxer, item)
             bar.advance()
             if isinstance(item, RelaxResult) and item.properties and "error" not in record:
                 predicted.append((job.title, item.properties))
     if report is not None:
         write_report(report, records)
     _conclude(records, predicted, quiet=quiet)
+    if refused:
+        raise click.ClickException(f"--mu cannot be used in the hosts of {refused} of {len(records)} structures")
 
 
 def _conclude(records: list[dict[str, Any]], predicted: list[tuple[str, Properties]], *, quiet: bool) -> None:
@@ -223,9 +227,23 @@ def _useless(relaxer: DefiNetRelaxer, result: RelaxResult | RelaxFailure) -> lis
         return []
     host, involved = result.site_map.host, result.atoms.get_chemical_symbols()
     try:
-        return list(relaxer.properties.asked.in_host(host, involved).warnings)
-    except DefiNetError as error:  # of a host that was found out: a limit that is not known
-        return [f"--mu: {error}"]
+        found = relaxer.properties.asked.in_host(host, involved).warnings
+    except DefiNetError:  # of a host that was found out: its properties say it
+        return []
+    return [text for text in found if text not in result.warnings]
+
+
+def _refused_potentials(relaxer: DefiNetRelaxer, result: RelaxResult | RelaxFailure) -> bool:
+    """Return whether --mu asks for what there is not in the host that was found for a structure."""
+    from ase_definet.relaxation.result import RelaxFailure
+
+    if isinstance(result, RelaxFailure) or relaxer.properties is None:
+        return False
+    try:
+        relaxer.properties.asked.in_host(result.site_map.host)
+    except DefiNetError:
+        return True
+    return False
 
 
 def _refuse_input_set_options(*, calculator: bool) -> None:

@@ -410,8 +410,10 @@ class PropertyPredictor:
         return one.trust == "outside" and one.word in _NEVER
 
     def _nothing(self, judgement: Judgement, site_map: SiteMap) -> dict[str, PropertyValue]:
-        reasons = _reasons(judgement) if site_map.all_defects else (PRISTINE, *_reasons(judgement))
-        return {name: PropertyValue(None, unit, None, judgement.trust, reasons) for name, unit in self.units.items()}
+        trust, reasons = judgement.trust, _reasons(judgement)
+        if not site_map.all_defects and self._answers(judgement):
+            trust, reasons = "inside", (PRISTINE,)
+        return {name: PropertyValue(None, unit, None, trust, reasons) for name, unit in self.units.items()}
 
     def _values(
         self,
@@ -501,7 +503,9 @@ def _of_labels(one: Reservation, record: HostRecord | None) -> Reservation:
     """
     if one.word != "spin" or record is None or record.spin_multiplicities:
         return one
-    text = "the labels are those of ground states: if the given spin is that of another state, the numbers are not its"
+    text = (
+        "the labels are those of ground states: if the given spin is that of another state, the numbers are not its"
+    )
     return replace(one, reason=text, trust="near", error_factor=None)
 
 

@@ -120,7 +120,10 @@ def test_a_host_that_no_weights_know_has_no_number(folder):
     done = run("properties", folder / "foreign.vasp", "--host", "WS2")
     assert "unknown   energy, gap, moment (outside: " in done.stdout
     relaxed = DefiNetRelaxer(host="WS2", device="cpu").predict(read(folder / "foreign.vasp"))
-    assert relaxed.properties == {}
+    for value in relaxed.properties.values():
+        assert (value.value, value.trust) == (None, "outside")
+        assert "WS2" in " ".join(value.reasons)
+    assert set(relaxed.properties) == set(found["properties"])
 
 
 def test_useless_potentials_are_named(folder):

@@ -141,7 +141,10 @@ SCORES = {"host": "MoS2", "n": 50, "mae": 0.2, "mean_mae": 0.25}
         ({"own/MoS2": {"r2": -0.3, "rank_correlation": 0.9}}, False),
         ({"own/MoS2": {"r2": 0.9, "rank_correlation": 0.22}}, False),
         ({"own/MoS2": {"r2": 0.9}}, False),
-        ({"low/MoS2": {"r2": 0.99, "rank_correlation": 0.9}, "high/MoS2": {"r2": 0.1, "rank_correlation": 0.9}}, False),
+        (
+            {"low/MoS2": {"r2": 0.99, "rank_correlation": 0.9}, "high/MoS2": {"r2": 0.1, "rank_correlation": 0.9}},
+            False,
+        ),
         ({"own/BN": {"host": "BN", "r2": 0.1, "rank_correlation": 0.1}}, True),
     ],
 )
