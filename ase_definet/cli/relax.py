@@ -343,7 +343,10 @@ def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]
     """Return the rows on how far the result can be trusted, and on the expected error where there is one."""
     rows = [("trust", trust_line(result))] if result.trust != "inside" else []
     if result.calculation is not None:
-        rows.append(("method", f"{result.method}: {result.calculation}"))
+        done = result.calculation
+        rows.append(("method", f"{result.method}: {done}"))
+        if done.energy is not None:
+            rows.append(("total", f"energy {done.energy:.3f} eV, to compare with others of {done.calculator} only"))
     if result.method == "calculator":
         return rows
     if result.unsupported:

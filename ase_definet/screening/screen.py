@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
-from ase_definet.errors import DefiNetError, ScreeningError, StructureError
+from ase_definet.errors import DefiNetError, OtherRequestError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
 from ase_definet.relaxation.calculation import CalculatorStage
 from ase_definet.relaxation.devices import checked_device
@@ -547,10 +547,12 @@ class Results:
 
     Args:
         folder: The folder.
-        asked: The request of this run; a folder with the results of another request is refused.
+        asked: The request of this run; a folder with the results of another request is refused, unless that kept
+            fewer of the same ranking.
 
     Raises:
-        ScreeningError: The folder holds the results of another request, is damaged, or is in use.
+        OtherRequestError: The folder holds the results of another request.
+        ScreeningError: The folder is damaged or in use.
     """
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
@@ -573,13 +575,17 @@ class Results:
         if run.exists():
             before = read_json(run)
             differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
-            if differ:
-                raise ScreeningError(
+            if differ == ["keep"] and (asked.get("keep") or 0) > (before.get("keep") or math.inf):
+                _replace(
+                    run, json.dumps(asked, indent=1) + "\n"
+                )  # more of the same ranking: those so far stay the first
+            elif differ:
+                raise OtherRequestError(
                     f"{self.folder} holds the results of another request (other {', '.join(differ)}); give another "
                     "folder, or the same request to go on with it"
                 )
         elif not is_vacant(self.folder, LOCK, HOLDER):
-            raise ScreeningError(f"{self.folder} is not empty and holds no screen; give another folder")
+            raise OtherRequestError(f"{self.folder} is not empty and holds no screen; give another folder")
         else:
             _replace(run, json.dumps(asked, indent=1) + "\n")
         state: dict[str, Any] = {}

@@ -174,8 +174,8 @@ def property_scores(
 
     Returns:
         By property and subset what a :class:`~ase_definet.checkpoints.card.PropertyScoreRecord` holds, additive
-        properties per defect site; subsets without training labels, with less than three others, or with the same label
-        everywhere are left out.
+        properties per defect site; subsets without training labels, with less than three others, or with the same
+        label everywhere are left out.
     """
     config = sizes_in(network)
     out: dict[str, dict[str, dict[str, Any]]] = {}
