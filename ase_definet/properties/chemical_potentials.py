@@ -53,8 +53,8 @@ SOURCE = "Huang et al., npj 2D Mater. Appl. 7, 6 (2023); Kazeev et al., npj Comp
 """Source of both tables."""
 
 ABOVE, FAR_BELOW = 0.05, 10.0
-"""A chemical potential further than this above or below that of the element's bulk phase is doubted, in eV: above, the
-bulk phase forms; no compound binds its elements so much that one lies so far below."""
+"""A chemical potential further than this above or below that of the element's bulk phase is doubted, in eV: above,
+the bulk phase forms; no compound binds its elements so much that one lies so far below."""
 
 RICH = "rich"
 POOR = "poor"
@@ -145,8 +145,8 @@ def doubtful_potential(element: str, value: float) -> str:
     if value < bulk:
         wrong, what = "is it per atom, in eV?", f"below that of its bulk phase ({bulk:g} eV)"
     return (
-        f"the chemical potential {element}={value:g} eV lies {abs(value - bulk):.2f} eV {what}; values are absolute, as "
-        f"in the table of docs/properties.md: {wrong}"
+        f"the chemical potential {element}={value:g} eV lies {abs(value - bulk):.2f} eV {what}; values are absolute, "
+        f"as in the table of docs/properties.md: {wrong}"
     )
 
 

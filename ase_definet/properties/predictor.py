@@ -498,8 +498,8 @@ def supercell_matrix(supercell: int | Sequence[int] | Array, host: Host) -> Arra
 def _of_labels(one: Reservation, record: HostRecord | None) -> Reservation:
     """Return a reservation as it is for labels.
 
-    Those of a host of which no spin is recorded are of ground states, whatever their spins: a spin that is given is no
-    other structure, but nobody knows whether it is that of the ground state.
+    Those of a host of which no spin is recorded are of ground states, whatever their spins: a spin that is given may
+    or may not be that of the ground state.
     """
     if one.word != "spin" or record is None or record.spin_multiplicities:
         return one

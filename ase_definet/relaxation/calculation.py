@@ -174,8 +174,8 @@ class CalculatorStage:
         if unbound:
             named = ", ".join(f"{k} ({run.atoms.symbols[k]})" for k in unbound)
             doubts.append(
-                f"atoms bonded to nothing: {named}; small forces on them do not make this a minimum of a defect: check "
-                "where they were put"
+                f"atoms bonded to nothing: {named}; small forces on them do not make this a minimum of a defect: "
+                "check where they were put"
             )
         if run.error:
             left = f"its best geometry (step {run.best + 1}, {done.fmax:.3f} eV/Å)" if useful else f"{start} alone"
