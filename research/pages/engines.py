@@ -4,6 +4,7 @@ Run as ``python -m research.pages.engines`` after research/results/engines.json 
 test compares the page with them.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def page() -> str:
 def head(found: Mapping[str, Any]) -> list[str]:
     """Return the introduction."""
     engines = found["engines"]
-    missing = [f"{name} ({entry['reason']})" for name, entry in engines.items() if "reason" in entry]
+    missing = [f"{name} ({in_short(entry['reason'])})" for name, entry in engines.items() if "reason" in entry]
     packages = [
         f"`{name}` ({entry['package']})" for name, entry in engines.items() if "cases" in entry and "package" in entry
     ]
@@ -49,6 +50,11 @@ def head(found: Mapping[str, Any]) -> list[str]:
     if missing:
         lines += [f"Not measured: {'; '.join(missing)}.", ""]
     return lines
+
+
+def in_short(reason: str) -> str:
+    """Return what went wrong without details in brackets and without advice."""
+    return re.sub(r" \(.*?\)(?=[;,.]|$)", "", reason).partition(";")[0]
 
 
 def measured(found: Mapping[str, Any]) -> dict[str, Any]:
