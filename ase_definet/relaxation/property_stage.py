@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ase_definet.relaxation.inputs import Item
 
 DEFAULT = "default"
+FAILED = "they were not predicted, see the warnings"
+"""Why there are no properties where something went wrong; a warning of the result says what."""
 
 
 class PropertyStage:
@@ -85,19 +87,17 @@ class PropertyStage:
         return out
 
     def _without(self, result: RelaxResult | Exception, error: Exception) -> RelaxResult | Exception:
-        """Return a result whose properties could not be predicted; what was not foreseen is a warning, too."""
+        """Return a result whose properties could not be predicted, with a warning that says why."""
         if isinstance(result, Exception):
             return result
-        foreseen = isinstance(error, DefiNetError)
-        reason = " ".join((str(error) if foreseen else f"{type(error).__name__}: {error}").split())
+        said = str(error) if isinstance(error, DefiNetError) else f"{type(error).__name__}: {error}"
         try:
             units = self.predictor.units
         except DefiNetError:  # the weights cannot be read: nobody knows what they predict
             units = {}
-        values = {name: PropertyValue(None, unit, None, "outside", (reason,)) for name, unit in units.items()}
-        text = f"properties were not predicted: {reason}"
-        doubts = () if foreseen and values else (text,)
-        return replace(result, properties=values, warnings=(*result.warnings, *doubts))
+        values = {name: PropertyValue(None, unit, None, "outside", (FAILED,)) for name, unit in units.items()}
+        text = f"properties were not predicted: {' '.join(said.split())}"
+        return replace(result, properties=values, warnings=(*result.warnings, text))
 
     def _fill(self, out: list[RelaxResult | Exception], indices: list[int], items: Sequence[Item]) -> None:
         chosen = [(index, out[index]) for index in indices]
