@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import numbers
 import os
@@ -656,6 +657,10 @@ class Results:
             raise
         self._digests[name].update(content)
 
+    def recorded(self) -> int:
+        """Return how many structures count by the journal, which an interruption may leave a block ahead."""
+        return int(read_json(self.folder / JOURNAL)["done"])
+
     def finish(self) -> None:
         """Record that all inputs are in the results: anything after them was not written by this screen."""
         self._record(self.progress, complete=True)
@@ -984,7 +989,12 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
     options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         client.register_worker_callbacks(_leave_interrupts)
-        yield lambda tasks: _on_cluster(client, tasks, workers)
+        try:
+            yield lambda tasks: _on_cluster(client, tasks, workers)
+        except KeyboardInterrupt:  # what is under way ends in errors that nobody has to see
+            for name in ("distributed", "tornado"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            raise
 
 
 def _leave_interrupts() -> None:
