@@ -326,7 +326,7 @@ def _run(
     except KeyboardInterrupt:
         job.meter.bar.close()
         same = "the same commands go on" if asked["inputs"] == ["-"] else "the same command goes on"
-        where = "while ranking" if doing == "ranking" else f"after {results.progress.done} structures"
+        where = "while ranking" if doing == "ranking" else f"after {results.recorded()} structures"
         click.echo(f"\nstopped {where}; {same}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import numbers
 import os
@@ -662,6 +663,10 @@ class Results:
             raise
         self._digests[name].update(content)
 
+    def recorded(self) -> int:
+        """Return how many structures count by the journal, which an interruption may leave a block ahead."""
+        return int(read_json(self.folder / JOURNAL)["done"])
+
     def finish(self) -> None:
         """Record that all inputs are in the results: anything after them was not written by this screen."""
         self._record(self.progress, complete=True)
@@ -981,16 +986,41 @@ def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[
         yield lambda tasks: (relax_block(*task) for task in tasks)
         return
     check_dask()
-    from distributed import Client, LocalCluster
-
     if scheduler is not None:
+        from distributed import Client
+
         with Client(scheduler) as client:
             yield lambda tasks: _on_cluster(client, tasks, None)
         return
-    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with LocalCluster(**options) as cluster, Client(cluster) as client:
-        client.register_worker_callbacks(_leave_interrupts)
+    with _local_cluster(workers) as client:
         yield lambda tasks: _on_cluster(client, tasks, workers)
+
+
+@contextmanager
+def _local_cluster(workers: int) -> Iterator[Any]:
+    """Yield a client of worker processes on this machine; Ctrl-C ends them without their last errors and warnings."""
+    from distributed import Client, LocalCluster
+
+    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
+    interrupted: KeyboardInterrupt | None = None
+    tornado = logging.getLogger("tornado.application")  # reports what Ctrl-C cancels before it gets here
+    level = tornado.level
+    tornado.setLevel(logging.CRITICAL)
+    try:
+        with LocalCluster(**options, silence_logs=logging.ERROR) as cluster, Client(cluster) as client:
+            client.register_worker_callbacks(_leave_interrupts)
+            try:
+                yield client
+            except KeyboardInterrupt as error:
+                interrupted = error
+                logging.getLogger("distributed").setLevel(logging.CRITICAL)
+                raise
+    except Exception:  # on a busy machine, closing may time out
+        if interrupted is not None:
+            raise interrupted from None
+        raise
+    finally:
+        tornado.setLevel(level)
 
 
 def _leave_interrupts() -> None:
