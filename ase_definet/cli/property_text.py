@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _EQUILIBRIUM = 0.02
 
 
 def property_rows(
-    properties: Properties, potentials: Mapping[str, float], host: Host | None = None
+    properties: Properties, potentials: Mapping[str, float], host: Host | None = None, said: Collection[str] = ()
 ) -> list[tuple[str, str]]:
     """Return rows of a name and a text, such as ``energy``, ``2.72 ± 0.03 eV to form (...)``.
 
@@ -30,8 +31,9 @@ def property_rows(
         properties: The properties of one structure, by name.
         potentials: The chemical potentials of its formation energy, in eV by element.
         host: Its host: chemical potentials that are not in equilibrium with it are said.
+        said: Warnings that are printed beside the rows: reasons among them are not said twice.
     """
-    shown = {name: one for name, one in properties.items() if name != _PER_DEFECT}
+    shown = {name: _shortened(one, said) for name, one in properties.items() if name != _PER_DEFECT}
     if not shown:
         return []
     first = next(iter(shown.values()))
@@ -56,6 +58,12 @@ def property_rows(
         known = [one.trust for one in shown.values() if one.value is not None] or [first.trust]
         rows.append(("", f"these are {known[0]} the training data: {'; '.join(common)}"))
     return rows
+
+
+def _shortened(one: PropertyValue, said: Collection[str]) -> PropertyValue:
+    """Return a property without the reasons that are said elsewhere."""
+    reasons = [reason for reason in one.reasons if reason not in said]
+    return one if len(reasons) == len(one.reasons) else replace(one, reasons=(*reasons, "see the warnings"))
 
 
 def _equilibrium_row(host: Host, potentials: Mapping[str, float]) -> list[tuple[str, str]]:

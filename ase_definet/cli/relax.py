@@ -339,7 +339,7 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
             f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]}), {mean:.3f} Å on average",
         ),
         *_doubt(result, record),
-        *property_rows(result.properties, result.chemical_potentials, result.site_map.host),
+        *property_rows(result.properties, result.chemical_potentials, result.site_map.host, record["warnings"]),
         *(("warning", text) for text in record["warnings"]),
     ]
     if verbose:

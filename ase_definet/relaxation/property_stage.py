@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ase_definet.relaxation.inputs import Item
 
 DEFAULT = "default"
-FAILED = "they were not predicted, see the warnings"
+FAILED = "not predicted, see the warnings"
 """Why there are no properties where something went wrong; a warning of the result says what."""
 
 

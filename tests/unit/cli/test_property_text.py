@@ -49,6 +49,15 @@ def test_a_reason_of_all_is_said_once():
     assert rows[1] == ("gap", "1.100 eV, expected error unknown (near: a larger supercell)")
 
 
+def test_what_a_warning_says_is_not_said_again():
+    assert property_rows(NOTHING, {}, None, ["new element", "charged"]) == [
+        ("unknown", "energy, gap, moment (outside: see the warnings)")
+    ]
+    assert property_rows(NOTHING, {}, None, ["charged"]) == [
+        ("unknown", "energy, gap, moment (outside: new element; see the warnings)")
+    ]
+
+
 def test_the_pristine_host_has_nothing_to_predict():
     nothing = {name: PropertyValue(None, one.unit, None, "inside", ("no defects",)) for name, one in GOOD.items()}
     assert property_rows(nothing, {}) == [("unknown", "energy, gap, moment (no defects)")]
