@@ -199,7 +199,7 @@ def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_fac
             if key not in {"numbers", "positions", "definet_displacement"}:
                 atoms.arrays[key] = np.resize(values, (len(atoms), *values.shape[1:]))
         host = replace(result.site_map.host, name=name)
-        odd = replace(result, atoms=atoms, site_map=replace(result.site_map, host=host), warnings=(name, name))
+        odd = replace(result, atoms=atoms, site_map=replace(result.site_map, sites=replace(result.site_map.sites, host=host)), warnings=(name, name))
         row, written = screening._finished(index, printable(name), odd)
         rows.append(row)
         text += written
