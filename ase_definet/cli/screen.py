@@ -86,6 +86,14 @@ _SILENCE = 60.0
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random configurations.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop the enumeration after this many.")
 @state_options
+@click.option(
+    "--format",
+    "structures",
+    type=click.Choice(["extxyz", "arrow"]),
+    default="extxyz",
+    show_default=True,
+    help="Format of the relaxed structures; arrow is for tens of thousands.",
+)
 @click.option("--parquet", is_flag=True, help="Also write the finished table as table.parquet.")
 @strain_option
 @extrapolate_option
@@ -100,6 +108,7 @@ def screen_command(
     workers: int,
     scheduler: str | None,
     block: int | None,
+    structures: str,
     parquet: bool,
     max_strain: float,
     extrapolate: bool,
@@ -131,7 +140,13 @@ def screen_command(
     check_folder(output)
     # the host as it is now: its file may be replaced while the screen runs
     chosen = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
-    chosen |= {"extrapolate": extrapolate, "calculation": calculation, "properties": weights, "mu": list(mu)}
+    chosen |= {
+        "structures": structures,
+        "extrapolate": extrapolate,
+        "calculation": calculation,
+        "properties": weights,
+        "mu": list(mu),
+    }
     chosen["properties_sha256"] = _check_properties(weights, rank)
     chosen["sha256"] = _ready(chosen, workers, scheduler, parquet=parquet)
     asked = _asked(inputs, host, chosen, state)
@@ -231,9 +246,12 @@ def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, par
     from ase_definet.checkpoints.bundled import resolve_model
     from ase_definet.checkpoints.format import load_checkpoint
     from ase_definet.screening.screen import check_parquet, check_settings
+    from ase_definet.screening.structures_file import check_arrow
 
     if parquet:
         check_parquet()
+    if settings["structures"] == "arrow":
+        check_arrow()
     try:
         weights = load_checkpoint(resolve_model(settings["model"])).sha256
         check_settings(settings | {"sha256": weights}, workers=workers, scheduler=scheduler)
@@ -244,15 +262,17 @@ def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, par
 
 def _in_states(source: Iterator[Named], state: AskedState) -> Iterator[Named]:
     """Put structures into the states that are asked for; what cannot be read stays one failure."""
+    from ase_definet.screening.enumeration import Configuration
     from ase_definet.screening.screen import in_state
 
     for name, given in source:
         if isinstance(given, Exception):
             yield name, given
             continue
+        atoms = given.space.atoms(given) if isinstance(given, Configuration) else given
         for one in state.each():
             suffix = one.suffix if state.several else ""
-            yield f"{name}{suffix}", in_state(given, one.charge, one.spin_multiplicity, one.functional)
+            yield f"{name}{suffix}", in_state(atoms, one.charge, one.spin_multiplicity, one.functional)
 
 
 def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any], state: AskedState) -> dict[str, Any]:
@@ -272,6 +292,7 @@ def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any], state:
         "charge": list(state.charges) or None,
         "spin_multiplicity": state.spin_multiplicity,
         "functional": state.functional,
+        "structures": settings["structures"] if settings["structures"] != "extxyz" else None,
         "properties": settings["properties_sha256"],
         "chemical_potentials": settings["mu"] or None,
     }
@@ -370,8 +391,8 @@ def _all_named(source: Source) -> Iterator[Named]:
     """Return the names and structures of a source."""
     if not isinstance(source, tuple):
         return source
-    space, found = source
-    return ((one.name, space.atoms(one)) for one in found)
+    _, found = source
+    return ((one.name, one) for one in found)
 
 
 def _summarise(output: Path, done: Progress, skipped: int, speed: str) -> None:

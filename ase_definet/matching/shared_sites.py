@@ -83,7 +83,9 @@ class SharedSites:
         same_cell = np.array_equal(atoms.cell.array, self._given) and np.array_equal(atoms.pbc, self._pbc)
         if not same_cell or not 0 < len(atoms) <= len(self.sites):
             return None
-        if not np.isfinite(atoms.positions).all() or not (1 <= atoms.numbers.min() <= atoms.numbers.max() <= HEAVIEST):
+        if not np.isfinite(atoms.positions).all() or not (
+            1 <= atoms.numbers.min() <= atoms.numbers.max() <= HEAVIEST
+        ):
             return None
         try:
             frame, positions, _ = layer_frame(self._given, atoms.positions, self._pbc)
@@ -138,7 +140,7 @@ class SharedSites:
         return float(np.sqrt(max(0.0, squared) / here))
 
     def _margin(self, found: SiteMap) -> float:
-        one, other, vector = self._close
+        one, _, vector = self._close
         second = np.full(len(self.sites), GATE)
         np.minimum.at(second, one, np.linalg.norm(vector - found.offsets[one], axis=1))
         real = found.atom_index >= 0

@@ -439,7 +439,9 @@ def occupied(sites: HostSites, numbers: Array, site: Array, offset: Array) -> Si
     offsets[chosen] = offset[on]
     found = np.zeros(len(sites), dtype=int)
     found[chosen] = numbers[on]
-    kinds = np.select([found == 0, found == sites.numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION)
+    kinds = np.select(
+        [found == 0, found == sites.numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION
+    )
     return SiteMap(
         sites=sites,
         numbers=found,

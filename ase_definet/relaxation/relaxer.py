@@ -246,8 +246,9 @@ class DefiNetRelaxer:
         """Relax any number of structures in batches, in order, one record each.
 
         Args:
-            structures: Atoms, pymatgen Structures, or :class:`~ase_definet.matching.shared_sites.Placed`; the iterable
-                is read as far as the next batch only. An exception in place of a structure becomes its record.
+            structures: Atoms, pymatgen Structures, or :class:`~ase_definet.matching.shared_sites.Placed`; the
+                iterable is read as far as the next batch only. An exception in place of a structure becomes its
+                record.
             host: Their host, if not the relaxer's own.
             batch_sites: Sites in one pass, at most; results come when so many are together.
 

@@ -1,10 +1,10 @@
 """Relax any number of structures in batches, on several processes or a cluster, resumably.
 
-Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row per structure), ``failures.csv``,
-``inputs.csv`` (digests of the inputs), ``run.json`` (the request) and ``journal.json``. A block of structures counts
-once the journal records it. What an interrupted run wrote after its last journal entry is truncated when the screen
-is resumed, so that no structure is lost or relaxed twice. The journal also holds digests of the other files, by which
-later changes to them are noticed.
+Results go to a folder: ``structures.extxyz`` or ``structures.arrows`` (relaxed), ``table.csv`` (a row per structure),
+``failures.csv``, ``inputs.csv`` (digests of the inputs), ``run.json`` (the request) and ``journal.json``. A block of
+structures counts once the journal records it. What an interrupted run wrote after its last journal entry is truncated
+when the screen is resumed, so that no structure is lost or relaxed twice. The journal also holds digests of the other
+files, by which later changes to them are noticed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
+from ase.formula import Formula
 from ase.io.formats import ioformats
 from numpy.typing import NDArray
 
@@ -41,9 +43,11 @@ from ase_definet.relaxation.domain import TRUST
 from ase_definet.relaxation.property_stage import DEFAULT
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
+from ase_definet.screening.enumeration import Configuration
+from ase_definet.screening.structures_file import FORMATS, StructuresFile
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.conversion import with_moments
-from ase_definet.structures.extxyz import StreamError, frame_text, printable, read_frames
+from ase_definet.structures.extxyz import StreamError, printable, read_frames
 from ase_definet.structures.files import is_vacant, refuse_incomplete, replacing
 from ase_definet.structures.metrics import near_sites
 from ase_definet.structures.reading import COMPRESSED, format_by_name, read_each, read_structure, structure_format
@@ -51,13 +55,13 @@ from ase_definet.structures.run_folder import HOLDER, LOCK, RunFolder
 from ase_definet.structures.state import refuse_parity, said_of, set_state
 
 Array: TypeAlias = NDArray[Any]
-Named: TypeAlias = tuple[str, "Atoms | Exception"]
+Named: TypeAlias = tuple[str, "Atoms | Configuration | Exception"]
 
 BLOCK = 64
 """Number of structures that are relaxed, written and recorded together."""
 NEAR = 3.0
 """Atoms closer than this to a defect site are near it, in Å."""
-STRUCTURES, TABLE, FAILURES, INPUTS = "structures.extxyz", "table.csv", "failures.csv", "inputs.csv"
+TABLE, FAILURES, INPUTS = "table.csv", "failures.csv", "inputs.csv"
 RUN, JOURNAL = "run.json", "journal.json"
 PARQUET = "table.parquet"
 COLUMNS = (
@@ -105,14 +109,14 @@ class Block:
     Attributes:
         names: Names of all structures, in order.
         digests: Digest of each input: see :func:`digest_of`.
-        structures: Relaxed structures, as extended XYZ.
+        structures: Relaxed structures, as they are written.
         rows: Rows of the table.
         failures: Index, name and reason of each failure.
     """
 
     names: tuple[str, ...]
     digests: tuple[str, ...]
-    structures: str
+    structures: bytes
     rows: list[dict[str, Any]]
     failures: list[dict[str, Any]]
 
@@ -284,32 +288,34 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
 
     Args:
         names: Name of each structure.
-        structures: Atoms, or the error of a structure that could not be read.
+        structures: Atoms, configurations of an enumeration, or the error of a structure that could not be read.
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
             which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``,
             ``calculation`` (keyword arguments of the relaxer, with a calculator by its name), ``sha256`` of the
-            weights, ``properties`` (weights for properties, None for none), their ``properties_sha256``, and ``mu``
-            (chemical potentials as texts).
+            weights, ``properties`` (weights for properties, None for none), their ``properties_sha256``, ``mu``
+            (chemical potentials as texts), and ``structures`` (one of
+            :data:`~ase_definet.screening.structures_file.FORMATS`).
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.
     """
     relaxer = _relaxer(settings)
-    rows, failures, out = [], [], io.StringIO()
+    written = FORMATS[settings.get("structures", "extxyz")]()
+    rows, failures, out = [], [], []
     names = tuple(printable(name) for name in names)
     records = relaxer.relax_many(map(_checked, structures), host=settings["host"])
     for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
         try:
             if isinstance(record, RelaxFailure):
                 raise record.error  # noqa: TRY301 - one way for all that fails
-            row, text = _finished(index, name, record, structures[index - first].info.get(REPLACED, ""))
+            row, prepared = _finished(index, name, record, written)
         except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
             failures.append({"index": index, "name": name, "reason": _reason(error)})
         else:
             rows.append(row)
-            out.write(text)
-    return Block(names, tuple(map(digest_of, structures)), out.getvalue(), rows, failures)
+            out.append(prepared)
+    return Block(names, tuple(map(digest_of, structures)), written.content(out), rows, failures)
 
 
 def in_state(given: Atoms, charge: int | None, spin_multiplicity: int | None, functional: str | None) -> Atoms:
@@ -330,6 +336,8 @@ def in_state(given: Atoms, charge: int | None, spin_multiplicity: int | None, fu
 
 def _checked(given: Any) -> Any:
     """Return a structure, or what is wrong with the state that it says it has."""
+    if isinstance(given, Configuration):
+        return given.space.placed(given)
     if not isinstance(given, Atoms):
         return given
     try:
@@ -347,6 +355,9 @@ def digest_of(given: object) -> str:
     if isinstance(given, Exception):
         return UNREADABLE
     digest = hashlib.blake2b(digest_size=12)
+    if isinstance(given, Configuration):  # the request has the host and the supercell
+        digest.update(repr((given.sites, [kind.element for kind in given.kinds], given.multiplicity)).encode())
+        return digest.hexdigest()
     if not isinstance(given, Atoms):
         digest.update(_plain(given))
         return digest.hexdigest()
@@ -389,23 +400,24 @@ def _reason(error: Exception) -> str:
     return printable(text)
 
 
-def _finished(index: int, name: str, result: RelaxResult, note: str = "") -> tuple[dict[str, Any], str]:
-    """Return the row of a relaxed structure, with a note among its warnings, and the structure as extended XYZ."""
+def _finished(index: int, name: str, result: RelaxResult, written: StructuresFile) -> tuple[dict[str, Any], Any]:
+    """Return the row of a relaxed structure, and the structure as it is written."""
     atoms = result.atoms.copy()
     if not np.isfinite(atoms.positions).all():
         raise StructureError("the prediction holds positions that are not numbers")
     row = _row(index, name, result)
+    note = str(atoms.info.get(REPLACED, ""))
     row["warnings"] = printable("; ".join(filter(None, (note, row["warnings"]))))
     # our own first: where two names become one, they stay
     atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
         key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}
     }
     atoms.set_array("definet_displacement", result.displacement)
-    text, left_out = frame_text(atoms)
+    prepared, left_out = written.prepared(atoms)
     if left_out:
-        note = f"extended XYZ cannot hold {', '.join(left_out)}: left out"
+        note = f"{written.title} cannot hold {', '.join(left_out)}: left out"
         row["warnings"] = printable("; ".join(filter(None, (row["warnings"], note))))
-    return row, text
+    return row, prepared
 
 
 def defect_sites(result: RelaxResult) -> str:
@@ -478,7 +490,7 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     row: dict[str, Any] = {
         "index": index,
         "name": name,
-        "formula": atoms.get_chemical_formula(),
+        "formula": _formula(atoms.numbers),
         "host": printable(site_map.host.name),
         "supercell": site_map.supercell_name,
         "sites": len(site_map.kinds),
@@ -513,6 +525,13 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
             "mean_expected_error_near": round(float(doubt[near].mean()), 5) if near.any() else "",
         }
     return row
+
+
+def _formula(numbers: Array) -> str:
+    """Return a formula as ``Atoms.get_chemical_formula``, which parses one of a symbol for each atom."""
+    elements, counts = np.unique(numbers, return_counts=True)
+    symbols = (chemical_symbols[element] for element in elements)
+    return str(Formula.from_dict(dict(zip(symbols, counts.tolist(), strict=True))).format("hill"))
 
 
 def _property_columns(result: RelaxResult) -> dict[str, Any]:
@@ -556,6 +575,10 @@ class Results:
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
         self.folder = folder
         self.progress = Progress()
+        self.structures = FORMATS[asked.get("structures") or "extxyz"]()
+        self._headers = {self.structures.name: self.structures.header()} | {
+            name: _csv([dict(zip(columns, columns, strict=True))], columns) for name, columns in _TABLES.items()
+        }
         self._files: dict[str, BinaryIO] = {}
         self._digests: dict[str, Any] = {}
         self._held = ExitStack()
@@ -585,12 +608,12 @@ class Results:
         state: dict[str, Any] = {}
         if journal.exists():
             state = read_json(journal)
-            _check_journal(journal, state)
+            _check_journal(journal, state, set(self._headers))
         else:
             self._refuse_orphans()
         self.progress = Progress(state.get("done", 0), state.get("failed", 0), state.get("done", 0))
         self.complete = state.get("complete", False)
-        for name, columns in _FILES.items():
+        for name, header in self._headers.items():
             path = self.folder / name
             stream = path.open("r+b" if path.exists() else "x+b")
             self._files[name] = stream
@@ -602,16 +625,14 @@ class Results:
             else:
                 self._digests[name] = hashlib.blake2b(digest_size=16)
                 stream.truncate(0)
-                if columns:
-                    self._write(name, _csv([dict(zip(columns, columns, strict=True))], columns))
+                self._write(name, header)
         if not state:
             self._record(self.progress)
 
     def _refuse_orphans(self) -> None:
         """Refuse results without a journal, which is written before the first block."""
-        for name, columns in _FILES.items():
+        for name, header in self._headers.items():
             path = self.folder / name
-            header = _csv([dict(zip(columns, columns, strict=True))], columns) if columns else b""
             if path.exists() and path.stat().st_size > len(header):
                 raise ScreeningError(
                     f"{self.folder / JOURNAL} is gone, and {path} holds results; restore it, or begin again in "
@@ -627,7 +648,7 @@ class Results:
         """
         if self.complete:  # the input has grown: what a kill leaves of this block is no longer somebody's edit
             self._record(self.progress)
-        self._write(STRUCTURES, block.structures.encode())
+        self._write(self.structures.name, block.structures)
         self._write(TABLE, _csv(block.rows, COLUMNS))
         self._write(FAILURES, _csv(block.failures, FAILURE_COLUMNS))
         pairs = zip(block.names, block.digests, strict=True)
@@ -689,13 +710,8 @@ class Results:
         self._held.close()
 
 
-_FILES: dict[str, tuple[str, ...]] = {
-    STRUCTURES: (),
-    TABLE: COLUMNS,
-    FAILURES: FAILURE_COLUMNS,
-    INPUTS: INPUT_COLUMNS,
-}
-"""The files that grow block by block, and their columns."""
+_TABLES: dict[str, tuple[str, ...]] = {TABLE: COLUMNS, FAILURES: FAILURE_COLUMNS, INPUTS: INPUT_COLUMNS}
+"""The tables that grow block by block, as the structures do, and their columns."""
 
 
 def _verified(path: Path, stream: BinaryIO, size: int, digest: str, *, whole: bool) -> Any:
@@ -751,17 +767,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_journal(path: Path, state: dict[str, Any]) -> None:
+def _check_journal(path: Path, state: dict[str, Any], files: set[str]) -> None:
     """Refuse a journal that was not written by a screen."""
     counts = [state.get("done"), state.get("failed")]
     sizes, digests = state.get("sizes"), state.get("digests")
-    named = all(isinstance(values, dict) and set(values) == set(_FILES) for values in (sizes, digests))
+    named = all(isinstance(values, dict) and set(values) == files for values in (sizes, digests))
     counts += list(sizes.values()) if isinstance(sizes, dict) else [None]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in counts)
     whole = whole and isinstance(state.get("complete"), bool)
     if not (named and whole and state["failed"] <= state["done"]):
         raise ScreeningError(
-            f"{path}: damaged (expected done, failed, complete, and the sizes and digests of {', '.join(_FILES)}); "
+            f"{path}: damaged (expected done, failed, complete, and the sizes and digests of {', '.join(files)}); "
             "restore it, or begin again in another folder"
         )
 
@@ -1059,11 +1075,11 @@ def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[s
         except KilledWorker:
             reason = "every worker that was given this structure died, perhaps for lack of memory"
             failure = {"index": index, "name": printable(name), "reason": reason}
-            out.append(Block((printable(name),), (digest_of(given),), "", [], [failure]))
+            out.append(Block((printable(name),), (digest_of(given),), b"", [], [failure]))
     return Block(
         tuple(name for block in out for name in block.names),
         tuple(digest for block in out for digest in block.digests),
-        "".join(block.structures for block in out),
+        b"".join(block.structures for block in out),
         [row for block in out for row in block.rows],
         [failure for block in out for failure in block.failures],
     )

@@ -27,10 +27,10 @@ from ase_definet.screening.screen import (
     INPUTS,
     JOURNAL,
     RUN,
-    STRUCTURES,
     TABLE,
     read_rows,
 )
+from ase_definet.screening.structures_file import STRUCTURES
 from tests.integration.test_screen_faults import consistent, run, vacancy
 
 FORKS = pytest.mark.skipif(
