@@ -1,8 +1,8 @@
 """Structures on the sites of another: matched without a search, with the same result to the bit.
 
 Of the structures of a screen, thousands lie in one cell and differ by what is on the sites. The first is matched in
-full; of the others, those whose atoms lie on its sites are recognised. What lies elsewhere, or what a full match might
-read differently, is left to that.
+full; of the others, those whose atoms lie on its sites are recognised. What lies elsewhere, or what a full match
+might read differently, is left to that.
 """
 
 from __future__ import annotations

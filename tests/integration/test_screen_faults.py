@@ -26,7 +26,7 @@ from ase_definet.screening.screen import (
     read_rows,
     screen,
 )
-from ase_definet.screening.structures_file import STRUCTURES
+from ase_definet.screening.structures_file import STRUCTURES, ExtxyzFile
 from ase_definet.structures.extxyz import printable
 from tests.conftest import pristine
 from tests.unit.structures.test_extxyz import TEXT, hostile
@@ -201,7 +201,7 @@ def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_fac
         host = replace(result.site_map.host, name=name)
         site_map = replace(result.site_map, sites=replace(result.site_map.sites, host=host))
         odd = replace(result, atoms=atoms, site_map=site_map, warnings=(name, name))
-        row, written = screening._finished(index, printable(name), odd)
+        row, written = screening._finished(index, printable(name), odd, ExtxyzFile())
         rows.append(row)
         text += written
     names = tuple(printable(name) for name, _ in many)
