@@ -66,7 +66,9 @@ _SILENCE = 60.0
 @model_option
 @device_option
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; several need Dask."
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes; several need Dask.  [default: 1, with Dask one for each core if there are many structures]",
 )
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask scheduler instead.")
 @click.option(
@@ -105,7 +107,7 @@ def screen_command(
     output: Path,
     model: str,
     device: str,
-    workers: int,
+    workers: int | None,
     scheduler: str | None,
     block: int | None,
     structures: str,
@@ -241,7 +243,7 @@ def _note_useless(output: Path, host: Any, mu: tuple[str, ...]) -> None:
         click.echo(f"note      {text}", err=True)
 
 
-def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, parquet: bool) -> str:
+def _ready(settings: dict[str, Any], workers: int | None, scheduler: str | None, *, parquet: bool) -> str:
     """Make sure that a screen can start, before there is a folder of it; return the SHA-256 of its weights."""
     from ase_definet.checkpoints.bundled import resolve_model
     from ase_definet.checkpoints.format import load_checkpoint
@@ -323,7 +325,7 @@ def _run(
     settings: dict[str, Any],
     job: _Job,
     *,
-    workers: int,
+    workers: int | None,
     scheduler: str | None,
 ) -> Progress:
     """Run or resume a screen; Ctrl-C stops it after the last recorded block."""

@@ -195,7 +195,9 @@ class LatticeGeometry:
         n = self.n_sub
         parts = (
             part.permute(5, 2, 3, 0, 4, 1).reshape(-1, 4 * n, 4 * n)
-            for part in self._kernel_by_pairs(values.to(torch.promote_types(values.dtype, torch.float32)), slice(None))
+            for part in self._kernel_by_pairs(
+                values.to(torch.promote_types(values.dtype, torch.float32)), slice(None)
+            )
         )
         kernels = torch.complex(*parts)
         if keep:

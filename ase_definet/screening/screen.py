@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import math
 import numbers
 import os
-import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.formula import Formula
@@ -37,6 +38,8 @@ from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
+from ase_definet.matching.library import get_host
+from ase_definet.matching.shared_sites import Matcher, Placed
 from ase_definet.relaxation.calculation import CalculatorStage
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import TRUST
@@ -96,10 +99,9 @@ REPLACED = "definet_state_replaced"
 """Key of ``atoms.info`` with what a structure said of its state before another one was asked for."""
 UNREADABLE = "unreadable"
 """Stands for the digest of an input that could not be read."""
-_LOOK_AGAIN, _WORKERLESS = 10.0, 120.0  # in s
 _HEAD = 50_000  # what ASE looks at
-_AHEAD = 3
-"""Blocks queued for each worker."""
+FEW = 256
+"""Up to so many structures, more processes than one take longer to start than they save."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,8 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
 
     Args:
         names: Name of each structure.
-        structures: Atoms, configurations of an enumeration, or the error of a structure that could not be read.
+        structures: Atoms, matched or not, configurations of an enumeration, or the error of a structure that could
+            not be read.
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
             which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``,
@@ -318,6 +321,30 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
     return Block(names, tuple(map(digest_of, structures)), written.content(out), rows, failures)
 
 
+def match_block(structures: list[Any], settings: dict[str, Any]) -> list[Any]:
+    """Match some structures ahead of :func:`relax_block`, which is left to match those that cannot be.
+
+    Args:
+        structures: As there.
+        settings: As there.
+    """
+    matcher, host, out = _matcher(), settings["host"], []
+    known = host if isinstance(host, str) and host.lower() == "auto" else get_host(host)
+    for given in structures:
+        found = given
+        if isinstance(given, Atoms):
+            with suppress(DefiNetError):  # said by relax_block
+                found = Placed(given, matcher.match(given, known, settings["max_strain"]))
+        out.append(found)
+    return out
+
+
+@lru_cache(maxsize=1)
+def _matcher() -> Matcher:
+    """Return the matcher of this process."""
+    return Matcher()
+
+
 def in_state(given: Atoms, charge: int | None, spin_multiplicity: int | None, functional: str | None) -> Atoms:
     """Return a structure in the state that is asked for; what it said otherwise is noted in its row of the table.
 
@@ -338,10 +365,11 @@ def _checked(given: Any) -> Any:
     """Return a structure, or what is wrong with the state that it says it has."""
     if isinstance(given, Configuration):
         return given.space.placed(given)
-    if not isinstance(given, Atoms):
+    atoms = given.atoms if isinstance(given, Placed) else given
+    if not isinstance(atoms, Atoms):
         return given
     try:
-        refuse_parity(given)
+        refuse_parity(atoms)
     except StructureError as error:
         return error
     return given
@@ -354,6 +382,8 @@ def digest_of(given: object) -> str:
     """
     if isinstance(given, Exception):
         return UNREADABLE
+    if isinstance(given, Placed):
+        return digest_of(given.atoms)
     digest = hashlib.blake2b(digest_size=12)
     if isinstance(given, Configuration):  # the request has the host and the supercell
         digest.update(repr((given.sites, [kind.element for kind in given.kinds], given.multiplicity)).encode())
@@ -824,7 +854,7 @@ def screen(
     results: Results,
     settings: dict[str, Any],
     *,
-    workers: int = 1,
+    workers: int | None = 1,
     scheduler: str | None = None,
     block: int = BLOCK,
     progress: Callable[[Progress], object] = lambda _: None,
@@ -835,7 +865,8 @@ def screen(
         source: Names and structures, in the same order every time.
         results: The folder of results.
         settings: As in :func:`relax_block`.
-        workers: Number of processes on this machine; more than one need Dask.
+        workers: Number of processes on this machine (see :class:`~ase_definet.screening.cluster.Crew`); more than one
+            need Dask. None for one for each core if there are many structures, and Dask.
         scheduler: Address of a Dask scheduler to use instead, ``tcp://...``.
         block: Number of structures that are relaxed and recorded together.
         progress: Called after every block.
@@ -848,8 +879,10 @@ def screen(
     """
     stream = iter(source)
     _same_so_far(stream, results.inputs())
-    with _mapper(workers, scheduler) as run_all:
-        tasks = _tasks(stream, results.progress.done, settings, block)
+    tasks = _tasks(stream, results.progress.done, settings, block)
+    if workers is None:
+        workers, tasks = (1, tasks) if scheduler else _workers_for(tasks, settings)
+    with _mapper(workers, scheduler, settings["device"]) as run_all:
         for finished in run_all(tasks):
             results.add(finished)
             progress(results.progress)
@@ -881,7 +914,7 @@ def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> 
             )
 
 
-def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str | None = None) -> None:
+def check_settings(settings: dict[str, Any], *, workers: int | None = 1, scheduler: str | None = None) -> None:
     """Make sure that a screen can run, before its folder is created.
 
     Args:
@@ -896,7 +929,7 @@ def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str
         ScreeningError: Dask is needed and not installed.
         DefiNetError: ``max_strain`` is not positive.
     """
-    if workers == 1 and scheduler is None:
+    if workers in {None, 1} and scheduler is None:
         _relaxer(settings)  # the one that relaxes
         return
     check_dask()
@@ -985,104 +1018,46 @@ def _tasks(stream: Iterator[Named], first: int, settings: dict[str, Any], block:
 
 
 @contextmanager
-def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[tuple[Any, ...]]], Iterator[Block]]]:
+def _mapper(workers: int, scheduler: str | None, device: str) -> Iterator[Callable[[Iterator[Any]], Iterator[Block]]]:
     """Yield a function that runs tasks and returns their results in order."""
     if workers == 1 and scheduler is None:
         yield lambda tasks: (relax_block(*task) for task in tasks)
         return
     check_dask()
-    from distributed import Client, LocalCluster
+    from distributed import Client
+
+    from ase_definet.screening.cluster import Crew, local_client, on_cluster
 
     if scheduler is not None:
         with Client(scheduler) as client:
-            yield lambda tasks: _on_cluster(client, tasks, None)
+            yield lambda tasks: on_cluster(client, tasks)
         return
-    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with LocalCluster(**options) as cluster, Client(cluster) as client:
-        client.register_worker_callbacks(_leave_interrupts)
-        yield lambda tasks: _on_cluster(client, tasks, workers)
+    crew = Crew.of(device, workers)
+    with local_client(crew) as client:
+        yield lambda tasks: on_cluster(client, tasks, crew)
 
 
-def _leave_interrupts() -> None:
-    """Ignore Ctrl-C, which a terminal also sends to workers: the process that launched them ends them."""
-    with suppress(ValueError):  # not in the main thread: then it gets none
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _workers_for(tasks: Iterator[tuple[Any, ...]], settings: dict[str, Any]) -> tuple[int, Iterator[tuple[Any, ...]]]:
+    """Return how many processes pay for some tasks, and the tasks: one for few structures, else one for each core."""
+    from ase_definet.screening.cluster import MOST_WORKERS
+
+    most = min(MOST_WORKERS, torch.get_num_threads())
+    if most == 1 or settings.get("calculation") or importlib.util.find_spec("distributed") is None:
+        return 1, tasks
+    head: list[tuple[Any, ...]] = []
+    try:
+        for task in tasks:
+            head.append(task)
+            if sum(len(names) for names, *_ in head) > FEW:
+                return most, chain(head, tasks)
+    except ScreeningError as error:  # the tasks have ended; what came before it counts
+        return 1, _then(head, error)
+    return 1, iter(head)
 
 
-def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
-    """Keep the workers busy and yield results in order; a task whose worker died runs again on another."""
-    from distributed import KilledWorker
-
-    waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
-    broken: ScreeningError | None = None
-    while True:
-        most = _AHEAD * (workers or max(1, len(client.scheduler_info()["workers"])))
-        try:
-            for task in islice(tasks, max(0, most - len(waiting))):
-                waiting.append((task, client.submit(relax_block, *task, pure=False, retries=2)))
-        except ScreeningError as error:  # what came before it counts; the tasks have ended
-            broken = error
-        if not waiting:
-            if broken is not None:
-                raise broken
-            return
-        task, future = waiting.popleft()
-        try:
-            block = _awaited(client, future, patient=workers is None)
-        except KilledWorker:  # one of its structures kills every worker it comes to
-            block = _one_by_one(client, cast("Any", task), patient=workers is None)
-        yield block
-
-
-def _awaited(client: Any, future: Any, *, patient: bool) -> Block:
-    """Wait for a block, but not for ever.
-
-    Args:
-        client: Client of the cluster.
-        future: The block.
-        patient: Whether workers may arrive late, as those of a batch system do.
-
-    Raises:
-        ScreeningError: All workers on this machine have died, and none could be restarted.
-    """
-    alone = 0
-    while True:
-        try:
-            block: Block = future.result(timeout=_LOOK_AGAIN)
-        except TimeoutError:
-            if future.done():  # it is the block's own
-                raise
-            alone = 0 if patient or client.scheduler_info()["workers"] else alone + 1
-            if alone * _LOOK_AGAIN >= _WORKERLESS:
-                raise ScreeningError(
-                    "all workers died and none could be restarted, perhaps for lack of memory; the same command with "
-                    "fewer --workers resumes the screen"
-                ) from None
-        else:
-            return block
-
-
-def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[str, Any]], *, patient: bool) -> Block:
-    """Relax the structures of a block one by one; those whose workers die are recorded as failures."""
-    from distributed import KilledWorker
-
-    out: list[Block] = []
-    names, structures, first, settings = task
-    for index, (name, given) in enumerate(zip(names, structures, strict=True), start=first):
-        try:
-            future = client.submit(relax_block, (name,), [given], index, settings, pure=False)
-            out.append(_awaited(client, future, patient=patient))
-        except KilledWorker:
-            reason = "every worker that was given this structure died, perhaps for lack of memory"
-            failure = {"index": index, "name": printable(name), "reason": reason}
-            out.append(Block((printable(name),), (digest_of(given),), b"", [], [failure]))
-    return Block(
-        tuple(name for block in out for name in block.names),
-        tuple(digest for block in out for digest in block.digests),
-        b"".join(block.structures for block in out),
-        [row for block in out for row in block.rows],
-        [failure for block in out for failure in block.failures],
-    )
+def _then(tasks: list[tuple[Any, ...]], error: ScreeningError) -> Iterator[tuple[Any, ...]]:
+    yield from tasks
+    raise error
 
 
 def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:
