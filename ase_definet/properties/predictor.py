@@ -175,9 +175,9 @@ class PropertyPredictor:
         groups: dict[Any, list[int]] = {}
         for index, (site_map, judgement) in enumerate(zip(site_maps, judged, strict=True)):
             if site_map.all_defects and self._answers(judgement):
-                groups.setdefault(lattice_of(site_map).key, []).append(index)
+                groups.setdefault(lattice_of(site_map.sites).key, []).append(index)
         for indices in groups.values():
-            sites = self._sites_of(lattice_of(site_maps[indices[0]]))
+            sites = self._sites_of(lattice_of(site_maps[indices[0]].sites))
             numbers = np.stack([site_maps[index].numbers for index in indices])
             values, errors = self._run(sites, numbers, potentials)
             missing = self._missing(sites.host, known_host(site_maps[indices[0]].host)[0] or "")
@@ -254,7 +254,7 @@ class PropertyPredictor:
         """
         name, strain, offset = known_host(site_map.host)
         known = (name, strain + site_map.max_strain, offset)
-        return self._of_occupations(lattice_of(site_map), known, occupations, potentials, targets, fast=fast)
+        return self._of_occupations(lattice_of(site_map.sites), known, occupations, potentials, targets, fast=fast)
 
     def _of_occupations(
         self,

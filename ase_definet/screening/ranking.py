@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from ase_definet.errors import DefiNetError, ScreeningError
 from ase_definet.matching.library import get_host
-from ase_definet.matching.site_map import MIN_PRISTINE, SiteMap, match_sites
+from ase_definet.matching.shared_sites import SharedSites
+from ase_definet.matching.site_map import SiteMap, match_sites
 from ase_definet.properties.asked_potentials import AskedPotentials
 from ase_definet.properties.predictor import PropertyPredictor
 from ase_definet.relaxation.domain import TRUST
@@ -53,9 +53,6 @@ _CHECKPOINT = 10.0
 """Seconds between two entries in the state of a ranking."""
 _DIGITS = 5
 """Digits after the point by which values differ: less is noise of single precision, and a tie."""
-_ON_SITE = 0.01
-"""Atoms closer than this to a site of a structure matched before are on it, in Å."""
-_SAME_CELL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ class Configurations:
 
     def named(self, one: Configuration) -> Named:
         """Return a configuration as its name and structure."""
-        return one.name, self._space.atoms(one)
+        return one.name, one
 
 
 class Structures:
@@ -174,7 +171,7 @@ class Structures:
         self._source, self._max_strain = source, max_strain
         self._host = host if isinstance(host, str) and host.lower() == "auto" else get_host(host)
         self._predictor, self._rank, self._potentials = predictor, rank, potentials
-        self._known: _KnownSites | None = None
+        self._known: SharedSites | None = None
 
     def __iter__(self) -> Iterator[Named]:
         """Yield names and structures."""
@@ -184,25 +181,25 @@ class Structures:
         """Return the property of some structures."""
         n = len(block)
         out = Values(np.full(n, np.nan), np.full(n, np.nan), np.full(n, TRUST.index("outside")))
-        alike: dict[int, tuple[_KnownSites, list[int], list[Array]]] = {}
+        alike: dict[int, tuple[SharedSites, list[int], list[Array]]] = {}
         for row, (_, given) in enumerate(block):
             try:
                 if isinstance(given, Exception):
                     raise given  # noqa: TRY301 - one way for all that fails
-                numbers = None if self._known is None else self._known.occupation(given)
-                if self._known is not None and numbers is not None:
+                found = self._recognised(given)
+                if self._known is not None and found is not None:
                     group = alike.setdefault(id(self._known), (self._known, [], []))
                     group[1].append(row)
-                    group[2].append(numbers)
+                    group[2].append(found.numbers)
                 else:
                     self._matched(given, row, out)
             except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
                 said = str(error) if isinstance(error, DefiNetError) else f"{type(error).__name__}: {error}"
                 out.reasons[row] = printable(" ".join(said.split()))
         for known, rows, occupations in alike.values():
-            potentials = self._potentials.in_host(known.site_map.host) if self._potentials.texts else None
-            found = self._predictor.predict_alike(known.site_map, np.stack(occupations), potentials, [self._rank])
-            part = _values(found, self._rank, partial(self._why, known.site_map, occupations))
+            potentials = self._potentials.in_host(known.sites.host) if self._potentials.texts else None
+            values = self._predictor.predict_alike(known.known, np.stack(occupations), potentials, [self._rank])
+            part = _values(values, self._rank, partial(self._why, known.known, occupations))
             out.value[rows], out.error[rows], out.trust[rows] = part.value, part.error, part.trust
             out.reasons.update({rows[k]: reason for k, reason in part.reasons.items()})
         return out
@@ -211,6 +208,12 @@ class Structures:
         """Say why a structure on the sites of another has no value."""
         host, strain = site_map.host, site_map.max_strain
         return self._predictor.why_no_value(host, site_map.supercell, occupations[row], self._rank, strain)
+
+    def _recognised(self, given: Atoms) -> SiteMap | None:
+        """Return the match of a structure on known sites; None if its state needs a closer look."""
+        if self._known is None or not said_of(given).ordinary or excited_of(given) is not False:
+            return None
+        return self._known.match(given)
 
     def _matched(self, given: Atoms, row: int, out: Values) -> None:
         """Match a structure, predict its property, and remember its sites."""
@@ -224,8 +227,8 @@ class Structures:
             return
         out.value[row] = one.value
         out.error[row] = np.nan if one.expected_error is None else one.expected_error
-        if not isinstance(self._host, str) and not site_map.extra and not site_map.ambiguous:
-            self._known = _KnownSites(site_map, given)
+        if not isinstance(self._host, str) and SharedSites.serves(site_map):
+            self._known = SharedSites(site_map, given)
 
     def digest(self, block: Sequence[Named]) -> bytes:
         """Return a digest of some structures and their names."""
@@ -235,57 +238,6 @@ class Structures:
     def named(self, one: Named) -> Named:
         """Return it as it is."""
         return one
-
-
-class _KnownSites:
-    """The sites of a structure that was matched, in which others with the same cell are found again.
-
-    Args:
-        site_map: The match.
-        atoms: The structure.
-    """
-
-    def __init__(self, site_map: SiteMap, atoms: Atoms) -> None:
-        self.site_map = site_map
-        self._cell, self._pbc = atoms.cell.array.copy(), atoms.pbc.copy()
-        self._usable = abs(np.linalg.det(self._cell)) > 1
-        if self._usable:
-            self._inverse = np.linalg.inv(self._cell)
-            self._scaled = site_map.positions @ self._inverse
-            self._tree = cKDTree(_wrapped(self._scaled), boxsize=1.0)
-
-    def occupation(self, atoms: Atoms) -> Array | None:
-        """Return the occupation of a structure all of whose atoms are on these sites, else None.
-
-        None is also returned if a charge or another state needs a closer look, or if little of the host is left.
-        """
-        same = self._usable and np.array_equal(atoms.pbc, self._pbc)
-        if not same or not 0 < len(atoms) <= len(self._scaled):
-            return None
-        if np.abs(atoms.cell.array - self._cell).max() > _SAME_CELL or atoms.constraints:
-            return None
-        if not said_of(atoms).ordinary or excited_of(atoms) is not False:
-            return None
-        scaled = atoms.positions @ self._inverse
-        if not np.isfinite(scaled).all():
-            return None
-        _, site = self._tree.query(_wrapped(scaled))
-        off = scaled - self._scaled[site]
-        off -= np.where(self._pbc, np.round(off), 0.0)
-        if (np.linalg.norm(off @ self._cell, axis=1) > _ON_SITE).any():
-            return None
-        numbers = np.zeros(len(self._scaled), dtype=self.site_map.numbers.dtype)
-        numbers[site] = atoms.numbers
-        once = np.count_nonzero(numbers) == len(atoms)
-        pristine = (numbers == self.site_map.host_numbers).mean()
-        return numbers if once and pristine > MIN_PRISTINE else None
-
-
-def _wrapped(scaled: Array) -> Array:
-    """Return fractional coordinates in [0, 1)."""
-    out = scaled % 1.0
-    out[out >= 1.0] = 0.0
-    return out
 
 
 def _values(found: dict[str, Array], rank: str, why: Callable[[int], str]) -> Values:

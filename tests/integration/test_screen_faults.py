@@ -21,12 +21,12 @@ from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,
     FAILURES,
-    STRUCTURES,
     TABLE,
     Results,
     read_rows,
     screen,
 )
+from ase_definet.screening.structures_file import STRUCTURES, ExtxyzFile
 from ase_definet.structures.extxyz import printable
 from tests.conftest import pristine
 from tests.unit.structures.test_extxyz import TEXT, hostile
@@ -199,8 +199,9 @@ def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_fac
             if key not in {"numbers", "positions", "definet_displacement"}:
                 atoms.arrays[key] = np.resize(values, (len(atoms), *values.shape[1:]))
         host = replace(result.site_map.host, name=name)
-        odd = replace(result, atoms=atoms, site_map=replace(result.site_map, host=host), warnings=(name, name))
-        row, written = screening._finished(index, printable(name), odd)
+        site_map = replace(result.site_map, sites=replace(result.site_map.sites, host=host))
+        odd = replace(result, atoms=atoms, site_map=site_map, warnings=(name, name))
+        row, written = screening._finished(index, printable(name), odd, ExtxyzFile())
         rows.append(row)
         text += written
     names = tuple(printable(name) for name, _ in many)

@@ -357,4 +357,4 @@ def test_a_card_can_say_what_is_near_to_both_ways_of_asking(weights, tmp_path, k
 
 
 def plain_sites(predictor: PropertyPredictor, site_map):
-    return predictor._sites_of(lattice_of(replace(site_map)))
+    return predictor._sites_of(lattice_of(replace(site_map.sites)))

@@ -242,7 +242,7 @@ def test_nothing_of_a_forward_pass_is_made_on_the_cpu(model, n):
         elsewhere.watching = False
         if model != "default":
             return
-        lattice = build_lattice(lattice_of(site_map), network.config.cutoff, keep_kernels=True).to(DEVICE, CUDA)
+        lattice = build_lattice(lattice_of(site_map.sites), network.config.cutoff, keep_kernels=True).to(DEVICE, CUDA)
         lattice.near(4.5)  # a table of integers, made once
         arrays = (site_map.numbers, site_map.host_numbers, site_map.kinds)
         given = [torch.as_tensor(part).to(DEVICE) for part in arrays]

@@ -26,7 +26,6 @@ from ase_definet.screening.ranking import (
     Ranking,
     Structures,
     Values,
-    _KnownSites,
 )
 from tests.conftest import pristine
 
@@ -252,11 +251,15 @@ def altered(what: str):
 
 
 @pytest.mark.parametrize("what", ["charge", "moved", "cell", "pbc", "adatom", "two on a site", "little left", "nan"])
-def test_what_is_not_on_known_sites_is_matched(what):
+def test_what_is_not_on_known_sites_is_matched(what, predictor):
     plain = altered("")
-    known = _KnownSites(match_sites(plain, "WSe2"), plain)
-    assert (known.occupation(plain) == known.site_map.numbers).all()
-    assert known.occupation(altered(what)) is None
+    stream = structures([("plain", plain), (what, altered(what))], predictor)
+    first, second = stream
+    stream.values([first])
+    recognised = stream._recognised(first[1])
+    assert recognised is not None
+    assert (recognised.numbers == match_sites(plain, "WSe2").numbers).all()
+    assert stream._recognised(second[1]) is None
 
 
 def test_each_reason_is_listed(predictor, tmp_path):
