@@ -95,8 +95,8 @@ def save_checkpoint(
         path: File to write, by convention ``*.safetensors``.
         model: A network of one of the architectures in the table.
         card: What a user should know about the weights; plain JSON.
-        compact: Store matrices in half precision. The file takes half the space; the network computes in the precision
-            it has now, with weights that were rounded.
+        compact: Store matrices in half precision. The file takes half the space; the network that is read from it
+            computes in the precision it has now, with weights that were rounded.
         overwrite: Replace a file that is in the way.
 
     Returns:

@@ -164,7 +164,7 @@ def _vasp(**settings: Any) -> Any:
 
 
 _LONGEST = 120  # characters of another package's message
-_SERVER = re.compile(r"ConnectionPool\(host='(?P<name>[^']+)'.*(?:Max retries|timed? ?out)", re.IGNORECASE)  # of urllib3
+_SERVER = re.compile(r"ConnectionPool\(host='(?P<name>[^']+)'")  # in every message of urllib3
 _BUNDLED_SEVENNET = ("7net-0", "sevennet-0", "7net-l3i5", "sevennet-l3i5", "7net-mf-0", "sevennet-mf-0")
 
 
@@ -377,7 +377,7 @@ def get_calculator(name: str, **settings: Any) -> Any:
 
 
 def _brief(reason: str) -> str:
-    """Return why a download failed in a few words: which server was not reached, if another package's message names it."""
+    """Return why a download failed in a few words: which server was not reached, if the message names it."""
     server = _SERVER.search(reason)
     if server is not None:
         return f"no connection to {server['name']}"

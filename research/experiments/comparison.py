@@ -186,7 +186,12 @@ def measure(name: str, pack: PackedDataset, source: str) -> None:
     """Add the rows of a method that are not there yet, one by one."""
     file = OUT / f"{name}.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": {}}
-    content = {"method": name, "package": package_of(name), "command": "python -m research.experiments.comparison", "pack": source}
+    content = {
+        "method": name,
+        "package": package_of(name),
+        "command": "python -m research.experiments.comparison",
+        "pack": source,
+    }
     if name in POTENTIALS:
         content |= {"optimizer": OPTIMIZER, "fmax": FMAX, "max_steps": MAX_STEPS}
     content["rows"] = found["rows"]

@@ -33,7 +33,9 @@ CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def scores_of(source: Path, change: Callable[[Tensor], Tensor], pack: PackedDataset, limit: int | None) -> list[Score]:
+def scores_of(
+    source: Path, change: Callable[[Tensor], Tensor], pack: PackedDataset, limit: int | None
+) -> list[Score]:
     """Return the scores of weights that are changed first."""
     loaded = load_checkpoint(source)
     loaded.model.load_state_dict({name: change(value) for name, value in loaded.model.state_dict().items()})

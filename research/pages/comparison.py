@@ -133,7 +133,9 @@ def cost(found: Mapping[str, Any]) -> list[str]:
 
 def duration(seconds: float) -> str:
     """Return a time in seconds or, where that is short, in milliseconds."""
-    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds * MILLI:.1g} ms" if seconds < 1 / MILLI else f"{seconds * MILLI:.0f} ms"
+    if seconds >= 1:
+        return f"{seconds:.0f} s"
+    return f"{seconds * MILLI:.0f} ms" if seconds * MILLI >= 1 else f"{seconds * MILLI:.1f} ms"
 
 
 def same_structures(found: Mapping[str, Any]) -> list[str]:
@@ -246,7 +248,10 @@ def other_hosts(known: Mapping[str, Any]) -> list[str]:
         "structures in brackets). These are different structures, drawn at random from the same sets: we do not have the relaxed test",
         f"structures, which are meant to stay unseen. The standard error of their averages is {span(chance)}, so compare no finer than that.",
         "",
-        *table(["high density", f"{theirs['model']}, test", "**ase-definet**, validation", "ideal sites, validation"], rows),
+        *table(
+            ["high density", f"{theirs['model']}, test", "**ase-definet**, validation", "ideal sites, validation"],
+            rows,
+        ),
     ]
 
 
@@ -265,8 +270,8 @@ def black_phosphorus(known: Mapping[str, Any]) -> list[str]:
         f"notes call {len(unsure)} of the reference relaxations `last-unconverged`; the last column leaves these out.",
         "",
         *table(["", "all", "converged references"], rows),
-        f"For orientation only: ase-definet has {length(scores['coordinate_mae'])} on the {scores['n']} *validation* structures of 2DMD, and the ideal sites",
-        f"have {length(scores['ideal_sites']['coordinate_mae'])}. By the notes, the reference for black phosphorus seems to be relaxations of the authors' own, which may",
+        f"For orientation only: on the {scores['n']} *validation* structures of 2DMD, the error of ase-definet is {length(scores['coordinate_mae'])}, and that of the ideal sites",
+        f"{length(scores['ideal_sites']['coordinate_mae'])}. By the notes, the reference for black phosphorus seems to be relaxations of the authors' own, which may",
         "end in other minima than those of 2DMD: this table and ours must not be read as one.",
         "",
     ]

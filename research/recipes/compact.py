@@ -16,7 +16,9 @@ def main() -> None:
     loaded = load_checkpoint(source)
     save_checkpoint(out, loaded.model, loaded.card, compact=True, overwrite=True)
     card = write_card(out, overwrite=True)
-    print(f"wrote {out} ({source.stat().st_size / 1e6:.1f} MB became {out.stat().st_size / 1e6:.1f} MB) and {card.name}")
+    print(
+        f"wrote {out} ({source.stat().st_size / 1e6:.1f} MB became {out.stat().st_size / 1e6:.1f} MB) and {card.name}"
+    )
 
 
 if __name__ == "__main__":

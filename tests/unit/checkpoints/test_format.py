@@ -504,7 +504,7 @@ def test_what_half_precision_cannot_hold_is_not_saved(tmp_path):
     model = build_model(CONFIGS["site"])
     with torch.no_grad():
         next(value for value in model.parameters() if value.ndim >= 2).view(-1)[0] = 1e5
-    with pytest.raises(CheckpointError, match="half precision, which ends at 65504: larger weights in .*in full"):
+    with pytest.raises(CheckpointError, match=r"half precision, which ends at 65504: larger weights in .*in full"):
         save_checkpoint(tmp_path / "small.safetensors", model, {"name": "x"}, compact=True)
     assert not list(tmp_path.iterdir())
 
