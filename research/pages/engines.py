@@ -4,12 +4,11 @@ Run as ``python -m research.pages.engines`` after research/results/engines.json 
 test compares the page with them.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ase_definet.relaxation.calculators import CALCULATORS
-from research.pages.markdown import listed, reflowed, table
+from research.pages.markdown import listed, reflowed, table, without_name
 from research.pages.stored import result
 from research.paths import DOCS
 
@@ -27,7 +26,7 @@ def page() -> str:
 def head(found: Mapping[str, Any]) -> list[str]:
     """Return the introduction."""
     engines = found["engines"]
-    missing = [f"{name} ({in_short(entry['reason'])})" for name, entry in engines.items() if "reason" in entry]
+    missing = [f"{name} ({without_name(entry['reason'])})" for name, entry in engines.items() if "reason" in entry]
     packages = [
         f"`{name}` ({entry['package']})" for name, entry in engines.items() if "cases" in entry and "package" in entry
     ]
@@ -50,11 +49,6 @@ def head(found: Mapping[str, Any]) -> list[str]:
     if missing:
         lines += [f"Not measured: {'; '.join(missing)}.", ""]
     return lines
-
-
-def in_short(reason: str) -> str:
-    """Return what went wrong without details in brackets and without advice."""
-    return re.sub(r" \(.*?\)(?=[;,.]|$)", "", reason).partition(";")[0]
 
 
 def measured(found: Mapping[str, Any]) -> dict[str, Any]:

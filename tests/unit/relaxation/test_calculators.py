@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
 import warnings
 from pathlib import Path
@@ -130,6 +131,33 @@ def test_a_potential_that_downloads_says_so_first_and_what_to_do_without_network
     reason = r"could not be downloaded .*not known.*without network: copy x to y"
     with said, pytest.raises(CalculatorError, match=reason):
         get_calculator("far")
+
+
+@pytest.mark.parametrize(
+    ("message", "brief"),
+    [
+        (
+            "HTTPSConnectionPool(host='files.org', port=443): Max retries exceeded with url: /a (Caused by ...)",
+            "(no connection to files.org)",
+        ),
+        (
+            "HTTPConnectionPool(host='10.0.0.1', port=80): Read timed out. (read timeout=5)",
+            "(no connection to 10.0.0.1)",
+        ),
+        ("word " * 60, r"\((word )+\.\.\.\)"),
+        ("403 Forbidden", "(403 Forbidden)"),
+    ],
+)
+def test_why_a_download_failed_is_said_in_a_few_words(message, brief, monkeypatch, tmp_path):
+    def fetch(**_):
+        raise OSError(message)
+
+    entry = Entry(fetch, "ase", "pip install x", "x", "downloaded", lambda _: ("weights", tmp_path), "copy x to y")
+    monkeypatch.setattr(table, "CALCULATORS", {**CALCULATORS, "far": entry})
+    said = pytest.warns(DefiNetWarning)
+    with said, pytest.raises(CalculatorError, match=brief if "word" in message else re.escape(brief)) as caught:
+        get_calculator("far")
+    assert len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize("name", ["mattersim", "mace", "orb", "uma", "sevennet"])
