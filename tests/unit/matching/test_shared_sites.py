@@ -67,7 +67,8 @@ def test_most_structures_of_a_screen_are_recognised():
 
 
 @pytest.mark.parametrize(
-    "what", ["moved", "shifted", "cell", "pbc", "adatom", "two on a site", "little left", "a sublattice", "nan", "no atom"]
+    "what",
+    ["moved", "shifted", "cell", "pbc", "adatom", "two on a site", "little left", "a sublattice", "nan", "no atom"],
 )
 def test_what_a_match_may_read_differently_is_left_to_it(what):
     plain = pristine("MoS2", 6)
