@@ -88,7 +88,7 @@ class Crew:
                     "nthreads": 1,
                     "resources": {kind: 1},
                     "env": {_VISIBLE: gpu},
-                    "silence_logs": logging.ERROR,
+                    "silence_logs": logging.CRITICAL,  # what goes wrong comes back with the blocks
                 },
             }
             for name, kind, gpu in kinds

@@ -204,8 +204,6 @@ def _column(values: list[Any], kind: Any) -> Any:
 
 def _more(atoms: Atoms) -> tuple[dict[str, Any], list[str]]:
     """Return what has no column of its own, as it is written, and the names of what cannot be."""
-    from ase.io.jsonio import encode  # noqa: PLC0415
-
     left_out = []
     kept: dict[str, dict[str, str]] = {"info": {}, "arrays": {}}
     own = {"info": atoms.info, "arrays": {key: atoms.arrays[key] for key in atoms.arrays if key not in _OWN}}
@@ -213,7 +211,7 @@ def _more(atoms: Atoms) -> tuple[dict[str, Any], list[str]]:
         for key, value in values.items():
             written = None
             with suppress(Exception):  # an object of the user's may raise anything
-                written = encode(printable(value) if isinstance(value, str) else value)
+                written = _encoded(value)
             if written is None or not isinstance(key, str):
                 left_out.append(printable(key))
             else:
@@ -221,11 +219,21 @@ def _more(atoms: Atoms) -> tuple[dict[str, Any], list[str]]:
     constraints = []
     for constraint in atoms.constraints:
         try:
-            constraints.append(encode(constraint.todict()))
+            constraints.append(_encoded(constraint.todict()))
         except Exception:  # noqa: BLE001 - as above
             left_out.append(type(constraint).__name__)
     out: dict[str, Any] = {key: values for key, values in kept.items() if values}
     return out | ({"constraints": constraints} if constraints else {}), left_out
+
+
+def _encoded(value: Any) -> str:
+    """Return a value as text that can be decoded: ASE writes some that it cannot read."""
+    from ase.io.jsonio import decode, encode  # noqa: PLC0415
+
+    text = str(encode(printable(value) if isinstance(value, str) else value))
+    if not isinstance(value, str | bool | int | float):
+        decode(text)
+    return text
 
 
 def _atoms(row: dict[str, Any]) -> Atoms:

@@ -209,7 +209,7 @@ def test_enumerations_and_their_structures_rank_alike(predictor, space, tmp_path
         assert float(a["value"]) == pytest.approx(float(b["value"]), abs=1e-3)
         assert (a["index"], a["trust"]) == (b["index"], b["trust"])
     for (_, a), (_, b) in zip(one, other, strict=True):
-        assert np.abs(a.positions - b.positions).max() < SAME
+        assert np.abs(space.atoms(a).positions - b.positions).max() < SAME
 
 
 def test_structures_on_known_sites_are_as_if_matched(predictor, space):
