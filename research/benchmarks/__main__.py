@@ -161,7 +161,8 @@ def screening(count: int) -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "in.extxyz")
-        subprocess.run(["ase-definet", "enumerate", *asked, "-o", path], check=True, capture_output=True)
+        command = ["ase-definet", "enumerate", *asked, "-o", path]
+        subprocess.run(command, check=True, capture_output=True)
         sources = {"enumeration": asked, "file": [path, "--host", "MoS2"]}
         for (source, given), workers in itertools.product(sources.items(), ("1", None)):
             out = f"{folder}/{source}-{workers}"
