@@ -95,7 +95,7 @@ def _chgnet(**settings: Any) -> Any:
     _known(settings, {p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.name == "model"}, "chgnet")
     if isinstance(settings.get("model"), str):
         settings["model"] = CHGNet.load(model_name=settings["model"])
-    return CHGNetCalculator(**settings)
+    return CHGNetCalculator(**{"on_isolated_atoms": "ignore"} | settings)  # this package says it itself, of all
 
 
 def _sevennet(**settings: Any) -> Any:

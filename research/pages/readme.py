@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 from ase_definet.checkpoints.bundled import bundled_cards
 from ase_definet.matching.library import library
 from research.pages import comparison
+from research.pages.sections import cp2k_steps
 from research.pages.stored import result
 from research.pages.stored import results as result_files
 from research.pages.trust import validated
@@ -134,6 +135,24 @@ def compared() -> str:
     )
 
 
+def ionic_steps() -> str:
+    """Return what the README says of ionic steps: what was measured in DFT, nothing more."""
+    about, cases = result("ionic_steps/cp2k/setup/about"), cp2k_steps.finished()
+    where = "[docs/results.md](docs/results.md)"
+    if not cases:
+        return f"How many ionic steps of DFT a prediction saves is being measured in CP2K: {where}.\n"
+    told = "; ".join(
+        f"{runs['predicted']['steps']} instead of {runs['sites']['steps']} ({cp2k_steps.described(case)})"
+        for case in cases.values()
+        for runs in [case["runs"]]
+    )
+    return (
+        f"**Ionic steps**, to {about['force']:g} eV/Å in CP2K (PBE, {about['cell']} cells at its own lattice constant) from the "
+        f"prediction instead of the host's sites: {told}. {len(cases)} of {len(about['cases'])} structures are measured so "
+        f"far: {where}.\n"
+    )
+
+
 def steps(cards: list[dict[str, Any]]) -> int:
     """Return the steps of some runs and of those they began with, each counted once.
 
@@ -176,6 +195,7 @@ if __name__ == "__main__":
     readme = ROOT / "README.md"
     content = filled(readme.read_text(encoding="utf-8"), "weights", table())
     content = filled(content, "comparison", compared())
+    content = filled(content, "steps", ionic_steps())
     command = "$ ase-definet relax examples/mos2/POSCAR --host MoS2 -o MoS2_relaxed.vasp --vasp vasp_input"
     follow = "$ cd vasp_input      # POSCAR INCAR KPOINTS POTCAR.spec README.txt: add your POTCAR and run VASP"
     content = filled(content, "example", f"```console\n{command}\n{console()}\n{follow}\n```")

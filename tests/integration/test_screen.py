@@ -22,7 +22,8 @@ from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.screening import screen as screening
-from ase_definet.screening.screen import FAILURES, PROPERTIES, STRUCTURES, TABLE, Results, screen, structures_of
+from ase_definet.screening.screen import FAILURES, PROPERTIES, TABLE, Results, screen, structures_of
+from ase_definet.screening.structures_file import STRUCTURES
 from tests.conftest import pristine
 
 SETTINGS = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}

@@ -25,7 +25,6 @@ from ase_definet.screening.screen import (
     INPUTS,
     JOURNAL,
     RUN,
-    STRUCTURES,
     TABLE,
     Results,
     digest_of,
@@ -33,6 +32,7 @@ from ase_definet.screening.screen import (
     relax_block,
     screen,
 )
+from ase_definet.screening.structures_file import STRUCTURES
 from tests.conftest import pristine
 from tests.integration.test_screen_faults import ASKED, SETTINGS, run, vacancy
 

@@ -23,6 +23,10 @@ def test_readme_tables_are_those_of_card_and_results():
     assert f"Weights trained on {sum(host.training_pairs for host in hosts):,} real" in " ".join(text.split())
 
 
+def test_readme_claims_the_ionic_steps_that_were_measured():
+    assert readme.ionic_steps() in (REPO / "README.md").read_text(encoding="utf-8")
+
+
 def test_cards_and_results_mean_the_same_by_ideal_sites():
     """The card takes the mean displacement off the DFT positions, the evaluation off the prediction only."""
     results = json.loads((RESULTS / "default-val.json").read_text(encoding="utf-8"))["subsets"]
