@@ -32,7 +32,7 @@ from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.errors import CalculatorError
 from ase_definet.evaluation.superposition import LinearSuperposition
 from ase_definet.matching.site_kind import SiteKind
-from ase_definet.relaxation.calculators import get_calculator
+from ase_definet.relaxation.calculators import get_calculator, lacking_of
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxResult
 from ase_definet.relaxation.stepping import relax_with
@@ -87,7 +87,7 @@ Method = Callable[[Structure], tuple[Atoms, dict[str, Any]]]
 def sample(group: PairGroup) -> list[int]:
     """Return the indices of a subset's sample, in the order in which they are measured."""
     names = sorted((group.ids[int(i)], int(i)) for i in group.indices("val"))
-    spread = np.linspace(0, len(names) - 1, PER_SUBSET).round().astype(int)
+    spread = np.linspace(0, len(names) - 1, min(PER_SUBSET, len(names))).round().astype(int)
     middle_out = sorted(spread, key=lambda k: abs(k - (len(names) - 1) / 2))  # no two neighbours in the first rounds
     return [names[k][1] for k in middle_out]
 
@@ -96,7 +96,7 @@ def structures(pack: PackedDataset, relaxer: DefiNetRelaxer) -> Iterator[Callabl
     """Yield what makes the structures of the sample, in rounds over the subsets."""
     chosen = [(group, sample(group)) for group in pack.groups]
     for turn in range(PER_SUBSET):
-        for group, indices in chosen:
+        for group, indices in ((group, indices) for group, indices in chosen if turn < len(indices)):
             yield lambda group=group, index=indices[turn]: matched(relaxer, group, index)
 
 
@@ -160,7 +160,8 @@ def potential(name: str) -> Method:
         began = time.process_time()
         run = relax_with(structure.matched.unrelaxed, calculator, OPTIMIZER, FMAX, MAX_STEPS)
         row = {"seconds": time.process_time() - began, "steps": run.steps, "converged": run.converged}
-        return run.atoms, row | {"last_fmax": float(run.fmax[-1])} | ({"error": run.error} if run.error else {})
+        row |= {"last_fmax": float(run.fmax[-1])} if len(run.fmax) else {}
+        return run.atoms, row | ({"error": run.error} if run.error else {})
 
     return method
 
@@ -198,9 +199,8 @@ def measure(name: str, pack: PackedDataset, source: str) -> None:
     try:
         method = method_of(name)
     except CalculatorError as error:
-        reason = str(error)
-        write(file, content | {"reason": reason})
-        print(name, reason, flush=True)
+        write(file, content | {"reason": str(error)})
+        print(name, error, flush=True)
         return
     relaxer = DefiNetRelaxer(device="cpu")
     for number, make in enumerate(structures(pack, relaxer)):
@@ -225,20 +225,16 @@ def write(file: Path, content: dict[str, Any]) -> None:
     partial.replace(file)
 
 
-def ready(name: str) -> bool:
-    """Return whether the package of a potential is installed; whether its weights are is found out by making it."""
-    from ase_definet.relaxation.calculators import lacking_of  # noqa: PLC0415
-
-    return not lacking_of(name)
-
-
 def main() -> None:
     """Run the methods that are named, or all that are ready."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     source, *named = sys.argv[1:]
     pack = PackedDataset.open(Path(source))
-    for name in named or ["ideal_sites", "superposition", "network", *filter(ready, POTENTIALS)]:
+    ready = [
+        name for name in POTENTIALS if not lacking_of(name)
+    ]  # whether weights are there shows when they are made
+    for name in named or ["ideal_sites", "superposition", "network", *ready]:
         measure(name, pack, pack.sha256)
 
 
