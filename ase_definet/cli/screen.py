@@ -38,7 +38,7 @@ from ase_definet.cli.enumerate import configurations
 from ase_definet.cli.progress import ProgressBar
 from ase_definet.cli.properties import check_rank
 from ase_definet.cli.states import AskedState, state_options
-from ase_definet.errors import CalculatorError, CheckpointError, DeviceError
+from ase_definet.errors import CalculatorError, CheckpointError, DeviceError, OtherRequestError
 
 if TYPE_CHECKING:
     from ase_definet.screening.enumeration import Configuration, DefectSpace
@@ -66,7 +66,9 @@ _SILENCE = 60.0
 @model_option
 @device_option
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; several need Dask."
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes; several need Dask.  [default: 1, with Dask one for each core if there are many structures]",
 )
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask scheduler instead.")
 @click.option(
@@ -86,6 +88,14 @@ _SILENCE = 60.0
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random configurations.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop the enumeration after this many.")
 @state_options
+@click.option(
+    "--format",
+    "structures",
+    type=click.Choice(["extxyz", "arrow"]),
+    default="extxyz",
+    show_default=True,
+    help="Format of the relaxed structures; arrow is for tens of thousands.",
+)
 @click.option("--parquet", is_flag=True, help="Also write the finished table as table.parquet.")
 @strain_option
 @extrapolate_option
@@ -97,9 +107,10 @@ def screen_command(
     output: Path,
     model: str,
     device: str,
-    workers: int,
+    workers: int | None,
     scheduler: str | None,
     block: int | None,
+    structures: str,
     parquet: bool,
     max_strain: float,
     extrapolate: bool,
@@ -131,7 +142,13 @@ def screen_command(
     check_folder(output)
     # the host as it is now: its file may be replaced while the screen runs
     chosen = {"model": model, "device": device, "host": resolved, "max_strain": max_strain}
-    chosen |= {"extrapolate": extrapolate, "calculation": calculation, "properties": weights, "mu": list(mu)}
+    chosen |= {
+        "structures": structures,
+        "extrapolate": extrapolate,
+        "calculation": calculation,
+        "properties": weights,
+        "mu": list(mu),
+    }
     chosen["properties_sha256"] = _check_properties(weights, rank)
     chosen["sha256"] = _ready(chosen, workers, scheduler, parquet=parquet)
     asked = _asked(inputs, host, chosen, state)
@@ -226,14 +243,17 @@ def _note_useless(output: Path, host: Any, mu: tuple[str, ...]) -> None:
         click.echo(f"note      {text}", err=True)
 
 
-def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, parquet: bool) -> str:
+def _ready(settings: dict[str, Any], workers: int | None, scheduler: str | None, *, parquet: bool) -> str:
     """Make sure that a screen can start, before there is a folder of it; return the SHA-256 of its weights."""
     from ase_definet.checkpoints.bundled import resolve_model
     from ase_definet.checkpoints.format import load_checkpoint
     from ase_definet.screening.screen import check_parquet, check_settings
+    from ase_definet.screening.structures_file import check_arrow
 
     if parquet:
         check_parquet()
+    if settings["structures"] == "arrow":
+        check_arrow()
     try:
         weights = load_checkpoint(resolve_model(settings["model"])).sha256
         check_settings(settings | {"sha256": weights}, workers=workers, scheduler=scheduler)
@@ -244,15 +264,17 @@ def _ready(settings: dict[str, Any], workers: int, scheduler: str | None, *, par
 
 def _in_states(source: Iterator[Named], state: AskedState) -> Iterator[Named]:
     """Put structures into the states that are asked for; what cannot be read stays one failure."""
+    from ase_definet.screening.enumeration import Configuration
     from ase_definet.screening.screen import in_state
 
     for name, given in source:
         if isinstance(given, Exception):
             yield name, given
             continue
+        atoms = given.space.atoms(given) if isinstance(given, Configuration) else given
         for one in state.each():
             suffix = one.suffix if state.several else ""
-            yield f"{name}{suffix}", in_state(given, one.charge, one.spin_multiplicity, one.functional)
+            yield f"{name}{suffix}", in_state(atoms, one.charge, one.spin_multiplicity, one.functional)
 
 
 def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any], state: AskedState) -> dict[str, Any]:
@@ -272,6 +294,7 @@ def _asked(inputs: tuple[Path, ...], host: str, settings: dict[str, Any], state:
         "charge": list(state.charges) or None,
         "spin_multiplicity": state.spin_multiplicity,
         "functional": state.functional,
+        "structures": settings["structures"] if settings["structures"] != "extxyz" else None,
         "properties": settings["properties_sha256"],
         "chemical_potentials": settings["mu"] or None,
     }
@@ -302,14 +325,17 @@ def _run(
     settings: dict[str, Any],
     job: _Job,
     *,
-    workers: int,
+    workers: int | None,
     scheduler: str | None,
 ) -> Progress:
     """Run or resume a screen; Ctrl-C stops it after the last recorded block."""
     from ase_definet.screening.screen import Results, screen
 
     output.parent.mkdir(parents=True, exist_ok=True)  # once: what is moved away later is not made anew
-    results = Results(output, asked)
+    try:
+        results = Results(output, asked)
+    except OtherRequestError as error:
+        raise BadUsage(error_text(error)) from error
     doing = "ranking"
     try:
         named = _all_named(source) if job.rank is None else iter(_ranked(source, output, settings, job))
@@ -323,7 +349,7 @@ def _run(
     except KeyboardInterrupt:
         job.meter.bar.close()
         same = "the same commands go on" if asked["inputs"] == ["-"] else "the same command goes on"
-        where = "while ranking" if doing == "ranking" else f"after {results.progress.done} structures"
+        where = "while ranking" if doing == "ranking" else f"after {results.recorded()} structures"
         click.echo(f"\nstopped {where}; {same}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
@@ -351,6 +377,12 @@ def _ranked(source: Source, output: Path, settings: dict[str, Any], job: _Job) -
     best = ranking.run(lambda done: job.meter(Progress(done, ranking.unranked, ranking.resumed)))
     speed = job.meter.speed(Progress(ranking.done, 0, ranking.resumed))
     job.meter.bar.close()
+    if ranking.done and not best:
+        first = next(iter(read_rows(output / UNRANKED, UNRANKED_COLUMNS)))
+        raise click.ClickException(
+            f"none of {ranking.done} structures could be ranked by {rank}, the first, {first['name']}: "
+            f"{first['reason']}; all reasons are in {output / UNRANKED}"
+        )
     ranked = ranking.done - ranking.unranked
     where = output / RANKING
     click.echo(f"{ranked} structures ranked by {rank}, the {len(best)} best in {where}{speed}")
@@ -361,8 +393,6 @@ def _ranked(source: Source, output: Path, settings: dict[str, Any], job: _Job) -
             f"{first['reason']}",
             err=True,
         )
-    if ranking.done and not best:
-        raise click.ClickException(f"none could be ranked by {rank}")
     return best
 
 
@@ -370,8 +400,8 @@ def _all_named(source: Source) -> Iterator[Named]:
     """Return the names and structures of a source."""
     if not isinstance(source, tuple):
         return source
-    space, found = source
-    return ((one.name, space.atoms(one)) for one in found)
+    _, found = source
+    return ((one.name, one) for one in found)
 
 
 def _summarise(output: Path, done: Progress, skipped: int, speed: str) -> None:

@@ -77,7 +77,7 @@ def score_pairs(
     limit: int | None = None,
     progress: Callable[[Score], object] = lambda _: None,
 ) -> tuple[list[Score], list[str]]:
-    """Predict every pair of a split and compare with DFT.
+    """Predict every pair of a split and compare with DFT, apart from a rigid shift of all atoms.
 
     Args:
         relaxer: With the weights to score.
@@ -183,24 +183,33 @@ def _score(
     real = site_map.atom_index >= 0
     sites[site_map.atom_index[real]] = site_map.positions[real]
     true = minimum_image(relaxed.positions - sites, cell)
-    maes = {}
-    for method, positions in {"model": result.atoms.positions, **others}.items():
-        error = np.abs(minimum_image(positions - relaxed.positions, cell))
-        maes[method] = {name: float(error[mask].mean()) for name, mask in regions.items() if mask.any()}
-    difference = minimum_image(result.atoms.positions - relaxed.positions, cell)
+    errors = {
+        method: _without_shift(minimum_image(positions - relaxed.positions, cell))
+        for method, positions in {"model": result.atoms.positions, **others}.items()
+    }
+    maes = {
+        method: {name: float(np.abs(error)[mask].mean()) for name, mask in regions.items() if mask.any()}
+        for method, error in errors.items()
+    }
+    difference = errors["model"]
     return Score(
         id=group.ids[index],
         subset=group.subset,
         maes=maes,
         error=np.linalg.norm(difference, axis=1),
         distance=_distance_to(unrelaxed.positions, defects, cell),
-        predicted=true - true.mean(axis=0) + difference,
-        true=true - true.mean(axis=0),
+        predicted=_without_shift(true) + difference,
+        true=_without_shift(true),
         expected_error=result.expected_error,
         seconds=sum(result.timings.values()),
         warnings=result.warnings,
         trust=result.trust,
     )
+
+
+def _without_shift(vectors: Array) -> Array:
+    """Remove the mean: DFT codes conserve the mean position or let it drift, and a rigid shift costs no energy."""
+    return np.asarray(vectors - vectors.mean(axis=0))
 
 
 def _distance_to(positions: Array, sites: Array, cell: Array) -> Array:

@@ -33,9 +33,9 @@ class DefectStructure:
 def from_doped(entry: Any) -> DefectStructure:
     """Return structure, host and charge of a defect of doped or pymatgen-analysis-defects.
 
-    The order of the sites is that of the entry. A charged defect keeps its charge, which input sets turn into NELECT;
-    the network itself was trained on neutral cells only. If an entry has no charge state, the charge of its structure
-    is used, if there is one; oxidation states of its sites are not added up.
+    The order of the sites is that of the entry. A charged defect keeps its charge, which the network takes where it
+    was trained on charged defects, and which input sets turn into NELECT. If an entry has no charge state, the charge
+    of its structure is used, if there is one; oxidation states of its sites are not added up.
 
     Args:
         entry: A ``DefectEntry`` of doped or of pymatgen-analysis-defects, or a ``Defect`` of the latter, for which

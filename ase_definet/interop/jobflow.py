@@ -31,6 +31,9 @@ class DefiNetRelaxMaker(Maker):
         calculator: Name of the calculator that relaxes what the network does not know, None for none.
         calculator_settings: Its settings.
         refine: Whether the calculator also goes on from the network's answers.
+        properties: Weights for formation energy, gap and magnetic moment; None not to predict any.
+        chemical_potentials: Those that formation energies are given for: ``{"S": -4.5}`` in eV per atom, or
+            ``["rich:S"]``.
 
     Examples:
         Ahead of a relaxation in atomate2, with the input set made for a start close to the minimum::
@@ -51,6 +54,8 @@ class DefiNetRelaxMaker(Maker):
     calculator: str | None = None
     calculator_settings: dict[str, Any] | None = None
     refine: bool = False
+    properties: str | None = "default"
+    chemical_potentials: dict[str, float] | list[str] | None = None
 
     def make(self, structure: Any, host: Any) -> Any:
         """Make the job that relaxes one structure.
@@ -63,7 +68,8 @@ class DefiNetRelaxMaker(Maker):
             A job. Its output is a dict: ``structure``, relaxed, a pymatgen Structure in the order given;
             ``displacement``, shape ``(n_atoms, 3)``, and ``expected_error``, shape ``(n_atoms,)``, in Å; ``host``,
             ``supercell``, ``defects``, ``trust``, ``method``, ``calculation`` (what the calculator did, or None),
-            ``outside``, ``warnings`` and ``model``.
+            ``outside``, ``warnings`` and ``model``; and ``properties`` by name, each a dict with ``value``, ``unit``,
+            ``expected_error``, ``trust`` and ``reasons``.
 
         Raises:
             HostError: The host is a name or a file that is neither in the library nor here.
@@ -85,6 +91,8 @@ class DefiNetRelaxMaker(Maker):
             calculator=self.calculator,
             calculator_settings=self.calculator_settings,
             refine=self.refine,
+            properties=self.properties,
+            chemical_potentials=self.chemical_potentials,
         )
         result = relaxer.predict(structure)
         return {
@@ -100,6 +108,7 @@ class DefiNetRelaxMaker(Maker):
             "outside": list(result.outside),
             "warnings": list(result.warnings),
             "model": result.model,
+            "properties": {name: asdict(one) for name, one in result.properties.items()},
         }
 
 

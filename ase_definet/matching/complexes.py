@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ase_definet.matching.site_kind import SiteKind
@@ -43,9 +43,7 @@ def side_by_side(kinds: Array, pairs: tuple[Array, Array]) -> set[str]:
         >>> sorted(side_by_side(np.array([[0, 1, 2, 2]]), (np.array([0, 1, 2]), np.array([1, 2, 3]))))
         ['substitution+vacancy', 'vacancy+vacancy']
     """
-    one, other = (kinds[:, index] for index in pairs)
-    found = set()
-    for a, b in combinations_with_replacement(_KINDS, 2):
-        if ((one == a) & (other == b)).any() or ((one == b) & (other == a)).any():
-            found.add(f"{_KINDS[a]}+{_KINDS[b]}")
-    return found
+    defective = kinds > 0
+    structure, pair = np.nonzero(defective[:, pairs[0]] & defective[:, pairs[1]])
+    beside = np.sort([kinds[structure, index[pair]] for index in pairs], axis=0)
+    return {"+".join(_KINDS[SiteKind(kind)] for kind in both) for both in set(map(tuple, beside.T.tolist()))}

@@ -34,6 +34,10 @@ SPECIES_PENALTY = 0.3
 GOOD_COST = 0.35
 """A registration this good ends the search for more strained mappings, in Å."""
 
+SHIFT_STEP = 1e-5
+"""Rigid shifts are multiples of this, in Å."""
+
+_EDGE = 0.0371  # fraction by which the cell of rigid shifts begins before zero, the most frequent shift
 _SAMPLE = 600  # atoms that vote, evenly divided between the elements
 _MOST_VOTES = 40_000
 _FEWEST_VOTERS = 8  # of each element
@@ -151,6 +155,42 @@ class _Lattice:
             return np.full(len(points), np.inf)
         distance, _ = tree.query(self.inside(points), distance_upper_bound=GATE)
         return np.asarray(distance**2)
+
+
+def settled_shift(host: Host, mapping: Mapping, shift: Array) -> Array:
+    """Return the equivalent of a rigid shift that does not depend on rounding, shape ``(3,)``, in Å.
+
+    Shifts by a primitive vector permute the sites. Where rounding decided which one of them is found, structures that
+    differ by their defects only would have their sites in another order. The cell of shifts therefore has its edges
+    where shifts are rare, and shifts are multiples of :data:`SHIFT_STEP`.
+
+    Args:
+        host: The host.
+        mapping: How it lies in the cell.
+        shift: Shape ``(3,)``, in Å.
+    """
+    lattice = _lattice(host, mapping)
+    whole = np.floor(shift @ lattice.inverse + _EDGE) * lattice.periodic
+    return np.asarray(np.round((shift - whole @ lattice.cell) / SHIFT_STEP) * SHIFT_STEP)
+
+
+def offsets_from(sites: Array, site: Array, positions: Array, near: Array, cell: Array) -> Array:
+    """Return the vectors from sites to the atoms on them, zero for atoms on none, shape ``(n_atoms, 3)``, in Å.
+
+    They are the given vectors, computed anew such that they depend on nothing but the atom and its site.
+
+    Args:
+        sites: Positions of the sites, shape ``(n_sites, 3)``, in Å.
+        site: Site of every atom, -1 for none, shape ``(n_atoms,)``.
+        positions: Of the atoms, shape ``(n_atoms, 3)``, in Å.
+        near: The vectors, to within rounding, shape ``(n_atoms, 3)``, in Å.
+        cell: Cell vectors as rows, shape ``(3, 3)``, in Å.
+    """
+    away = positions - sites[site]
+    images = np.round((away - near) @ np.linalg.inv(cell))
+    a, b, c = images.T[:, :, None]
+    exact = away - (a * cell[0] + b * cell[1] + c * cell[2])
+    return np.where((site >= 0)[:, None], exact, 0.0)
 
 
 @lru_cache(maxsize=512)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,8 +14,16 @@ from ase.formula import Formula
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.matching.extra_atoms import ExtraAtom, describe_extra_atoms, molecules, other_reading, remarks
+from ase_definet.matching.extra_atoms import (
+    Described,
+    ExtraAtom,
+    describe_extra_atoms,
+    molecules,
+    other_reading,
+    remarks,
+)
 from ase_definet.matching.host import Host
+from ase_definet.matching.host_sites import HostSites
 from ase_definet.matching.library import get_host, library
 from ase_definet.matching.naming import defect_name
 from ase_definet.matching.registration import (
@@ -27,8 +36,10 @@ from ase_definet.matching.registration import (
     Sample,
     assign,
     nearby_pairs,
+    offsets_from,
     register,
     registration_costs,
+    settled_shift,
 )
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.supercell import (
@@ -57,7 +68,7 @@ MIN_ADVANTAGE = 0.01
 """A match is ambiguous if the cost of another registration is higher by no more than this, in Å."""
 
 SAME_SHIFT = 1e-5
-"""Smallest refinement of a rigid shift, in Å."""
+"""Atoms are assigned once more after a larger refinement of the rigid shift, in Å."""
 
 MOST_DEFECTS = 0.15
 """Largest share of defect sites for which ``auto`` accepts a host of the library."""
@@ -117,24 +128,15 @@ class SiteMap:
     Every atom of the structure is either on one site or in :attr:`extra`.
 
     Attributes:
-        host: The host.
-        supercell: Integer matrix, shape ``(3, 3)``, rows in the host's primitive vectors.
-        cell: Periodic vectors as rows, shape ``(3, 3)``, in Å; for a layer the two in-plane vectors of the
-            structure, then its normal (see :func:`~ase_definet.structures.cell.layer_frame`).
-        pbc: Which of them are periodic.
-        positions: Ideal positions, shape ``(n_sites, 3)``, in Å: the caller's frame and origin, any image in the
-            plane, one unbroken layer across the vacuum.
-        host_numbers: Atomic numbers of the host, shape ``(n_sites,)``.
+        sites: The sites, which structures in the same cell share; their attributes are also those of the match.
         numbers: Atomic numbers found, 0 where empty, shape ``(n_sites,)``.
         kinds: :class:`SiteKind` values, shape ``(n_sites,)``.
         atom_index: Index of the atom on each site in the caller's order, -1 where empty, shape ``(n_sites,)``.
         offsets: Atom minus site, nearest image, zero where empty, shape ``(n_sites, 3)``, in Å.
-        strain: Principal strains of the host onto the cell, shape ``(3,)``.
-        shift: Rigid shift of the host, shape ``(3,)``, in Å.
-        rotation: Rotation of the host's frame into the caller's, shape ``(3, 3)``, for column vectors.
         cost: Root mean square over atoms of the (gated) distances, species penalty included, in Å.
         runner_up: The same for the best different registration of host and cell, one that no symmetry of the host
-            turns into this one, in Å; infinite if there is none.
+            turns into this one, in Å; infinite if there is none. Of a structure that was recognised on the sites of
+            another (:mod:`ase_definet.matching.shared_sites`), what it is at least.
         margin: Smallest difference between an atom's distance to its second-nearest site, or
             :data:`~ase_definet.matching.registration.GATE` if that is less, and to its own, in Å; of an atom on no
             site, how far it is from being read as something else.
@@ -142,24 +144,61 @@ class SiteMap:
         warnings: Reasons to distrust the match.
     """
 
-    host: Host
-    supercell: Array
-    cell: Array
-    pbc: tuple[bool, bool, bool]
-    positions: Array
-    host_numbers: Array
+    sites: HostSites
     numbers: Array
     kinds: Array
     atom_index: Array
     offsets: Array
-    strain: Array
-    shift: Array
-    rotation: Array
     cost: float
     runner_up: float
     margin: float
     extra: tuple[ExtraAtom, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def host(self) -> Host:
+        """The host."""
+        return self.sites.host
+
+    @property
+    def supercell(self) -> Array:
+        """Integer matrix, shape ``(3, 3)``, rows in the host's primitive vectors."""
+        return self.sites.supercell
+
+    @property
+    def cell(self) -> Array:
+        """Periodic vectors as rows, shape ``(3, 3)``, in Å; see :class:`HostSites`."""
+        return self.sites.cell
+
+    @property
+    def pbc(self) -> tuple[bool, bool, bool]:
+        """Which of the vectors of :attr:`cell` are periodic."""
+        return self.sites.pbc
+
+    @property
+    def positions(self) -> Array:
+        """Ideal positions of the sites, shape ``(n_sites, 3)``, in Å; see :class:`HostSites`."""
+        return self.sites.positions
+
+    @property
+    def host_numbers(self) -> Array:
+        """Atomic numbers of the host, shape ``(n_sites,)``."""
+        return self.sites.numbers
+
+    @property
+    def strain(self) -> Array:
+        """Principal strains of the host onto the cell, shape ``(3,)``."""
+        return self.sites.strain
+
+    @property
+    def shift(self) -> Array:
+        """Rigid shift of the host, shape ``(3,)``, in Å."""
+        return self.sites.shift
+
+    @property
+    def rotation(self) -> Array:
+        """Rotation of the host's frame into the caller's, shape ``(3, 3)``, for column vectors."""
+        return self.sites.rotation
 
     @property
     def ambiguous(self) -> bool:
@@ -169,31 +208,24 @@ class SiteMap:
     @property
     def max_strain(self) -> float:
         """Principal strain of largest magnitude, with its sign."""
-        return float(self.strain[int(np.argmax(np.abs(self.strain)))])
+        return self.sites.max_strain
 
     @property
     def unit(self) -> tuple[Array, Array]:
-        """Primitive cell ``(3, 3)`` and positions in it, strained onto the structure, in the host's frame, in Å."""
-        host = self.host
-        cell = np.linalg.solve(self.supercell.astype(float), self.cell @ self.rotation)
-        before, after = host.cell.copy(), cell.copy()
-        if host.layered:  # vacuum does not count as strain
-            for vectors in (before, after):
-                normal = np.cross(vectors[0], vectors[1])
-                vectors[2] = normal / np.linalg.norm(normal)
-        return cell, host.positions @ np.linalg.solve(before, after)
+        """Primitive cell ``(3, 3)`` and positions in it; see :class:`HostSites`."""
+        return self.sites.unit
 
     @property
     def supercell_name(self) -> str:
         """Name of the supercell: ``8x8x1``."""
-        return describe(self.supercell)
+        return self.sites.supercell_name
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Defects per site of the host: those on its sites, and the atoms on none."""
         return float((np.count_nonzero(self.kinds != SiteKind.PRISTINE) + len(self.extra)) / len(self.kinds))
 
-    @property
+    @cached_property
     def defects(self) -> list[Defect]:
         """The defect sites, in host order."""
         out = []
@@ -216,12 +248,12 @@ class SiteMap:
             )
         return out
 
-    @property
+    @cached_property
     def defect_counts(self) -> dict[str, int]:
         """Number of each defect, including atoms on no site, most frequent first: ``{"v_S": 2, "Li_i": 1}``."""
         return dict(Counter(defect.name for defect in self.all_defects).most_common())
 
-    @property
+    @cached_property
     def all_defects(self) -> list[Defect | ExtraAtom]:
         """All defects with a name and a position: the sites in host order, then the atoms on no site."""
         return [*self.defects, *self.extra]
@@ -358,56 +390,79 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
         raise
     if best.cost >= GOOD_COST:
         _blame_strain(host, best, placed, max_strain)
-    mapping, sites, host_numbers = best.mapping, best.sites, best.host_numbers
+    mapping, positions_of_sites, host_numbers = best.mapping, best.sites, best.host_numbers
     described = describe_extra_atoms(
-        sites, host_numbers, best.assigned, placed, atoms.positions, layered=host.layered
+        positions_of_sites, host_numbers, best.assigned, placed, atoms.positions, layered=host.layered
     )
     assigned, extra = described.assigned, described.extra
-    on = np.flatnonzero(assigned.site >= 0)
-    chosen = assigned.site[on]
-    atom_index = np.full(len(sites), -1)
-    atom_index[chosen] = on
-    offsets = np.zeros((len(sites), 3))
-    offsets[chosen] = assigned.offset[on]
-    numbers = np.zeros(len(sites), dtype=int)
-    numbers[chosen] = atoms.numbers[on]
-    kinds = np.select(
-        [numbers == 0, numbers == host_numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION
-    )
-    least = int(np.argmin(assigned.margin))
     left, _, right = np.linalg.svd(mapping.deformation)
-    site_map = SiteMap(
+    sites = HostSites(
         host=host,
         supercell=mapping.matrix,
         cell=frame,
         pbc=placed.pbc,
-        positions=sites,
-        host_numbers=host_numbers,
-        numbers=numbers,
-        kinds=kinds.astype(int),
-        atom_index=atom_index,
-        offsets=offsets,
+        positions=positions_of_sites,
+        numbers=host_numbers,
         strain=mapping.strain,
         shift=best.shift,
         rotation=(left @ right).T,
+    )
+    least = int(np.argmin(assigned.margin))
+    site_map = replace(
+        occupied(sites, atoms.numbers, assigned.site, assigned.offset),
         cost=best.cost,
         runner_up=runner_up,
         margin=float(assigned.margin[least]),
         extra=extra,
+    )
+    doubt = _doubt_of(site_map, described, placed, least) if site_map.margin < MIN_MARGIN else ""
+    return replace(site_map, warnings=(*_warnings(site_map, doubt), *remarks(extra, placed)))
+
+
+def _doubt_of(site_map: SiteMap, described: Described, placed: Placement, atom: int) -> str:
+    """Return how an atom was read whose site is in doubt, and what else it could be."""
+    doubt = f"atom {atom} ({chemical_symbols[placed.numbers[atom]]})"
+    if atom in described.doubts:
+        name = next(extra.name for extra in site_map.extra if extra.atom_index == atom)
+        return f"{doubt}, read as {name}, {described.doubts[atom]}"
+    distance = float(np.linalg.norm(described.assigned.offset[atom]))
+    doubt += f" lies {distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
+    reading = other_reading(site_map.positions, site_map.host_numbers, described.assigned, placed, atom)
+    return f"{doubt} It is {reading}" if reading else doubt
+
+
+def occupied(sites: HostSites, numbers: Array, site: Array, offset: Array) -> SiteMap:
+    """Return sites with the atoms of a structure on them, as a match of no cost and with no remarks.
+
+    Args:
+        sites: The sites.
+        numbers: Atomic numbers of the atoms, shape ``(n_atoms,)``.
+        site: Site of every atom, -1 for none, shape ``(n_atoms,)``.
+        offset: Vector from the site to the atom, shape ``(n_atoms, 3)``, in Å.
+    """
+    on = np.flatnonzero(site >= 0)
+    chosen = site[on]
+    atom_index = np.full(len(sites), -1)
+    atom_index[chosen] = on
+    offsets = np.zeros((len(sites), 3))
+    offsets[chosen] = offset[on]
+    found = np.zeros(len(sites), dtype=int)
+    found[chosen] = numbers[on]
+    kinds = np.select(
+        [found == 0, found == sites.numbers], [SiteKind.VACANCY, SiteKind.PRISTINE], SiteKind.SUBSTITUTION
+    )
+    return SiteMap(
+        sites=sites,
+        numbers=found,
+        kinds=kinds.astype(int),
+        atom_index=atom_index,
+        offsets=offsets,
+        cost=0.0,
+        runner_up=float("inf"),
+        margin=float("inf"),
+        extra=(),
         warnings=(),
     )
-    doubt = ""
-    if site_map.margin < MIN_MARGIN:
-        doubt = f"atom {least} ({atoms.symbols[least]})"
-        if least in described.doubts:
-            name = next(atom.name for atom in extra if atom.atom_index == least)
-            doubt += f", read as {name}, {described.doubts[least]}"
-        else:
-            distance = float(np.linalg.norm(assigned.offset[least]))
-            doubt += f" lies {distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
-            reading = other_reading(sites, host_numbers, assigned, placed, least)
-            doubt += f" It is {reading}" if reading else ""
-    return replace(site_map, warnings=(*_warnings(site_map, doubt), *remarks(extra, placed)))
 
 
 def _other_dimension(atoms: Atoms, host: Host, axis: int | None) -> str:
@@ -459,10 +514,12 @@ class _Reading:
         # the median of what was matched is a better rigid shift than the vote; assign once more with it
         matched = assigned.site >= 0
         better = np.median(assigned.offset[matched], axis=0) if matched.any() else np.zeros(3)
-        if np.abs(better).max() > SAME_SHIFT:
-            shift = shift + better
+        vote, shift = shift, settled_shift(host, mapping, shift + better)
+        if np.abs(shift - vote).max() > SAME_SHIFT:
             assigned = assign(sites + shift, host_numbers, placed)
             matched = assigned.site >= 0
+        offset = offsets_from(sites + shift, assigned.site, placed.positions, assigned.offset, placed.cell)
+        assigned = replace(assigned, offset=offset)
         under = np.where(matched, host_numbers[assigned.site], 0)
         substituted = np.where(under == placed.numbers, 0, under)
         squared = (assigned.offset**2).sum() + SPECIES_PENALTY * np.count_nonzero(substituted)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -46,7 +47,7 @@ class Lattice:
     pbc: tuple[bool, bool, bool]
     supercell: Array
 
-    @property
+    @cached_property
     def key(self) -> tuple[Hashable, ...]:
         """Identifier of the lattice; lattices equal to within 1e-5 Å have equal keys."""
         plane = self.cell if self.pbc[2] else self.cell[:2]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoints.card import ErrorModelRecord, HostRecord, ModelCard, TrainingRecord
 from ase_definet.errors import HostError, MatchError
-from ase_definet.matching.complexes import neighbors, side_by_side
+from ase_definet.matching.complexes import side_by_side
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import is_library_host, library
 from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
@@ -403,8 +403,7 @@ def _of_defects(site_map: SiteMap, name: str, seen: HostRecord) -> Iterator[Rese
         sites = tuple(defect.site for defect in site_map.defects if defect.name in new)
         yield Reservation("defects", f"defects never seen in {name}: {', '.join(new)}", sites=sites)
     if seen.side_by_side is not None:
-        pairs = neighbors(site_map.positions, site_map.cell, site_map.host.periodic, site_map.host.nearest_neighbor)
-        beside = sorted(side_by_side(site_map.kinds[None], pairs) - set(seen.side_by_side))
+        beside = sorted(side_by_side(site_map.kinds[None], site_map.sites.neighbors) - set(seen.side_by_side))
         if beside:
             text = ", ".join(" beside a ".join(kinds.split("+")) for kinds in beside)
             yield Reservation("complex", f"never seen in {name}: a {text}")

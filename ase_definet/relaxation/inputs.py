@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ase_definet.errors import StructureError
 from ase_definet.matching.extra_atoms import ExtraKind
+from ase_definet.matching.host_sites import HostSites
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.matching.site_map import SiteMap
 from ase_definet.model.protocol import Lattice, OnLattice, Prepared, Routed, Sites
@@ -94,7 +96,7 @@ def sites_of(
         host_numbers=site_map.host_numbers,
         kinds=site_map.kinds,
         state=state,
-        lattice=None if given else lattice_of(site_map),
+        lattice=None if given else lattice_of(site_map.sites),
         rotation=site_map.rotation,
     )
 
@@ -121,15 +123,16 @@ def twin_key(twin: Prepared) -> Hashable:
     return twin.key, rotation, inner.sites.state
 
 
-def lattice_of(site_map: SiteMap) -> Lattice:
-    """Return the perfect supercell of a match, in the frame of the host."""
-    cell, positions = site_map.unit
+@lru_cache(maxsize=8)
+def lattice_of(sites: HostSites) -> Lattice:
+    """Return the perfect supercell of some sites, in the frame of the host; one object for all structures on them."""
+    cell, positions = sites.unit
     return Lattice(
-        numbers=site_map.host.numbers,
+        numbers=sites.host.numbers,
         positions=positions,
         cell=cell,
-        pbc=site_map.pbc,
-        supercell=site_map.supercell,
+        pbc=sites.pbc,
+        supercell=sites.supercell,
     )
 
 

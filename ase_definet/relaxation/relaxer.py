@@ -24,7 +24,8 @@ from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.errors import DefiNetError, DefiNetWarning, DeviceError, HostError, StrictError, StructureError
 from ase_definet.matching.library import get_host
-from ase_definet.matching.site_map import match_sites, strain_notice
+from ase_definet.matching.shared_sites import Matcher, Placed
+from ase_definet.matching.site_map import SiteMap, match_sites, strain_notice
 from ase_definet.matching.supercell import MAX_STRAIN
 from ase_definet.model.lattice_convolution import LatticeGeometry
 from ase_definet.model.protocol import DisplacementModel, Lattice, Routed
@@ -171,6 +172,7 @@ class DefiNetRelaxer:
         )
         self.properties = PropertyStage.of(properties, chemical_potentials, device)
         self.lattices = LatticeCache(self.working_set)
+        self.matcher = Matcher()
 
     @property
     def device(self) -> torch.device:
@@ -244,8 +246,9 @@ class DefiNetRelaxer:
         """Relax any number of structures in batches, in order, one record each.
 
         Args:
-            structures: Atoms or pymatgen Structures; the iterable is read as far as the next batch only. An
-                exception in place of a structure becomes its record.
+            structures: Atoms, pymatgen Structures, or :class:`~ase_definet.matching.shared_sites.Placed`; the
+                iterable is read as far as the next batch only. An exception in place of a structure becomes its
+                record.
             host: Their host, if not the relaxer's own.
             batch_sites: Sites in one pass, at most; results come when so many are together.
 
@@ -272,11 +275,8 @@ class DefiNetRelaxer:
         host = self.host if host is None else host
         if host is None:
             raise HostError("no host: give one to the relaxer or to this call (a name, a file, an Atoms or 'auto')")
-        given = as_atoms(atoms)
         began = time.perf_counter()
-        site_map = match_sites(
-            given, host if _is_auto(host) else get_host(host), max_strain=self.max_strain, **match_options
-        )
+        given, site_map = self._matched(atoms, host, match_options)
         if self.calculator is None:
             site_map.require_sites_only()
         matched = time.perf_counter()
@@ -304,6 +304,16 @@ class DefiNetRelaxer:
             judgement=judgement,
             timings={"match": matched - began, "graph": time.perf_counter() - matched},
         )
+
+    def _matched(self, atoms: object, host: object, match_options: Mapping[str, Any]) -> tuple[Atoms, SiteMap]:
+        """Return a structure as Atoms, and its match."""
+        if isinstance(atoms, Placed):
+            return atoms.atoms, atoms.site_map
+        given = as_atoms(atoms)
+        known = "auto" if _is_auto(host) else get_host(host)
+        if match_options:
+            return given, match_sites(given, known, max_strain=self.max_strain, **match_options)
+        return given, self.matcher.match(given, known, self.max_strain)
 
     @torch.inference_mode()
     def _run(self, items: list[Item]) -> list[RelaxResult | Exception]:

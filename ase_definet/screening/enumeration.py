@@ -18,22 +18,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import cached_property, lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
+from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
 from ase_definet.errors import EnumerationError
 from ase_definet.matching.host import Host
 from ase_definet.matching.naming import VACANCY_PREFIX, defect_name
+from ase_definet.matching.shared_sites import Placed, SharedSites
+from ase_definet.matching.site_map import match_sites
 from ase_definet.matching.supercell import cells_of
 from ase_definet.matching.symmetry import space_group_operations
 from ase_definet.structures.neighbors import pairs_within
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 Array: TypeAlias = NDArray[Any]
 
@@ -253,6 +253,34 @@ class DefectSpace:
             jump[b] = whole[target[b]]
         return target, jump - jump[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what another process makes the same space of, once for all configurations that are sent there."""
+        return _space_of, (self.host, tuple(map(tuple, self.supercell.tolist())))
+
+    @cached_property
+    def _shared(self) -> tuple[SharedSites, Array] | None:
+        """The sites as a match has them, and the site of a match for each of ours; None if a match is in doubt."""
+        pristine = Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.host.periodic)
+        site_map = match_sites(pristine, self.host)
+        if not SharedSites.serves(site_map) or len(site_map.kinds) != len(self.numbers):
+            return None
+        return SharedSites(site_map, pristine), np.argsort(site_map.atom_index)
+
+    def placed(self, configuration: Configuration) -> Placed | Atoms:
+        """Return the unrelaxed structure of a configuration, with its sites, which are known without matching it.
+
+        Args:
+            configuration: One of this space.
+        """
+        atoms = self.atoms(configuration)
+        if self._shared is None:
+            return atoms
+        shared, site = self._shared
+        empty = [at for at, kind in zip(configuration.sites, configuration.kinds, strict=True) if not kind.element]
+        site = np.delete(site, empty)
+        site_map = shared.occupied(atoms.numbers, site, shared.known.offsets[site])
+        return atoms if site_map is None else Placed(atoms, site_map)
+
     @property
     def order(self) -> int:
         """Number of symmetry operations of the supercell, translations included."""
@@ -345,8 +373,6 @@ class DefectSpace:
 
     def atoms(self, configuration: Configuration) -> Atoms:
         """Return the unrelaxed structure of a configuration."""
-        from ase import Atoms  # noqa: PLC0415
-
         numbers = self.numbers.copy()
         for site, kind in zip(configuration.sites, configuration.kinds, strict=True):
             numbers[site] = kind.element
@@ -385,8 +411,6 @@ class DefectSpace:
         """Return the lines of an element on every site, with symbols in a column of this width."""
         key = (number, wide)
         if key not in self._written:
-            from ase import Atoms  # noqa: PLC0415
-
             filler = next(z for z in range(1, len(chemical_symbols)) if len(chemical_symbols[z]) == wide)
             text = _ase_text(Atoms([*[number] * len(self.numbers), filler], [*self.positions, (0, 0, 0)]))
             self._written[key] = text.splitlines(keepends=True)[2:-1]
@@ -473,6 +497,12 @@ class DefectSpace:
         cells = self.cells[sites // basis]
         by = self.cells[site // basis] - cells[:, column]
         return np.asarray(self._index[self._key(cells + by[:, None])] * basis + sites % basis)
+
+
+@lru_cache(maxsize=2)
+def _space_of(host: Host, supercell: tuple[tuple[int, ...], ...]) -> DefectSpace:
+    """Return the space of a supercell, the same one for all configurations that come to a process."""
+    return DefectSpace(host, np.array(supercell))
 
 
 class _Surroundings:

@@ -17,7 +17,6 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
-from ase.io import iread
 
 from ase_definet import __version__
 from ase_definet.errors import ScreeningError
@@ -28,11 +27,11 @@ from ase_definet.screening.screen import (
     JOURNAL,
     NUMBERS,
     PROPERTIES,
-    STRUCTURES,
     TABLE,
     read_json,
     read_rows,
 )
+from ase_definet.screening.structures_file import read_structures, structures_path
 from ase_definet.structures.cell import facing
 from ase_definet.structures.files import keep_existing, replacing
 
@@ -92,7 +91,7 @@ def write_report(
     table.sort(key=lambda row: -_doubt(row) if rank is None else _place(row, rank, highest=highest))
     kept = table[:rows]
     wanted = {row["index"] for row in kept[:pictures]}
-    drawn = _pictures(results / STRUCTURES, _in_order(table), wanted)
+    drawn = _pictures(results, _in_order(table), wanted)
     # where all is neutral PBE of any spin, three columns would say so in every row
     plain = all(not row["charge"] and row["spin_multiplicity"] == "" and row["functional"] in _PLAIN for row in table)
     calculated = any(row["calculator"] for row in table)
@@ -107,6 +106,7 @@ def write_report(
         "unknown": sum(bool(unsupported(row)) for row in table),
         "unsupported": {int(row["index"]): words for row in kept if (words := unsupported(row))},
         "folder": _address(results, out.parent),
+        "structures": structures_path(results).name,
         "elements": {chemical_symbols[z]: _element(z) for z in _elements(drawn)},
         "columns": [name for name in kept[0] if name not in hidden] if kept else [],
         "rank": None if rank is None else {"column": rank, "up": not highest},
@@ -189,7 +189,7 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
     """Return the pictures of structures, by index.
 
     Args:
-        path: The file of structures.
+        path: The folder of the screen.
         rows: Rows of the table, in the order of the structures.
         wanted: Indices of the structures to draw.
 
@@ -198,7 +198,7 @@ def _pictures(path: Path, rows: list[dict[str, Any]], wanted: set[Any]) -> dict[
     """
     drawn = {}
     try:
-        for row, atoms in zip(rows, iread(str(path), index=":", format="extxyz") if rows else (), strict=False):
+        for row, atoms in zip(rows, read_structures(path) if rows else (), strict=False):
             if row["index"] in wanted:
                 drawn[int(row["index"])] = _picture(atoms)
     except OSError:

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
@@ -25,11 +26,11 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from ase_definet.errors import DefiNetError, ScreeningError
 from ase_definet.matching.library import get_host
-from ase_definet.matching.site_map import MIN_PRISTINE, SiteMap, match_sites
+from ase_definet.matching.shared_sites import SharedSites
+from ase_definet.matching.site_map import SiteMap, match_sites
 from ase_definet.properties.asked_potentials import AskedPotentials
 from ase_definet.properties.predictor import PropertyPredictor
 from ase_definet.relaxation.domain import TRUST
@@ -52,9 +53,6 @@ _CHECKPOINT = 10.0
 """Seconds between two entries in the state of a ranking."""
 _DIGITS = 5
 """Digits after the point by which values differ: less is noise of single precision, and a tie."""
-_ON_SITE = 0.01
-"""Atoms closer than this to a site of a structure matched before are on it, in Å."""
-_SAME_CELL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,8 @@ class Configurations:
         found = self._predictor.predict_occupations(
             self._space.host, self._space.supercell, occupations, self._potentials, [self._rank]
         )
-        return _values(found, self._rank)
+        space, why = self._space, self._predictor.why_no_value
+        return _values(found, self._rank, lambda k: why(space.host, occupations[k], self._rank))
 
     def digest(self, block: Sequence[Configuration]) -> bytes:
         """Return a digest of some configurations."""
@@ -141,7 +140,7 @@ class Configurations:
 
     def named(self, one: Configuration) -> Named:
         """Return a configuration as its name and structure."""
-        return one.name, self._space.atoms(one)
+        return one.name, one
 
 
 class Structures:
@@ -172,7 +171,7 @@ class Structures:
         self._source, self._max_strain = source, max_strain
         self._host = host if isinstance(host, str) and host.lower() == "auto" else get_host(host)
         self._predictor, self._rank, self._potentials = predictor, rank, potentials
-        self._known: _KnownSites | None = None
+        self._known: SharedSites | None = None
 
     def __iter__(self) -> Iterator[Named]:
         """Yield names and structures."""
@@ -182,28 +181,39 @@ class Structures:
         """Return the property of some structures."""
         n = len(block)
         out = Values(np.full(n, np.nan), np.full(n, np.nan), np.full(n, TRUST.index("outside")))
-        alike: dict[int, tuple[_KnownSites, list[int], list[Array]]] = {}
+        alike: dict[int, tuple[SharedSites, list[int], list[Array]]] = {}
         for row, (_, given) in enumerate(block):
             try:
                 if isinstance(given, Exception):
                     raise given  # noqa: TRY301 - one way for all that fails
-                numbers = None if self._known is None else self._known.occupation(given)
-                if self._known is not None and numbers is not None:
+                found = self._recognised(given)
+                if self._known is not None and found is not None:
                     group = alike.setdefault(id(self._known), (self._known, [], []))
                     group[1].append(row)
-                    group[2].append(numbers)
+                    group[2].append(found.numbers)
                 else:
                     self._matched(given, row, out)
             except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
                 said = str(error) if isinstance(error, DefiNetError) else f"{type(error).__name__}: {error}"
                 out.reasons[row] = printable(" ".join(said.split()))
         for known, rows, occupations in alike.values():
-            potentials = self._potentials.in_host(known.site_map.host) if self._potentials.texts else None
-            found = self._predictor.predict_alike(known.site_map, np.stack(occupations), potentials, [self._rank])
-            part = _values(found, self._rank)
+            potentials = self._potentials.in_host(known.sites.host) if self._potentials.texts else None
+            values = self._predictor.predict_alike(known.known, np.stack(occupations), potentials, [self._rank])
+            part = _values(values, self._rank, partial(self._why, known.known, occupations))
             out.value[rows], out.error[rows], out.trust[rows] = part.value, part.error, part.trust
             out.reasons.update({rows[k]: reason for k, reason in part.reasons.items()})
         return out
+
+    def _why(self, site_map: SiteMap, occupations: Sequence[Array], row: int) -> str:
+        """Say why a structure on the sites of another has no value."""
+        host, strain = site_map.host, site_map.max_strain
+        return self._predictor.why_no_value(host, occupations[row], self._rank, strain)
+
+    def _recognised(self, given: Atoms) -> SiteMap | None:
+        """Return the match of a structure on known sites; None if its state needs a closer look."""
+        if self._known is None or not said_of(given).ordinary or excited_of(given) is not False:
+            return None
+        return self._known.match(given)
 
     def _matched(self, given: Atoms, row: int, out: Values) -> None:
         """Match a structure, predict its property, and remember its sites."""
@@ -217,8 +227,8 @@ class Structures:
             return
         out.value[row] = one.value
         out.error[row] = np.nan if one.expected_error is None else one.expected_error
-        if not isinstance(self._host, str) and not site_map.extra and not site_map.ambiguous:
-            self._known = _KnownSites(site_map, given)
+        if not isinstance(self._host, str) and SharedSites.serves(site_map):
+            self._known = SharedSites(site_map, given)
 
     def digest(self, block: Sequence[Named]) -> bytes:
         """Return a digest of some structures and their names."""
@@ -230,62 +240,10 @@ class Structures:
         return one
 
 
-class _KnownSites:
-    """The sites of a structure that was matched, in which others with the same cell are found again.
-
-    Args:
-        site_map: The match.
-        atoms: The structure.
-    """
-
-    def __init__(self, site_map: SiteMap, atoms: Atoms) -> None:
-        self.site_map = site_map
-        self._cell, self._pbc = atoms.cell.array.copy(), atoms.pbc.copy()
-        self._usable = abs(np.linalg.det(self._cell)) > 1
-        if self._usable:
-            self._inverse = np.linalg.inv(self._cell)
-            self._scaled = site_map.positions @ self._inverse
-            self._tree = cKDTree(_wrapped(self._scaled), boxsize=1.0)
-
-    def occupation(self, atoms: Atoms) -> Array | None:
-        """Return the occupation of a structure all of whose atoms are on these sites, else None.
-
-        None is also returned if a charge or another state needs a closer look, or if little of the host is left.
-        """
-        same = self._usable and np.array_equal(atoms.pbc, self._pbc)
-        if not same or not 0 < len(atoms) <= len(self._scaled):
-            return None
-        if np.abs(atoms.cell.array - self._cell).max() > _SAME_CELL or atoms.constraints:
-            return None
-        if not said_of(atoms).ordinary or excited_of(atoms) is not False:
-            return None
-        scaled = atoms.positions @ self._inverse
-        if not np.isfinite(scaled).all():
-            return None
-        _, site = self._tree.query(_wrapped(scaled))
-        off = scaled - self._scaled[site]
-        off -= np.where(self._pbc, np.round(off), 0.0)
-        if (np.linalg.norm(off @ self._cell, axis=1) > _ON_SITE).any():
-            return None
-        numbers = np.zeros(len(self._scaled), dtype=self.site_map.numbers.dtype)
-        numbers[site] = atoms.numbers
-        once = np.count_nonzero(numbers) == len(atoms)
-        pristine = (numbers == self.site_map.host_numbers).mean()
-        return numbers if once and pristine > MIN_PRISTINE else None
-
-
-def _wrapped(scaled: Array) -> Array:
-    """Return fractional coordinates in [0, 1)."""
-    out = scaled % 1.0
-    out[out >= 1.0] = 0.0
-    return out
-
-
-def _values(found: dict[str, Array], rank: str) -> Values:
+def _values(found: dict[str, Array], rank: str, why: Callable[[int], str]) -> Values:
     """Return the values of one property among arrays of a predictor, with reasons where there is none."""
     value, error, trust = found[rank], found[f"{rank}_error"], found["trust"]
-    text = f"no {rank}: host, defects or their number are outside the training data"
-    return Values(value, error, trust, {int(k): text for k in np.flatnonzero(~np.isfinite(value))})
+    return Values(value, error, trust, {int(k): printable(why(int(k))) for k in np.flatnonzero(~np.isfinite(value))})
 
 
 @dataclass(frozen=True)
@@ -307,8 +265,26 @@ class Kept:
     trust: int
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What was ranked before, with fewer of the best.
+
+    Attributes:
+        done: How many structures; 0 for no such ranking.
+        digest: Their digest.
+        complete: Whether there were no more.
+    """
+
+    done: int = 0
+    digest: bytes = b""
+    complete: bool = False
+
+
 class Ranking(Generic[T]):
     """A ranking in the folder of a screen, which resumes after a kill.
+
+    If more of the best are asked for than before, everything is ranked anew, because only so many were remembered;
+    the inputs must be the same.
 
     Args:
         folder: The folder; nobody else may write to it.
@@ -335,6 +311,7 @@ class Ranking(Generic[T]):
         self._heap: list[tuple[float, int]] = []
         self._best: dict[int, tuple[Kept, T]] = {}
         self._digest = b""
+        self._before = _Before()
         self.done, self.unranked, self.complete = 0, 0, False
         self.resumed = 0
 
@@ -371,13 +348,29 @@ class Ranking(Generic[T]):
         while block := list(islice(stream, self._candidates.block)):
             self._add(block, self._candidates.values(block), unranked)
             self._digest = _chained(self._digest, self._candidates.digest(block))
+            self._compare_with_before()
             progress(self.done)
             now = time.monotonic()
             if now - last >= self._every and len(block) == self._candidates.block:
                 self._record(unranked)
                 last = now
+        self._compare_with_before(ended=True)
         self.complete = True
         self._record(unranked)
+
+    def _compare_with_before(self, *, ended: bool = False) -> None:
+        """Refuse other inputs than those that were ranked before, with fewer of the best."""
+        before = self._before
+        shorter = ended and self.done < before.done
+        longer = before.complete and self.done > before.done
+        if shorter or longer or (self.done == before.done and self._digest != before.digest):
+            raise self._other_inputs(before.done)
+
+    def _other_inputs(self, done: int) -> ScreeningError:
+        return ScreeningError(
+            f"the {done} structures that were ranked in {self.folder} are not those that the input holds now; give "
+            "the same input in the same order, or rank into another folder"
+        )
 
     def _add(self, block: list[T], found: Values, unranked: io.BufferedWriter) -> None:
         """Put the best of a block into the heap."""
@@ -410,10 +403,14 @@ class Ranking(Generic[T]):
             return {}
         state = read_json(path)
         try:
-            kept = [Kept(*row) for row in state["kept"]]
-            self.done, self.unranked = int(state["done"]), int(state["unranked"])
+            kept = sorted((Kept(*row) for row in state["kept"]), key=lambda one: (one.key, one.index))[: self.keep]
+            done, digest = int(state["done"]), bytes.fromhex(state["digest"])
+            if int(state["keep"]) < self.keep:
+                self._before = _Before(done, digest, bool(state["complete"]))
+                return {}
+            self.done, self.unranked = done, int(state["unranked"])
             self.complete = bool(state["complete"])
-            self._digest = bytes.fromhex(state["digest"])
+            self._digest = digest
             state["kept"] = {one.index: one for one in kept}
             int(state["unranked_size"])
         except (KeyError, TypeError, ValueError) as error:
@@ -435,10 +432,7 @@ class Ranking(Generic[T]):
             digest = _chained(digest, self._candidates.digest(block))
             start += len(block)
         if digest != self._digest:
-            raise ScreeningError(
-                f"the {self.done} structures that were ranked in {self.folder} are not those that the input holds "
-                "now; give the same input in the same order, or rank into another folder"
-            )
+            raise self._other_inputs(self.done)
         self._heap = [(-one.key, -index) for index, one in kept.items()]
         heapq.heapify(self._heap)
 
@@ -464,6 +458,7 @@ class Ranking(Generic[T]):
         os.fsync(unranked.fileno())
         kept = [pair[0] for _, pair in sorted(self._best.items())]
         state = {
+            "keep": self.keep,
             "done": self.done,
             "complete": self.complete,
             "digest": self._digest.hex(),

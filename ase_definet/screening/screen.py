@@ -1,49 +1,56 @@
 """Relax any number of structures in batches, on several processes or a cluster, resumably.
 
-Results go to a folder: ``structures.extxyz`` (relaxed), ``table.csv`` (a row per structure), ``failures.csv``,
-``inputs.csv`` (digests of the inputs), ``run.json`` (the request) and ``journal.json``. A block of structures counts
-once the journal records it. What an interrupted run wrote after its last journal entry is truncated when the screen
-is resumed, so that no structure is lost or relaxed twice. The journal also holds digests of the other files, by which
-later changes to them are noticed.
+Results go to a folder: ``structures.extxyz`` or ``structures.arrows`` (relaxed), ``table.csv`` (a row per structure),
+``failures.csv``, ``inputs.csv`` (digests of the inputs), ``run.json`` (the request) and ``journal.json``. A block of
+structures counts once the journal records it. What an interrupted run wrote after its last journal entry is truncated
+when the screen is resumed, so that no structure is lost or relaxed twice. The journal also holds digests of the other
+files, by which later changes to them are noticed.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import math
 import numbers
 import os
-import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+import torch
 from ase import Atoms
+from ase.data import chemical_symbols
+from ase.formula import Formula
 from ase.io.formats import ioformats
 from numpy.typing import NDArray
 
 from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
-from ase_definet.errors import DefiNetError, ScreeningError, StructureError
+from ase_definet.errors import DefiNetError, OtherRequestError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
+from ase_definet.matching.library import get_host
+from ase_definet.matching.shared_sites import Matcher, Placed
 from ase_definet.relaxation.calculation import CalculatorStage
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import TRUST
 from ase_definet.relaxation.property_stage import DEFAULT
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import RelaxFailure, RelaxResult
+from ase_definet.screening.enumeration import Configuration
+from ase_definet.screening.structures_file import FORMATS, StructuresFile
 from ase_definet.structures.cell import completed_cell
 from ase_definet.structures.conversion import with_moments
-from ase_definet.structures.extxyz import StreamError, frame_text, printable, read_frames
+from ase_definet.structures.extxyz import StreamError, printable, read_frames
 from ase_definet.structures.files import is_vacant, refuse_incomplete, replacing
 from ase_definet.structures.metrics import near_sites
 from ase_definet.structures.reading import COMPRESSED, format_by_name, read_each, read_structure, structure_format
@@ -51,13 +58,13 @@ from ase_definet.structures.run_folder import HOLDER, LOCK, RunFolder
 from ase_definet.structures.state import refuse_parity, said_of, set_state
 
 Array: TypeAlias = NDArray[Any]
-Named: TypeAlias = tuple[str, "Atoms | Exception"]
+Named: TypeAlias = tuple[str, "Atoms | Configuration | Exception"]
 
 BLOCK = 64
 """Number of structures that are relaxed, written and recorded together."""
 NEAR = 3.0
 """Atoms closer than this to a defect site are near it, in Å."""
-STRUCTURES, TABLE, FAILURES, INPUTS = "structures.extxyz", "table.csv", "failures.csv", "inputs.csv"
+TABLE, FAILURES, INPUTS = "table.csv", "failures.csv", "inputs.csv"
 RUN, JOURNAL = "run.json", "journal.json"
 PARQUET = "table.parquet"
 COLUMNS = (
@@ -92,10 +99,9 @@ REPLACED = "definet_state_replaced"
 """Key of ``atoms.info`` with what a structure said of its state before another one was asked for."""
 UNREADABLE = "unreadable"
 """Stands for the digest of an input that could not be read."""
-_LOOK_AGAIN, _WORKERLESS = 10.0, 120.0  # in s
 _HEAD = 50_000  # what ASE looks at
-_AHEAD = 3
-"""Blocks queued for each worker."""
+FEW = 256
+"""Up to so many structures, more processes than one take longer to start than they save."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +111,14 @@ class Block:
     Attributes:
         names: Names of all structures, in order.
         digests: Digest of each input: see :func:`digest_of`.
-        structures: Relaxed structures, as extended XYZ.
+        structures: Relaxed structures, as they are written.
         rows: Rows of the table.
         failures: Index, name and reason of each failure.
     """
 
     names: tuple[str, ...]
     digests: tuple[str, ...]
-    structures: str
+    structures: bytes
     rows: list[dict[str, Any]]
     failures: list[dict[str, Any]]
 
@@ -284,32 +290,59 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
 
     Args:
         names: Name of each structure.
-        structures: Atoms, or the error of a structure that could not be read.
+        structures: Atoms, matched or not, configurations of an enumeration, or the error of a structure that could
+            not be read.
         first: Index of the first structure.
         settings: ``model``, ``device``, ``host`` (a name, a file, or a :class:`~ase_definet.matching.host.Host`,
             which does not change while the screen runs), ``max_strain``, and, if they are known, ``extrapolate``,
             ``calculation`` (keyword arguments of the relaxer, with a calculator by its name), ``sha256`` of the
-            weights, ``properties`` (weights for properties, None for none), their ``properties_sha256``, and ``mu``
-            (chemical potentials as texts).
+            weights, ``properties`` (weights for properties, None for none), their ``properties_sha256``, ``mu``
+            (chemical potentials as texts), and ``structures`` (one of
+            :data:`~ase_definet.screening.structures_file.FORMATS`).
 
     Raises:
         ScreeningError: The weights are not those of that ``sha256``.
     """
     relaxer = _relaxer(settings)
-    rows, failures, out = [], [], io.StringIO()
+    written = FORMATS[settings.get("structures", "extxyz")]()
+    rows, failures, out = [], [], []
     names = tuple(printable(name) for name in names)
     records = relaxer.relax_many(map(_checked, structures), host=settings["host"])
     for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
         try:
             if isinstance(record, RelaxFailure):
                 raise record.error  # noqa: TRY301 - one way for all that fails
-            row, text = _finished(index, name, record, structures[index - first].info.get(REPLACED, ""))
+            row, prepared = _finished(index, name, record, written)
         except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
             failures.append({"index": index, "name": name, "reason": _reason(error)})
         else:
             rows.append(row)
-            out.write(text)
-    return Block(names, tuple(map(digest_of, structures)), out.getvalue(), rows, failures)
+            out.append(prepared)
+    return Block(names, tuple(map(digest_of, structures)), written.content(out), rows, failures)
+
+
+def match_block(structures: list[Any], settings: dict[str, Any]) -> list[Any]:
+    """Match some structures ahead of :func:`relax_block`, which is left to match those that cannot be.
+
+    Args:
+        structures: As there.
+        settings: As there.
+    """
+    matcher, host, out = _matcher(), settings["host"], []
+    known = host if isinstance(host, str) and host.lower() == "auto" else get_host(host)
+    for given in structures:
+        found = given
+        if isinstance(given, Atoms):
+            with suppress(DefiNetError):  # said by relax_block
+                found = Placed(given, matcher.match(given, known, settings["max_strain"]))
+        out.append(found)
+    return out
+
+
+@lru_cache(maxsize=1)
+def _matcher() -> Matcher:
+    """Return the matcher of this process."""
+    return Matcher()
 
 
 def in_state(given: Atoms, charge: int | None, spin_multiplicity: int | None, functional: str | None) -> Atoms:
@@ -330,10 +363,13 @@ def in_state(given: Atoms, charge: int | None, spin_multiplicity: int | None, fu
 
 def _checked(given: Any) -> Any:
     """Return a structure, or what is wrong with the state that it says it has."""
-    if not isinstance(given, Atoms):
+    if isinstance(given, Configuration):
+        return given.space.placed(given)
+    atoms = given.atoms if isinstance(given, Placed) else given
+    if not isinstance(atoms, Atoms):
         return given
     try:
-        refuse_parity(given)
+        refuse_parity(atoms)
     except StructureError as error:
         return error
     return given
@@ -346,7 +382,12 @@ def digest_of(given: object) -> str:
     """
     if isinstance(given, Exception):
         return UNREADABLE
+    if isinstance(given, Placed):
+        return digest_of(given.atoms)
     digest = hashlib.blake2b(digest_size=12)
+    if isinstance(given, Configuration):  # the request has the host and the supercell
+        digest.update(repr((given.sites, [kind.element for kind in given.kinds], given.multiplicity)).encode())
+        return digest.hexdigest()
     if not isinstance(given, Atoms):
         digest.update(_plain(given))
         return digest.hexdigest()
@@ -389,23 +430,24 @@ def _reason(error: Exception) -> str:
     return printable(text)
 
 
-def _finished(index: int, name: str, result: RelaxResult, note: str = "") -> tuple[dict[str, Any], str]:
-    """Return the row of a relaxed structure, with a note among its warnings, and the structure as extended XYZ."""
+def _finished(index: int, name: str, result: RelaxResult, written: StructuresFile) -> tuple[dict[str, Any], Any]:
+    """Return the row of a relaxed structure, and the structure as it is written."""
     atoms = result.atoms.copy()
     if not np.isfinite(atoms.positions).all():
         raise StructureError("the prediction holds positions that are not numbers")
     row = _row(index, name, result)
+    note = str(atoms.info.get(REPLACED, ""))
     row["warnings"] = printable("; ".join(filter(None, (note, row["warnings"]))))
     # our own first: where two names become one, they stay
     atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
         key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}
     }
     atoms.set_array("definet_displacement", result.displacement)
-    text, left_out = frame_text(atoms)
+    prepared, left_out = written.prepared(atoms)
     if left_out:
-        note = f"extended XYZ cannot hold {', '.join(left_out)}: left out"
+        note = f"{written.title} cannot hold {', '.join(left_out)}: left out"
         row["warnings"] = printable("; ".join(filter(None, (row["warnings"], note))))
-    return row, text
+    return row, prepared
 
 
 def defect_sites(result: RelaxResult) -> str:
@@ -478,7 +520,7 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     row: dict[str, Any] = {
         "index": index,
         "name": name,
-        "formula": atoms.get_chemical_formula(),
+        "formula": _formula(atoms.numbers),
         "host": printable(site_map.host.name),
         "supercell": site_map.supercell_name,
         "sites": len(site_map.kinds),
@@ -515,6 +557,13 @@ def _row(index: int, name: str, result: RelaxResult) -> dict[str, Any]:
     return row
 
 
+def _formula(numbers: Array) -> str:
+    """Return a formula as ``Atoms.get_chemical_formula``, which parses one of a symbol for each atom."""
+    elements, counts = np.unique(numbers, return_counts=True)
+    symbols = (chemical_symbols[element] for element in elements)
+    return str(Formula.from_dict(dict(zip(symbols, counts.tolist(), strict=True))).format("hill"))
+
+
 def _property_columns(result: RelaxResult) -> dict[str, Any]:
     """Return the columns about properties; what is unknown is left empty."""
     row: dict[str, Any] = {}
@@ -547,15 +596,21 @@ class Results:
 
     Args:
         folder: The folder.
-        asked: The request of this run; a folder with the results of another request is refused.
+        asked: The request of this run; a folder with the results of another request is refused, unless that kept
+            fewer of the same ranking.
 
     Raises:
-        ScreeningError: The folder holds the results of another request, is damaged, or is in use.
+        OtherRequestError: The folder holds the results of another request.
+        ScreeningError: The folder is damaged or in use.
     """
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
         self.folder = folder
         self.progress = Progress()
+        self.structures = FORMATS[asked.get("structures") or "extxyz"]()
+        self._headers = {self.structures.name: self.structures.header()} | {
+            name: _csv([dict(zip(columns, columns, strict=True))], columns) for name, columns in _TABLES.items()
+        }
         self._files: dict[str, BinaryIO] = {}
         self._digests: dict[str, Any] = {}
         self._held = ExitStack()
@@ -573,24 +628,28 @@ class Results:
         if run.exists():
             before = read_json(run)
             differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
-            if differ:
-                raise ScreeningError(
+            if differ == ["keep"] and (asked.get("keep") or 0) > (before.get("keep") or math.inf):
+                _replace(
+                    run, json.dumps(asked, indent=1) + "\n"
+                )  # more of the same ranking: those so far stay the first
+            elif differ:
+                raise OtherRequestError(
                     f"{self.folder} holds the results of another request (other {', '.join(differ)}); give another "
                     "folder, or the same request to go on with it"
                 )
         elif not is_vacant(self.folder, LOCK, HOLDER):
-            raise ScreeningError(f"{self.folder} is not empty and holds no screen; give another folder")
+            raise OtherRequestError(f"{self.folder} is not empty and holds no screen; give another folder")
         else:
             _replace(run, json.dumps(asked, indent=1) + "\n")
         state: dict[str, Any] = {}
         if journal.exists():
             state = read_json(journal)
-            _check_journal(journal, state)
+            _check_journal(journal, state, set(self._headers))
         else:
             self._refuse_orphans()
         self.progress = Progress(state.get("done", 0), state.get("failed", 0), state.get("done", 0))
         self.complete = state.get("complete", False)
-        for name, columns in _FILES.items():
+        for name, header in self._headers.items():
             path = self.folder / name
             stream = path.open("r+b" if path.exists() else "x+b")
             self._files[name] = stream
@@ -602,16 +661,14 @@ class Results:
             else:
                 self._digests[name] = hashlib.blake2b(digest_size=16)
                 stream.truncate(0)
-                if columns:
-                    self._write(name, _csv([dict(zip(columns, columns, strict=True))], columns))
+                self._write(name, header)
         if not state:
             self._record(self.progress)
 
     def _refuse_orphans(self) -> None:
         """Refuse results without a journal, which is written before the first block."""
-        for name, columns in _FILES.items():
+        for name, header in self._headers.items():
             path = self.folder / name
-            header = _csv([dict(zip(columns, columns, strict=True))], columns) if columns else b""
             if path.exists() and path.stat().st_size > len(header):
                 raise ScreeningError(
                     f"{self.folder / JOURNAL} is gone, and {path} holds results; restore it, or begin again in "
@@ -627,7 +684,7 @@ class Results:
         """
         if self.complete:  # the input has grown: what a kill leaves of this block is no longer somebody's edit
             self._record(self.progress)
-        self._write(STRUCTURES, block.structures.encode())
+        self._write(self.structures.name, block.structures)
         self._write(TABLE, _csv(block.rows, COLUMNS))
         self._write(FAILURES, _csv(block.failures, FAILURE_COLUMNS))
         pairs = zip(block.names, block.digests, strict=True)
@@ -655,6 +712,10 @@ class Results:
             error.filename = error.filename or str(self.folder / name)
             raise
         self._digests[name].update(content)
+
+    def recorded(self) -> int:
+        """Return how many structures count by the journal, which an interruption may leave a block ahead."""
+        return int(read_json(self.folder / JOURNAL)["done"])
 
     def finish(self) -> None:
         """Record that all inputs are in the results: anything after them was not written by this screen."""
@@ -689,13 +750,8 @@ class Results:
         self._held.close()
 
 
-_FILES: dict[str, tuple[str, ...]] = {
-    STRUCTURES: (),
-    TABLE: COLUMNS,
-    FAILURES: FAILURE_COLUMNS,
-    INPUTS: INPUT_COLUMNS,
-}
-"""The files that grow block by block, and their columns."""
+_TABLES: dict[str, tuple[str, ...]] = {TABLE: COLUMNS, FAILURES: FAILURE_COLUMNS, INPUTS: INPUT_COLUMNS}
+"""The tables that grow block by block, as the structures do, and their columns."""
 
 
 def _verified(path: Path, stream: BinaryIO, size: int, digest: str, *, whole: bool) -> Any:
@@ -751,17 +807,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_journal(path: Path, state: dict[str, Any]) -> None:
+def _check_journal(path: Path, state: dict[str, Any], files: set[str]) -> None:
     """Refuse a journal that was not written by a screen."""
     counts = [state.get("done"), state.get("failed")]
     sizes, digests = state.get("sizes"), state.get("digests")
-    named = all(isinstance(values, dict) and set(values) == set(_FILES) for values in (sizes, digests))
+    named = all(isinstance(values, dict) and set(values) == files for values in (sizes, digests))
     counts += list(sizes.values()) if isinstance(sizes, dict) else [None]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in counts)
     whole = whole and isinstance(state.get("complete"), bool)
     if not (named and whole and state["failed"] <= state["done"]):
         raise ScreeningError(
-            f"{path}: damaged (expected done, failed, complete, and the sizes and digests of {', '.join(_FILES)}); "
+            f"{path}: damaged (expected done, failed, complete, and the sizes and digests of {', '.join(files)}); "
             "restore it, or begin again in another folder"
         )
 
@@ -808,7 +864,7 @@ def screen(
     results: Results,
     settings: dict[str, Any],
     *,
-    workers: int = 1,
+    workers: int | None = 1,
     scheduler: str | None = None,
     block: int = BLOCK,
     progress: Callable[[Progress], object] = lambda _: None,
@@ -819,7 +875,8 @@ def screen(
         source: Names and structures, in the same order every time.
         results: The folder of results.
         settings: As in :func:`relax_block`.
-        workers: Number of processes on this machine; more than one need Dask.
+        workers: Number of processes on this machine (see :class:`~ase_definet.screening.cluster.Crew`); more than one
+            need Dask. None for one for each core if there are many structures, and Dask.
         scheduler: Address of a Dask scheduler to use instead, ``tcp://...``.
         block: Number of structures that are relaxed and recorded together.
         progress: Called after every block.
@@ -832,8 +889,10 @@ def screen(
     """
     stream = iter(source)
     _same_so_far(stream, results.inputs())
-    with _mapper(workers, scheduler) as run_all:
-        tasks = _tasks(stream, results.progress.done, settings, block)
+    tasks = _tasks(stream, results.progress.done, settings, block)
+    if workers is None:
+        workers, tasks = (1, tasks) if scheduler else _workers_for(tasks, settings)
+    with _mapper(workers, scheduler, settings["device"]) as run_all:
         for finished in run_all(tasks):
             results.add(finished)
             progress(results.progress)
@@ -865,7 +924,7 @@ def _same_so_far(stream: Iterator[Named], before: Iterator[tuple[str, str]]) -> 
             )
 
 
-def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str | None = None) -> None:
+def check_settings(settings: dict[str, Any], *, workers: int | None = 1, scheduler: str | None = None) -> None:
     """Make sure that a screen can run, before its folder is created.
 
     Args:
@@ -880,7 +939,7 @@ def check_settings(settings: dict[str, Any], *, workers: int = 1, scheduler: str
         ScreeningError: Dask is needed and not installed.
         DefiNetError: ``max_strain`` is not positive.
     """
-    if workers == 1 and scheduler is None:
+    if workers in {None, 1} and scheduler is None:
         _relaxer(settings)  # the one that relaxes
         return
     check_dask()
@@ -969,104 +1028,46 @@ def _tasks(stream: Iterator[Named], first: int, settings: dict[str, Any], block:
 
 
 @contextmanager
-def _mapper(workers: int, scheduler: str | None) -> Iterator[Callable[[Iterator[tuple[Any, ...]]], Iterator[Block]]]:
+def _mapper(workers: int, scheduler: str | None, device: str) -> Iterator[Callable[[Iterator[Any]], Iterator[Block]]]:
     """Yield a function that runs tasks and returns their results in order."""
     if workers == 1 and scheduler is None:
         yield lambda tasks: (relax_block(*task) for task in tasks)
         return
     check_dask()
-    from distributed import Client, LocalCluster
+    from distributed import Client
+
+    from ase_definet.screening.cluster import Crew, local_client, on_cluster
 
     if scheduler is not None:
         with Client(scheduler) as client:
-            yield lambda tasks: _on_cluster(client, tasks, None)
+            yield lambda tasks: on_cluster(client, tasks)
         return
-    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with LocalCluster(**options) as cluster, Client(cluster) as client:
-        client.register_worker_callbacks(_leave_interrupts)
-        yield lambda tasks: _on_cluster(client, tasks, workers)
+    crew = Crew.of(device, workers)
+    with local_client(crew) as client:
+        yield lambda tasks: on_cluster(client, tasks, crew)
 
 
-def _leave_interrupts() -> None:
-    """Ignore Ctrl-C, which a terminal also sends to workers: the process that launched them ends them."""
-    with suppress(ValueError):  # not in the main thread: then it gets none
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _workers_for(tasks: Iterator[tuple[Any, ...]], settings: dict[str, Any]) -> tuple[int, Iterator[tuple[Any, ...]]]:
+    """Return how many processes pay for some tasks, and the tasks: one for few structures, else one for each core."""
+    from ase_definet.screening.cluster import MOST_WORKERS
+
+    most = min(MOST_WORKERS, torch.get_num_threads())
+    if most == 1 or settings.get("calculation") or importlib.util.find_spec("distributed") is None:
+        return 1, tasks
+    head: list[tuple[Any, ...]] = []
+    try:
+        for task in tasks:
+            head.append(task)
+            if sum(len(names) for names, *_ in head) > FEW:
+                return most, chain(head, tasks)
+    except ScreeningError as error:  # the tasks have ended; what came before it counts
+        return 1, _then(head, error)
+    return 1, iter(head)
 
 
-def _on_cluster(client: Any, tasks: Iterator[tuple[Any, ...]], workers: int | None) -> Iterator[Block]:
-    """Keep the workers busy and yield results in order; a task whose worker died runs again on another."""
-    from distributed import KilledWorker
-
-    waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
-    broken: ScreeningError | None = None
-    while True:
-        most = _AHEAD * (workers or max(1, len(client.scheduler_info()["workers"])))
-        try:
-            for task in islice(tasks, max(0, most - len(waiting))):
-                waiting.append((task, client.submit(relax_block, *task, pure=False, retries=2)))
-        except ScreeningError as error:  # what came before it counts; the tasks have ended
-            broken = error
-        if not waiting:
-            if broken is not None:
-                raise broken
-            return
-        task, future = waiting.popleft()
-        try:
-            block = _awaited(client, future, patient=workers is None)
-        except KilledWorker:  # one of its structures kills every worker it comes to
-            block = _one_by_one(client, cast("Any", task), patient=workers is None)
-        yield block
-
-
-def _awaited(client: Any, future: Any, *, patient: bool) -> Block:
-    """Wait for a block, but not for ever.
-
-    Args:
-        client: Client of the cluster.
-        future: The block.
-        patient: Whether workers may arrive late, as those of a batch system do.
-
-    Raises:
-        ScreeningError: All workers on this machine have died, and none could be restarted.
-    """
-    alone = 0
-    while True:
-        try:
-            block: Block = future.result(timeout=_LOOK_AGAIN)
-        except TimeoutError:
-            if future.done():  # it is the block's own
-                raise
-            alone = 0 if patient or client.scheduler_info()["workers"] else alone + 1
-            if alone * _LOOK_AGAIN >= _WORKERLESS:
-                raise ScreeningError(
-                    "all workers died and none could be restarted, perhaps for lack of memory; the same command with "
-                    "fewer --workers resumes the screen"
-                ) from None
-        else:
-            return block
-
-
-def _one_by_one(client: Any, task: tuple[tuple[str, ...], list[Any], int, dict[str, Any]], *, patient: bool) -> Block:
-    """Relax the structures of a block one by one; those whose workers die are recorded as failures."""
-    from distributed import KilledWorker
-
-    out: list[Block] = []
-    names, structures, first, settings = task
-    for index, (name, given) in enumerate(zip(names, structures, strict=True), start=first):
-        try:
-            future = client.submit(relax_block, (name,), [given], index, settings, pure=False)
-            out.append(_awaited(client, future, patient=patient))
-        except KilledWorker:
-            reason = "every worker that was given this structure died, perhaps for lack of memory"
-            failure = {"index": index, "name": printable(name), "reason": reason}
-            out.append(Block((printable(name),), (digest_of(given),), "", [], [failure]))
-    return Block(
-        tuple(name for block in out for name in block.names),
-        tuple(digest for block in out for digest in block.digests),
-        "".join(block.structures for block in out),
-        [row for block in out for row in block.rows],
-        [failure for block in out for failure in block.failures],
-    )
+def _then(tasks: list[tuple[Any, ...]], error: ScreeningError) -> Iterator[tuple[Any, ...]]:
+    yield from tasks
+    raise error
 
 
 def _csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> bytes:

@@ -37,7 +37,7 @@ def forward_of(kind: str, batch: int) -> tuple[torch.nn.Module, list[Tensor]]:
         config = SiteNetworkConfig(short_range_cutoff=4.5, dropout=0.1)
         net = SiteNetwork(config)
         if kind == "default":
-            lattice = build_lattice(lattice_of(maps[0]), config.cutoff)
+            lattice = build_lattice(lattice_of(maps[0].sites), config.cutoff)
             numbers = torch.stack([torch.as_tensor(m.numbers) for m in maps], 1)
             kinds = torch.stack([torch.as_tensor(m.kinds) for m in maps], 1)
             host = torch.as_tensor(maps[0].host_numbers)

@@ -43,7 +43,9 @@ def test_chunks_do_not_change_the_answer(n):
     # 19 x 19 is beyond the plain transform
     structure = mos2(n)
     expected = DefiNetRelaxer(host="MoS2", device="cpu").predict(structure).displacement
-    small = WorkingSet(sites=1, chunk_bytes=300_000, short_range_bytes=300_000, training_bytes=300_000)
+    small = WorkingSet(
+        sites=1, chunk_bytes=300_000, kernel_bytes=300_000, short_range_bytes=300_000, training_bytes=300_000
+    )
     found = DefiNetRelaxer(host="MoS2", device="cpu", working_set=small).predict(structure).displacement
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME)
     assert np.abs(expected).max() > 0.01

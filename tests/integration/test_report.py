@@ -22,7 +22,8 @@ from click.testing import CliRunner
 from ase_definet.cli import cli
 from ase_definet.errors import OutputExistsError, ScreeningError
 from ase_definet.screening.html_report import write_report
-from ase_definet.screening.screen import COLUMNS, FAILURE_COLUMNS, FAILURES, STRUCTURES, TABLE
+from ase_definet.screening.screen import COLUMNS, FAILURE_COLUMNS, FAILURES, TABLE
+from ase_definet.screening.structures_file import STRUCTURES
 from tests.conftest import pristine
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

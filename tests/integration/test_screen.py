@@ -22,7 +22,8 @@ from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.screening import screen as screening
-from ase_definet.screening.screen import FAILURES, PROPERTIES, STRUCTURES, TABLE, Results, screen, structures_of
+from ase_definet.screening.screen import FAILURES, PROPERTIES, TABLE, Results, screen, structures_of
+from ase_definet.screening.structures_file import STRUCTURES
 from tests.conftest import pristine
 
 SETTINGS = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}
@@ -239,7 +240,7 @@ def test_command(many, tmp_path):
     assert "42 structures" in done.output
     assert "2 failed" in done.output
     done = CliRunner().invoke(cli, [*command, "--max-strain", "0.01"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "other max_strain" in done.output
     done = CliRunner().invoke(cli, ["screen", str(tmp_path / "none"), "--host", "MoS2", "-o", str(tmp_path / "x")])
     assert done.exit_code == 1

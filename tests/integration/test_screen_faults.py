@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.screening import screen as screening
+from ase_definet.screening import structures_file
 from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,
     FAILURES,
-    STRUCTURES,
     TABLE,
     Results,
     read_rows,
     screen,
 )
+from ase_definet.screening.structures_file import FORMATS, STRUCTURES, read_structures
 from ase_definet.structures.extxyz import printable
 from tests.conftest import pristine
 from tests.unit.structures.test_extxyz import TEXT, hostile
@@ -51,7 +52,8 @@ def run(source, out: Path, asked=ASKED, **options) -> screening.Progress:
 
 def consistent(out: Path, relaxed: int, failed: int) -> list[Atoms]:
     """Check that everything in a folder of results can be read, and belongs together; return the structures."""
-    found = read(out / STRUCTURES, ":", format="extxyz") if relaxed else []
+    text = out / STRUCTURES
+    found = read(text, ":", format="extxyz") if relaxed and text.exists() else list(read_structures(out))
     rows, failures = read_rows(out / TABLE, COLUMNS), read_rows(out / FAILURES, FAILURE_COLUMNS)
     assert (len(found), len(rows), len(failures)) == (relaxed, relaxed, failed)
     assert [str(atoms.info["name"]) for atoms in found] == [row["name"] for row in rows]
@@ -139,7 +141,8 @@ def test_bad_structures_cost_themselves_at_most(tmp_path, what):
 
 @pytest.mark.parametrize("stage", ["_row", "frame_text", "defect_sites", "completed_cell"])
 def test_an_error_at_any_stage_costs_its_structure(tmp_path, monkeypatch, stage):
-    real, calls = getattr(screening, stage), []
+    place = structures_file if stage == "frame_text" else screening
+    real, calls = getattr(place, stage), []
 
     def failing(*arguments):
         calls.append(1)
@@ -147,7 +150,7 @@ def test_an_error_at_any_stage_costs_its_structure(tmp_path, monkeypatch, stage)
             raise RuntimeError("on purpose")
         return real(*arguments)
 
-    monkeypatch.setattr(screening, stage, failing)
+    monkeypatch.setattr(place, stage, failing)
     assert run([(str(k), vacancy(k)) for k in range(3)], tmp_path / "out").failed == 1
     consistent(tmp_path / "out", 2, 1)
     (row,) = read_rows(tmp_path / "out" / FAILURES, FAILURE_COLUMNS)
@@ -187,11 +190,12 @@ def result():
     return DefiNetRelaxer(host="MoS2", device="cpu").predict(vacancy())
 
 
-@given(st.lists(st.tuples(TEXT, hostile()), min_size=1, max_size=4))
+@pytest.mark.parametrize("structures", FORMATS)
+@given(many=st.lists(st.tuples(TEXT, hostile()), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_factory, many):
+def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_factory, structures, many):
     """Info, arrays and names of any kind on predicted structures, as a block that a folder takes."""
-    rows, text = [], ""
+    rows, content, form = [], [], FORMATS[structures]()
     for index, (name, other) in enumerate(many):
         atoms = result.atoms.copy()
         atoms.info |= other.info
@@ -199,14 +203,15 @@ def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_fac
             if key not in {"numbers", "positions", "definet_displacement"}:
                 atoms.arrays[key] = np.resize(values, (len(atoms), *values.shape[1:]))
         host = replace(result.site_map.host, name=name)
-        odd = replace(result, atoms=atoms, site_map=replace(result.site_map, host=host), warnings=(name, name))
-        row, written = screening._finished(index, printable(name), odd)
+        site_map = replace(result.site_map, sites=replace(result.site_map.sites, host=host))
+        odd = replace(result, atoms=atoms, site_map=site_map, warnings=(name, name))
+        row, written = screening._finished(index, printable(name), odd, form)
         rows.append(row)
-        text += written
+        content.append(written)
     names = tuple(printable(name) for name, _ in many)
     out = tmp_path_factory.mktemp("out")
-    results = Results(out / "out", ASKED)
-    results.add(screening.Block(names, tuple("0" * 24 for _ in names), text, rows, []))
+    results = Results(out / "out", ASKED | {"structures": structures})
+    results.add(screening.Block(names, tuple("0" * 24 for _ in names), form.content(content), rows, []))
     assert [name for name, _ in results.inputs()] == list(names)
     results.close()
     for atoms in consistent(out / "out", len(many), 0):

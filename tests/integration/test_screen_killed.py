@@ -20,6 +20,7 @@ from distributed import KilledWorker
 from ase_definet.cli import cli
 from ase_definet.errors import ScreeningError
 from ase_definet.screening import screen as screening
+from ase_definet.screening.cluster import Crew, on_cluster
 from ase_definet.screening.screen import (
     COLUMNS,
     FAILURE_COLUMNS,
@@ -27,10 +28,10 @@ from ase_definet.screening.screen import (
     INPUTS,
     JOURNAL,
     RUN,
-    STRUCTURES,
     TABLE,
     read_rows,
 )
+from ase_definet.screening.structures_file import STRUCTURES
 from tests.integration.test_screen_faults import consistent, run, vacancy
 
 FORKS = pytest.mark.skipif(
@@ -112,16 +113,16 @@ class FakeClient:
         return SimpleNamespace(result=result, done=lambda: False)
 
 
-def on(client, monkeypatch, workers):
+def on(client, monkeypatch, crew):
     @contextmanager
     def mapper(*_):
-        yield lambda tasks: screening._on_cluster(client, tasks, workers)
+        yield lambda tasks: on_cluster(client, tasks, crew)
 
     monkeypatch.setattr(screening, "_mapper", mapper)
 
 
 def test_a_structure_that_kills_its_workers_costs_itself(tmp_path, monkeypatch):
-    on(FakeClient(), monkeypatch, 1)
+    on(FakeClient(), monkeypatch, Crew(("",)))
     source = [("a", vacancy()), ("bomb", Bomb()), ("b", vacancy(3)), ("c", vacancy(5))]
     done = run(source, tmp_path / "out", block=3)
     assert (done.done, done.failed) == (4, 1)
@@ -133,7 +134,7 @@ def test_a_structure_that_kills_its_workers_costs_itself(tmp_path, monkeypatch):
 
 
 def test_a_machine_without_workers_is_not_waited_for(tmp_path, monkeypatch):
-    on(FakeClient(lost=True), monkeypatch, 2)
+    on(FakeClient(lost=True), monkeypatch, Crew(("", "")))
     with pytest.raises(ScreeningError, match="all workers died and none could be restarted"):
         run([("a", vacancy())], tmp_path / "out")
     monkeypatch.undo()

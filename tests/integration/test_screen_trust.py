@@ -25,7 +25,6 @@ from ase_definet.screening.screen import (
     INPUTS,
     JOURNAL,
     RUN,
-    STRUCTURES,
     TABLE,
     Results,
     digest_of,
@@ -33,6 +32,7 @@ from ase_definet.screening.screen import (
     relax_block,
     screen,
 )
+from ase_definet.screening.structures_file import STRUCTURES
 from tests.conftest import pristine
 from tests.integration.test_screen_faults import ASKED, SETTINGS, run, vacancy
 
@@ -274,7 +274,7 @@ def test_another_host_under_the_same_path_is_refused(tmp_path):
     atoms.set_cell(atoms.cell.array * 1.002, scale_atoms=True)
     write(path, atoms)
     done = CliRunner().invoke(cli, command)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "other host_digest" in done.output
     shutil.copy(tmp_path / "kept", path)
     assert CliRunner().invoke(cli, command).exit_code == 0

@@ -60,8 +60,23 @@ def test_what_a_job_returns(structure, relaxer, tmp_path):
     assert output["supercell"] == "8x8x1"
     assert output["warnings"] == []
     assert output["model"] == result.model
+    energy = output["properties"]["formation_energy"]
+    assert energy["value"] == pytest.approx(result.properties["formation_energy"].value, abs=ROUNDED)
+    assert energy["trust"] == "inside"
     np.testing.assert_allclose(output["displacement"], result.displacement, atol=ROUNDED)
     np.testing.assert_allclose(output["expected_error"], result.expected_error, atol=ROUNDED)
+
+
+def test_properties_are_those_asked_for(structure, tmp_path):
+    jobs = [
+        DefiNetRelaxMaker(device="cpu", **options).make(structure, host="MoS2")
+        for options in ({}, {"chemical_potentials": {"S": -5.127}}, {"properties": None})
+    ]
+    responses = run(jobflow.Flow(jobs), tmp_path)
+    default, poor, none = (responses[job.uuid][1].output["properties"] for job in jobs)
+    # two sulphur atoms go to a reservoir that is 1 eV lower
+    assert poor["formation_energy"]["value"] == pytest.approx(default["formation_energy"]["value"] - 2, abs=1e-3)
+    assert none == {}
 
 
 def test_an_atoms_is_taken_too(tmp_path):

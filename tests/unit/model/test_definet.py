@@ -127,7 +127,7 @@ def test_a_tiled_cell_gives_tiled_displacements(model):
 def test_blocks_of_sites_change_nothing(model, learning):
     graph = graph_of(arrays())
     expected, gradients = prediction_and_gradients(model, graph)
-    small = WorkingSet(sites=1, chunk_bytes=5000, short_range_bytes=5000, training_bytes=5000)
+    small = WorkingSet(sites=1, chunk_bytes=5000, kernel_bytes=5000, short_range_bytes=5000, training_bytes=5000)
     if learning:
         found, others = prediction_and_gradients(model, graph, small)
         torch.testing.assert_close(others, gradients, rtol=1e-9, atol=1e-12)

@@ -27,7 +27,9 @@ EXACT = 1e-8
 CONFIG = SiteNetworkConfig(cutoff=5.0, features=16, layers=2, n_radial=8, embedding=4)
 NEAR = replace(CONFIG, short_range_cutoff=3.5, short_range_features=4, short_range_n_radial=6, dropout=0.2)
 
-SMALL_CHUNKS = WorkingSet(sites=1, chunk_bytes=20_000, short_range_bytes=10_000, training_bytes=10_000)
+SMALL_CHUNKS = WorkingSet(
+    sites=1, chunk_bytes=20_000, kernel_bytes=20_000, short_range_bytes=10_000, training_bytes=10_000
+)
 SCALED = replace(NEAR, vector_norm=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -40,8 +40,10 @@ SAME = 1e-6
 """Agreement between ways to divide the work, in Å."""
 CPU = WorkingSet.of(torch.device("cpu"))
 CUDA = WorkingSet.of(torch.device("cuda"), free=80 * 2**30)
-UNBOUNDED = WorkingSet(sites=2**62, chunk_bytes=2**62, short_range_bytes=2**62, training_bytes=2**62)
-TINY = WorkingSet(sites=1, chunk_bytes=1, short_range_bytes=4096, training_bytes=1)
+UNBOUNDED = WorkingSet(
+    sites=2**62, chunk_bytes=2**62, kernel_bytes=2**62, short_range_bytes=2**62, training_bytes=2**62
+)
+TINY = WorkingSet(sites=1, chunk_bytes=1, kernel_bytes=1, short_range_bytes=4096, training_bytes=1)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +133,24 @@ def test_limits_of_a_device_are_finite_and_follow_its_memory():
     assert small.chunk_bytes <= large.chunk_bytes <= 2**29
     for free in (0, 1, 2**20, 2**40):
         limits = WorkingSet.of(torch.device("cuda"), free=free)
-        for value in (limits.sites, limits.chunk_bytes, limits.short_range_bytes, limits.training_bytes):
+        for value in asdict(limits).values():
             assert isinstance(value, int)
             assert value >= 1
+
+
+def test_a_gpu_transforms_whole_cells_and_trains_in_few_blocks():
+    large = WorkingSet.of(torch.device("cuda"), free=80 * 2**30)
+    waves, sublattices, width = 4096 // 2, 3, 64
+    assert large.kernel_bytes >= waves * 2 * (4 * sublattices) ** 2 * width * 4
+    assert large.training_bytes == 2 * 2**30
+    assert WorkingSet.of(torch.device("cuda"), free=2 * 2**30).training_bytes == 2**27
+
+
+def test_memory_that_torch_keeps_for_later_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 70 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+    assert WorkingSet.of(torch.device("cuda")) == WorkingSet.of(torch.device("cuda"), free=70 * 2**30)
 
 
 @pytest.mark.parametrize("case", MIXED)
@@ -242,7 +259,7 @@ def test_nothing_of_a_forward_pass_is_made_on_the_cpu(model, n):
         elsewhere.watching = False
         if model != "default":
             return
-        lattice = build_lattice(lattice_of(site_map), network.config.cutoff, keep_kernels=True).to(DEVICE, CUDA)
+        lattice = build_lattice(lattice_of(site_map.sites), network.config.cutoff, keep_kernels=True).to(DEVICE, CUDA)
         lattice.near(4.5)  # a table of integers, made once
         arrays = (site_map.numbers, site_map.host_numbers, site_map.kinds)
         given = [torch.as_tensor(part).to(DEVICE) for part in arrays]

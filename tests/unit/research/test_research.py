@@ -24,6 +24,7 @@ from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.training.config import make_config, read_config
 from research import distill
 from research.experiments import (
+    broken_symmetry,
     cell_size,
     comparisons,
     data_limits,
@@ -109,7 +110,9 @@ def known(args: list[str]) -> bool:
     return all(word in options for word in args if word.startswith("--"))
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+@pytest.mark.skipif(
+    os.name != "posix" or not shutil.which("bash"), reason="bash; that of Windows starts another system"
+)
 def test_the_script_makes_every_file_before_it_is_read(tmp_path, monkeypatch):
     """With programs that log their arguments only; what they would read and write is followed afterwards."""
     shutil.copytree(RECIPES, tmp_path / "research" / "recipes")
@@ -221,3 +224,23 @@ def test_cells_of_every_size_are_relaxed(tmp_path, monkeypatch):
         assert set(row) == set(first)
         for key in ("sites", "largest", "near_mean"):
             assert row[key] == pytest.approx(first[key], rel=1e-3)
+
+
+@pytest.mark.parametrize("vacancy", [None, 0, 4])
+def test_a_field_is_split_into_what_the_ideal_sites_allow_and_the_rest(vacancy):
+    atoms = pristine("BN", 4)
+    if vacancy is not None:
+        del atoms[vacancy]
+    cell, sites, numbers = atoms.cell.complete().array, atoms.positions, atoms.numbers
+    field = np.random.default_rng(1).normal(size=sites.shape)
+    part = broken_symmetry.symmetric_part(cell, sites, numbers, field)
+    again = broken_symmetry.symmetric_part(cell, sites, numbers, part)
+    np.testing.assert_allclose(again, part, atol=1e-9)
+    np.testing.assert_allclose(part[:, 2], 0, atol=1e-9)  # a flat layer is its own mirror image
+    apart = sites[:, None] - sites
+    apart -= np.round(apart @ np.linalg.inv(cell)) @ cell
+    near = np.linalg.norm(apart, axis=2) < 3
+    towards = (near[..., None] * apart).sum(axis=1)  # as symmetric as the sites
+    same = broken_symmetry.symmetric_part(cell, sites, numbers, towards)
+    np.testing.assert_allclose(same, towards, atol=1e-6)
+    assert (np.abs(towards).max() > 1) == (vacancy is not None)

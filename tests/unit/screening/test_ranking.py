@@ -26,7 +26,6 @@ from ase_definet.screening.ranking import (
     Ranking,
     Structures,
     Values,
-    _KnownSites,
 )
 from tests.conftest import pristine
 
@@ -123,14 +122,36 @@ def test_a_killed_ranking_goes_on_exactly(tmp_path_factory, values, keep, stops,
     assert again.asked == []
 
 
+@settings(deadline=None, max_examples=40)
+@given(some_numbers, st.integers(1, 10), st.integers(1, 10), st.integers(0, 60), st.booleans())
+def test_more_can_be_kept_later(tmp_path_factory, values, keep, more, stop, highest):
+    """Whether the first ranking ended or was killed; the first of the larger one are those of the smaller."""
+    folder = tmp_path_factory.mktemp("ranking")
+    if stop < len(values):
+        with pytest.raises(KeyboardInterrupt):
+            Ranking(folder, Numbers(values, stop), keep, highest=highest, checkpoint=0).run()
+        few = []
+    else:
+        few = names(Ranking(folder, Numbers(values), keep, highest=highest).run())
+    ranking = Ranking(folder, Numbers(values), keep + more, highest=highest, checkpoint=0)
+    best = names(ranking.run())
+    assert best == expected(values, keep + more, highest=highest)
+    assert best[: len(few)] == few
+    assert [row["index"] for row in rows(folder / UNRANKED)] == [
+        str(k) for k, v in enumerate(values) if math.isnan(v)
+    ]
+    assert names(Ranking(folder, Numbers(values), keep, highest=highest).run()) == best[:keep]
+
+
 def test_memory_holds_the_best_only(tmp_path):
     ranking = Ranking(tmp_path, Numbers(np.random.default_rng(0).normal(size=3000)), 5)
     ranking.run()
     assert len(ranking._heap) == len(ranking._best) == 5
 
 
+@pytest.mark.parametrize("keep", [3, 5])
 @pytest.mark.parametrize("change", ["other", "shorter", "longer", "shuffled"])
-def test_other_inputs_are_refused(tmp_path, change):
+def test_other_inputs_are_refused(tmp_path, change, keep):
     values = [float(k) for k in range(20)]
     Ranking(tmp_path, Numbers(values), 3).run()
     changed = {
@@ -140,7 +161,7 @@ def test_other_inputs_are_refused(tmp_path, change):
         "shuffled": values[::-1],
     }[change]
     with pytest.raises(ScreeningError, match="same input"):
-        Ranking(tmp_path, Numbers(changed), 3).run()
+        Ranking(tmp_path, Numbers(changed), keep).run()
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "what?", '{"done": 3}', '{"kept": [[1]], "done": 1}'])
@@ -188,7 +209,7 @@ def test_enumerations_and_their_structures_rank_alike(predictor, space, tmp_path
         assert float(a["value"]) == pytest.approx(float(b["value"]), abs=1e-3)
         assert (a["index"], a["trust"]) == (b["index"], b["trust"])
     for (_, a), (_, b) in zip(one, other, strict=True):
-        assert np.abs(a.positions - b.positions).max() < SAME
+        assert np.abs(space.atoms(a).positions - b.positions).max() < SAME
 
 
 def test_structures_on_known_sites_are_as_if_matched(predictor, space):
@@ -230,11 +251,15 @@ def altered(what: str):
 
 
 @pytest.mark.parametrize("what", ["charge", "moved", "cell", "pbc", "adatom", "two on a site", "little left", "nan"])
-def test_what_is_not_on_known_sites_is_matched(what):
+def test_what_is_not_on_known_sites_is_matched(what, predictor):
     plain = altered("")
-    known = _KnownSites(match_sites(plain, "WSe2"), plain)
-    assert (known.occupation(plain) == known.site_map.numbers).all()
-    assert known.occupation(altered(what)) is None
+    stream = structures([("plain", plain), (what, altered(what))], predictor)
+    first, second = stream
+    stream.values([first])
+    recognised = stream._recognised(first[1])
+    assert recognised is not None
+    assert (recognised.numbers == match_sites(plain, "WSe2").numbers).all()
+    assert stream._recognised(second[1]) is None
 
 
 def test_each_reason_is_listed(predictor, tmp_path):
