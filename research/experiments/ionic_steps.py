@@ -272,6 +272,7 @@ def summary(case: Case, folder: Path) -> None:
             "steps_to_rough": steps_to(run, ROUGH),
             "largest_forces": run.fmax.round(4).tolist(),
             "first_energy_above_last_eV": float(run.energies[0] - run.energies[-1]),
+            "electronic_steps": [int(number) for number in _ELECTRONIC.findall(run.path.read_text())],
             "core_hours": round(spent["core_seconds"] / 3600, 3),
             "restarts": spent["restarts"],
             "notes": list(run.notes),
@@ -336,6 +337,7 @@ def relax(case: Case, start: str, folder: Path) -> None:
 
 
 _writing = Lock()
+_ELECTRONIC = re.compile(r"outer SCF loop converged in\s+\d+ iterations or\s+(\d+) steps")
 
 
 def main() -> None:

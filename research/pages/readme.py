@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 from ase_definet.checkpoints.bundled import bundled_cards
 from ase_definet.matching.library import library
 from research.pages import comparison
+from research.pages.markdown import span
 from research.pages.sections import cp2k_steps
 from research.pages.stored import result
 from research.pages.stored import results as result_files
@@ -141,15 +142,11 @@ def ionic_steps() -> str:
     where = "[docs/results.md](docs/results.md)"
     if not cases:
         return f"How many ionic steps of DFT a prediction saves is being measured in CP2K: {where}.\n"
-    told = "; ".join(
-        f"{runs['predicted']['steps']} instead of {runs['sites']['steps']} ({cp2k_steps.described(case)})"
-        for case in cases.values()
-        for runs in [case["runs"]]
-    )
+    rough, end = (cp2k_steps.shares(cases.values(), key) for key in ("steps_to_rough", "steps"))
     return (
-        f"**Ionic steps**, to {about['force']:g} eV/Å in CP2K (PBE, {about['cell']} cells at its own lattice constant) from the "
-        f"prediction instead of the host's sites: {told}. {len(cases)} of {len(about['cases'])} structures are measured so "
-        f"far: {where}.\n"
+        f"**Ionic steps** in CP2K (PBE, {about['cell']} cells at its own lattice constant), from the prediction instead of "
+        f"the host's sites: {span(rough)} fewer to {about['rough']:g} eV/Å, {span(end)} fewer to {about['force']:g} eV/Å. "
+        f"Measured so far: {len(cases)} of {len(about['cases'])} structures, {where}.\n"
     )
 
 

@@ -1,6 +1,6 @@
 """Ionic steps saved in CP2K, with the input sets of the package."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ase.optimize import BFGS
@@ -39,10 +39,9 @@ def saved(case: dict[str, Any], key: str) -> float | None:
     return None if sites is None or predicted is None else 1 - predicted / sites
 
 
-def described(case: dict[str, Any]) -> str:
-    """Return host, defects and charge of a case in a few words."""
-    charge = f", charge {case['charge']:+d}" if case["charge"] else ""
-    return f"{host_name(case['host'])}, {listed(case['defects'])}{charge}"
+def shares(cases: Iterable[dict[str, Any]], key: str) -> list[float]:
+    """Return the shares of the steps saved, of the cases that have one."""
+    return [share for case in cases if (share := saved(case, key)) is not None]
 
 
 def section() -> list[str]:
@@ -133,13 +132,16 @@ def rows(cases: dict[str, Any], about: dict[str, Any]) -> list[str]:
     if not cases:
         return []
     head = [word.format(rough=about["rough"]) for word in HEAD]
-    shares = [share for case in cases.values() if (share := saved(case, "steps")) is not None]
-    rough = [share for case in cases.values() if (share := saved(case, "steps_to_rough")) is not None]
+    rough, end = (span(shares(cases.values(), key)) for key in ("steps_to_rough", "steps"))
+    first = [case["runs"][start]["electronic_steps"] for case in cases.values() for start in ("sites", "predicted")]
     hours = [sum(case["runs"][start]["core_hours"] for case in cases.values()) for start in ("sites", "predicted")]
     return [
         *table(head, [cells(name, case) for name, case in cases.items()]),
-        f"Steps saved to the end: {span(shares)}; to {about['rough']} eV/Å: {span(rough)}. Core hours saved over all:",
-        f"{percent(1 - hours[1] / hours[0])}. The {percent(result('unlogged')['literature']['steps_saved'])} of the paper are",
+        f"Steps saved to {about['rough']:g} eV/Å: {rough}; to the end: {end}. Core hours saved over all:",
+        f"{percent(1 - hours[1] / hours[0])}. The first electronic run, from atoms, takes {span(part[0] / sum(part) for part in first)}",
+        "of all electronic iterations from either start, which no prediction saves.",
+        "",
+        f"The {percent(result('unlogged')['literature']['steps_saved'])} of the paper are",
         "steps of VASP on structures of 2DMD, with its own optimizer and from the unrelaxed structures of that database: they",
         "are not repeated here, and shares of steps of different optimizers cannot be compared. The figures below are of other",
         "codes and cells, end at a larger force, and their optimizer starts without force constants.",
