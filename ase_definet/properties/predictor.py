@@ -146,6 +146,7 @@ class PropertyPredictor:
         self.properties = (*self.targets[:1], *derived, *self.targets[1:])
         self.units = {name: UNITS.get(name, "") for name in self.properties}
         self._sites: dict[Any, DefectSites] = {}
+        self._without: dict[tuple[int, str], dict[str, str]] = {}
 
     def predict(
         self,
@@ -294,25 +295,17 @@ class PropertyPredictor:
         out["trust"][known] = level
         return out
 
-    def why_no_value(
-        self,
-        host: Host | str,
-        supercell: int | Sequence[int] | Array,
-        occupation: Array,
-        name: str,
-        max_strain: float = 0.0,
-    ) -> str:
+    def why_no_value(self, host: Host | str, occupation: Array, name: str, max_strain: float = 0.0) -> str:
         """Explain why :meth:`predict_occupations` or :meth:`predict_alike` has no value of a property.
 
         Args:
             host: The host.
-            supercell: As in :meth:`predict_occupations`.
-            occupation: Atomic number on each site, 0 where empty, shape ``(n_sites,)``.
+            occupation: Atomic number on each site, 0 where empty, shape ``(n_sites,)``, cell by cell.
             name: The property.
             max_strain: Largest principal strain of the host in the structure.
         """
         host = get_host(host)
-        numbers = np.tile(host.numbers, len(cells_of(supercell_matrix(supercell, host))))
+        numbers = np.tile(host.numbers, len(occupation) // len(host.numbers))
         known, strain, offset = known_host(host)
         record = self._record(known)
         training = self.card.training
@@ -339,11 +332,14 @@ class PropertyPredictor:
             host: Index of the host in the config.
             name: Its name in the training data.
         """
+        if (host, name) in self._without:
+            return self._without[host, name]
         learnt = self.network.knows(host)
         units = {target: self.units[target] for target in self.targets}
         out = {target: f"the training data have no {target} of this host" for target in units if not learnt[target]}
         out = no_support(self.card, name, units) | out
-        return out | ({PER_DEFECT: out[FORMATION_ENERGY]} if FORMATION_ENERGY in out else {})
+        self._without[host, name] = out | ({PER_DEFECT: out[FORMATION_ENERGY]} if FORMATION_ENERGY in out else {})
+        return self._without[host, name]
 
     def _wanted(self, targets: Sequence[str] | None) -> tuple[str, ...]:
         """Return the properties asked for, all by default.

@@ -131,7 +131,7 @@ class Configurations:
             self._space.host, self._space.supercell, occupations, self._potentials, [self._rank]
         )
         space, why = self._space, self._predictor.why_no_value
-        return _values(found, self._rank, lambda k: why(space.host, space.supercell, occupations[k], self._rank))
+        return _values(found, self._rank, lambda k: why(space.host, occupations[k], self._rank))
 
     def digest(self, block: Sequence[Configuration]) -> bytes:
         """Return a digest of some configurations."""
@@ -207,7 +207,7 @@ class Structures:
     def _why(self, site_map: SiteMap, occupations: Sequence[Array], row: int) -> str:
         """Say why a structure on the sites of another has no value."""
         host, strain = site_map.host, site_map.max_strain
-        return self._predictor.why_no_value(host, site_map.supercell, occupations[row], self._rank, strain)
+        return self._predictor.why_no_value(host, occupations[row], self._rank, strain)
 
     def _recognised(self, given: Atoms) -> SiteMap | None:
         """Return the match of a structure on known sites; None if its state needs a closer look."""

@@ -232,7 +232,7 @@ def _encoded(value: Any) -> str:
 
     text = str(encode(printable(value) if isinstance(value, str) else value))
     if not isinstance(value, str | bool | int | float):
-        decode(text)
+        decode(text, always_array=False)
     return text
 
 
@@ -251,7 +251,7 @@ def _atoms(row: dict[str, Any]) -> Atoms:
     if row["expected_error"].is_valid:
         atoms.set_array("definet_expected_error", row["expected_error"].values.to_numpy().astype(float))
     more = json.loads(row["more"].as_py())
-    atoms.info = {key: decode(value) for key, value in more.get("info", {}).items()}
+    atoms.info = {key: decode(value, always_array=False) for key, value in more.get("info", {}).items()}
     for key, value in more.get("arrays", {}).items():
         atoms.set_array(key, np.asarray(decode(value)))
     atoms.set_constraint([dict2constraint(decode(value)) for value in more.get("constraints", [])])

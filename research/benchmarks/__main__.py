@@ -4,6 +4,7 @@ Every ratio is of numbers measured in the same run. Times are medians after a wa
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -12,18 +13,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ase_definet import DefiNetRelaxer, RelaxResult
+from ase_definet import DefiNetRelaxer
 from ase_definet.matching.site_map import match_sites
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import DefectGraph
 from ase_definet.relaxation.inputs import sites_of
 from research.benchmarks.cells import mos2
+from research.benchmarks.screen_profile import STAGES, measured
 from research.benchmarks.training import KINDS
 from research.benchmarks.transcription import Transcription
 
@@ -36,10 +38,11 @@ import re, sys
 from research.benchmarks.cells import mos2
 from ase_definet import DefiNetRelaxer
 relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
-result = relaxer.predict(mos2(int(sys.argv[1])))
+relaxer.predict(mos2(8))  # libraries start their threads
+first = relaxer.predict(mos2(int(sys.argv[1])))
 result = relaxer.predict(mos2(int(sys.argv[1])))
 peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())  # ru_maxrss would be the parent's
-print(result.timings["match"], result.timings["forward"], int(peak[1]) / 1024)
+print(result.timings["match"], first.timings["forward"], result.timings["forward"], int(peak[1]) / 1024)
 """
 
 
@@ -125,8 +128,16 @@ def growth(sizes: list[int]) -> list[dict]:
         if done.returncode:
             print(f"{n}x{n}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
-        match, forward, memory = map(float, done.stdout.split())
-        rows.append({"n": n, "sites": 3 * n * n, "match_s": match, "forward_s": forward, "peak_MB": memory})
+        match, first, forward, memory = map(float, done.stdout.split())
+        row = {
+            "n": n,
+            "sites": 3 * n * n,
+            "match_s": match,
+            "first_s": first,
+            "forward_s": forward,
+            "peak_MB": memory,
+        }
+        rows.append(row | {"linear_s": (rows[0] if rows else row)["forward_s"] * n * n / sizes[0] ** 2})
     return rows
 
 
@@ -143,43 +154,48 @@ def training(batch: int) -> list[dict]:
     return rows
 
 
-def screening(count: int) -> dict:
-    """Screen candidates from a file, as a user would, on all cores; then the share of each stage, on some of them."""
-    from ase.io import write  # noqa: PLC0415
-
-    from ase_definet.screening.screen import relax_block, structures_of  # noqa: PLC0415
-
+def screening(count: int) -> list[dict]:
+    """Screen candidates as a user would, start-up included: from an enumeration and from a file, on one core and all."""
+    asked = ["--host", "MoS2", "--supercell", "8x8", "--defects", "v_S + W_Mo + Se_S", "--density", "0.0156"]
+    asked += ["--limit", str(count)]
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidates.extxyz"
-        for start in range(0, count, BLOCK):
-            write(path, [mos2(8, seed) for seed in range(start, min(start + BLOCK, count))], append=True)
-        command = ["ase-definet", "screen", str(path), "--host", "MoS2", "-o", f"{folder}/out"]
-        began = time.perf_counter()
+        path = str(Path(folder) / "in.extxyz")
+        command = ["ase-definet", "enumerate", *asked, "-o", path]
         subprocess.run(command, check=True, capture_output=True)
-        seconds = time.perf_counter() - began
+        sources = {"enumeration": asked, "file": [path, "--host", "MoS2"]}
+        for (source, given), workers in itertools.product(sources.items(), ("1", None)):
+            out = f"{folder}/{source}-{workers}"
+            command = ["ase-definet", "screen", *given, "-o", out, "--format", "arrow"]
+            command += ["--workers", workers] if workers else []
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            seconds = time.perf_counter() - began
+            processes = 1 if workers else torch.get_num_threads()
+            row = {"source": source, "processes": processes, "structures": count, "seconds": seconds}
+            rows.append(row | {"structures_per_s": count / seconds})
+    return rows
 
-        began = time.perf_counter()
-        names, structures = zip(*islice(structures_of([path]), min(count, 5 * BLOCK)), strict=True)
-        stages = {"read": time.perf_counter() - began}
-    settings = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06}
-    relax_block(names[:BLOCK], list(structures[:BLOCK]), 0, settings)
-    began = time.perf_counter()
-    for start in range(0, len(names), BLOCK):
-        part = slice(start, start + BLOCK)
-        relax_block(names[part], list(structures[part]), start, settings)
-    whole = time.perf_counter() - began
-    records = [
-        r for r in DefiNetRelaxer(host="MoS2", device="cpu").relax_many(structures) if isinstance(r, RelaxResult)
-    ]
-    stages |= {stage: sum(r.timings[stage] for r in records) for stage in ("match", "graph", "forward")}
-    stages["write"] = whole - stages["match"] - stages["graph"] - stages["forward"]
-    total = sum(stages.values())
-    return {
-        "structures": count,
-        "seconds": seconds,
-        "structures_per_s": count / seconds,
-        "shares": {stage: part / total for stage, part in stages.items()},
-    }
+
+def floor(own: dict, batch: int) -> dict:
+    """Return what the network cannot do without on cells of 192 sites: operations, and moving the fields of its layers.
+
+    The operations are those of its matrix products, with one of complex numbers counted as one, so it is a little too
+    low; the bytes are those of a scalar and a vector field that each layer reads and writes once.
+    """
+    relaxer = DefiNetRelaxer(host="MoS2", device="cpu", properties=None)
+    prepared = [relaxer._prepare(mos2(8, seed), None).prepared for seed in range(batch)]  # noqa: SLF001
+    lattices = relaxer._lattice  # noqa: SLF001
+    with torch.inference_mode():
+        joined = relaxer.network.collate(prepared, lattices)
+        relaxer.network.predict(joined)  # makes the kernels
+        with FlopCounterMode(display=False) as counter:
+            relaxer.network.predict(joined)
+    config = relaxer.network.networks[prepared[0].place].config
+    flop = sum(counter.get_flop_counts()["Global"].values())
+    moved = batch * 192 * config.layers * 4 * config.features * 4 * 2
+    compute, memory = flop / own["gflops"] / 1e6, moved / own["gbytes_per_s"] / 1e6
+    return {"batch": batch, "gflop": flop / 1e9 / batch, "compute_ms": compute / batch, "memory_ms": memory / batch}
 
 
 def chgnet(count: int) -> list[dict]:
@@ -236,18 +252,31 @@ def show(result: dict) -> None:
             f"  {row['batch']:4d}  {row['ms']:8.1f}  ({row['match']:.1f}, {row['graph']:.1f}, {row['forward']:.1f})"
             f"  {row['structures_per_s']:8.1f}"
         )
-    print("\ndefault weights, one structure: sites, matching s, network s, peak memory MB")
+    row = result["floor"]
+    print(
+        f"  floor of the network in batches of {row['batch']}: {row['compute_ms']:.1f} ms for {row['gflop']:.2f} GFLOP, "
+        f"{row['memory_ms']:.1f} ms to move its fields"
+    )
+    print(
+        "\ndefault weights, one structure: sites, matching s, network s (first call, second, linear), peak memory MB"
+    )
     for row in result["growth"]:
-        print(f"  {row['sites']:7d}  {row['match_s']:7.2f}  {row['forward_s']:7.2f}  {row['peak_MB']:7.0f}")
+        print(
+            f"  {row['sites']:7d}  {row['match_s']:7.2f}  {row['first_s']:7.2f}  {row['forward_s']:7.2f}"
+            f"  {row['linear_s']:7.2f}  {row['peak_MB']:7.0f}"
+        )
     print("\none training step on 192-site cells: network, structures, ms, peak memory MB")
     for row in result["training"]:
         print(f"  {row['kind']:18s}  {row['batch']:2d}  {row['ms']:7.0f}  {row['peak_MB']:7.0f}")
-    row = result["screening"]
-    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in row["shares"].items())
-    print(
-        f"\nscreening {row['structures']} cells of 192 sites from a file, start-up included: {row['seconds']:.0f} s, "
-        f"{row['structures_per_s']:.0f} structures/s ({shares})"
-    )
+    print("\nscreens of cells of 192 sites, start-up included: source, processes, structures, s, structures/s")
+    for row in result["screening"]:
+        print(
+            f"  {row['source']:11s}  {row['processes']:2d}  {row['structures']:7d}  {row['seconds']:7.0f}"
+            f"  {row['structures_per_s']:7.1f}"
+        )
+    print("\nstages of a screen, processor time in ms per structure")
+    for row in result["profile"]:
+        print(f"  {row['source']:11s}  {row['structures']:7s}  " + "  ".join(f"{k} {row[k]:.2f}" for k in STAGES))
     if "chgnet" in result:
         print(
             f"\nCHGNet relaxations of the same 192-site cells to {CHGNET_FMAX} eV/Å: optimizer, steps, s, times slower than one pass"
@@ -271,13 +300,16 @@ def main() -> None:
     options = parser.parse_args()
     repeats = 3 if options.quick else 7
     sizes = [8, 16, 32] if options.quick else [8, 16, 32, 64, 128, 184]
+    own = machine(options.machine)
     result = {
-        "machine": machine(options.machine),
+        "machine": own,
         "paper_size": paper_size(repeats),
         "default": default_weights(repeats),
+        "floor": floor(own, BLOCK),
         "growth": growth(sizes),
         "training": training(2),
-        "screening": screening(500 if options.quick else 10_000),
+        "screening": screening(600 if options.quick else 10_000),
+        "profile": measured(64 if options.quick else 256),
     }
     if options.compare:
         result["chgnet"] = chgnet(1 if options.quick else 3)

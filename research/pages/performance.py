@@ -13,7 +13,8 @@ from ase_definet.model.lattice_convolution import MOST_DENSE
 from ase_definet.model.working_set import WorkingSet
 from research.benchmarks.__main__ import CHGNET_FMAX, CHGNET_STEPS
 from research.benchmarks.cuda import BATCHES, LARGE
-from research.pages.markdown import listed, percent, reflowed, table
+from research.benchmarks.screen_profile import STAGES
+from research.pages.markdown import listed, reflowed, table
 from research.pages.stored import result
 from research.paths import DOCS
 
@@ -33,9 +34,11 @@ def page() -> str:
             f"## The default weights, {sites} sites",
             "",
             *default(found["default"]),
+            *floor(found["floor"], found["machine"]),
             "## Large cells",
             "",
-            "One structure, second call, in a process of its own.",
+            "One structure in a process of its own. The first call makes the kernels; a command makes no other. `linear` is the second call",
+            f"with {sites} sites times the number of sites.",
             "",
             *growth(found["growth"]),
             "## Training",
@@ -46,6 +49,7 @@ def page() -> str:
             "## Screening",
             "",
             *screening(found["screening"], sites),
+            *profiles(result("screen_profile"), sites),
             *(universal_potential(found["chgnet"], sites) if "chgnet" in found else []),
             *limits(unlogged),
         ]
@@ -112,13 +116,14 @@ def default(rows: list[dict[str, Any]]) -> list[str]:
 def growth(rows: list[dict[str, Any]]) -> list[str]:
     """Return the times of ever larger cells."""
     return table(
-        ["sites", "matching, s", "network, s", "ms per site", "peak memory, MB"],
+        ["sites", "matching, s", "first call, s", "second call, s", "linear, s", "peak memory, MB"],
         [
             [
                 f"{row['sites']:,}",
                 f"{row['match_s']:.2f}",
+                "" if row["first_s"] is None else f"{row['first_s']:.2f}",
                 f"{row['forward_s']:.2f}",
-                f"{MILLI * row['forward_s'] / row['sites']:.2f}",
+                f"{row['linear_s']:.2f}",
                 f"{row['peak_MB']:.0f}",
             ]
             for row in rows
@@ -139,12 +144,56 @@ def training(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def screening(row: dict[str, Any], sites: int) -> list[str]:
-    """Return the time of a screen and the shares of its stages."""
-    shares = ", ".join(f"{stage} {percent(share)}" for stage, share in row["shares"].items())
+def floor(row: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    """Return what the network needs at least."""
     return [
-        f"{row['structures']:,} cells of {sites} sites from an extended XYZ file took {row['seconds']:.0f} s, start-up included:",
-        f"{row['structures_per_s']:.0f} structures/s. Shares of the stages: {shares}.",
+        f"Its matrix products are {row['gflop']:.2f} GFLOP per structure: {row['compute_ms']:.1f} ms at {machine['gflops']:.0f} GFLOP/s. Reading and writing the",
+        f"fields of every layer once would take {row['memory_ms']:.2f} ms. What remains are operations on single sites, which are bound by the caches.",
+        "",
+    ]
+
+
+def screening(rows: list[dict[str, Any]], sites: int) -> list[str]:
+    """Return the times of screens."""
+    return [
+        f"Cells of {sites} sites, start-up included. Screens of many structures run one process on each core.",
+        "",
+        *table(
+            ["source", "processes", "structures", "s", "structures/s"],
+            [
+                [
+                    row["source"],
+                    str(row["processes"]),
+                    f"{row['structures']:,}",
+                    f"{row['seconds']:.0f}",
+                    f"{row['structures_per_s']:.0f}",
+                ]
+                for row in rows
+            ],
+        ),
+    ]
+
+
+def profiles(found: dict[str, Any], sites: int) -> list[str]:
+    """Return where the time of a screen goes, and where it went."""
+    many = found["hundred_thousand"]
+    rows = [("before", row) for row in found["before"]] + [("now", row) for row in found["after"]]
+    resumed, rest = f"{many['killed_after']:,}", 100_000 - many["killed_after"]
+    per_structure = MILLI * sum(many["cpu_s"]) / 100_000
+    return [
+        f"Where the time goes: processor time in ms per structure of {sites} sites, in one process on one core (`{found['command']}`).",
+        f"The load was {found['load']}. Before, every structure was matched for itself, and every line of text was read back.",
+        "",
+        *table(
+            ["", "source", "format", *STAGES],
+            [
+                [when, row["source"], row["structures"], *(f"{row[stage]:.1f}" for stage in STAGES)]
+                for when, row in rows
+            ],
+        ),
+        "Memory does not grow with the number of structures. A screen of 100,000 enumerated cells of 48 sites with a very small network,",
+        f"which shows what everything else takes, was killed after {resumed} structures and resumed for the other {rest:,}: {per_structure:.1f} ms of processor time per",
+        f"structure, and at most {max(many['peak_MB'])} MB (`research/results/screen_profile.json` has the command).",
         "",
     ]
 
@@ -191,10 +240,13 @@ def limits(unlogged: dict[str, Any]) -> list[str]:
         "are still zero. Most of its time goes into matrix products. In training the blocks keep nothing and are computed again in the",
         "backward pass.",
         "",
-        "**Matching.** Supercells of the host's own lattice constant are tried first. An atom with one site in reach, which no other atom",
+        "**Matching.** Of the structures in one cell, the first is matched in full; those whose atoms lie on its sites are recognised, with the",
+        "same result to the bit, and those of an enumeration are not matched at all. Supercells of the host's own lattice constant are tried first. An atom with one site in reach, which no other atom",
         "reaches, is assigned without a search; in a large cell that is nearly all of them.",
         "",
-        "**Screening.** Each process reads, matches, runs the network and writes, one after the other; `--workers` runs several.",
+        "**Screening.** Several processes need Dask. One reads and writes, the others match and run the network, each on one core: small",
+        "operations gain little from a second thread. On GPUs each has one process for the network, and the others match for them; few",
+        "blocks are on their way at a time.",
         "",
         "**Busy cores.** Where other jobs keep all cores busy, threads that wait for each other by spinning lose their time slices:",
         f"{busy['threads']} threads then took {busy['spinning_s']} s for a structure of {busy['sites']} sites instead of {busy['idle_before_s']} s. The command line therefore sets",

@@ -119,7 +119,7 @@ def test_the_pristine_host_has_no_properties(predictor):
     arrays = predictor.predict_occupations("MoS2", 4, np.stack([site_map.numbers, vacancy(site_map.numbers)]))
     for name in predictor.properties:
         assert np.isfinite(arrays[name]).tolist() == [False, True]
-    assert predictor.why_no_value("MoS2", 4, site_map.numbers, GAP) == PRISTINE
+    assert predictor.why_no_value("MoS2", site_map.numbers, GAP) == PRISTINE
 
 
 def vacancy(numbers):
@@ -162,7 +162,7 @@ def test_a_property_is_shown_where_its_validation_supports_it(weights, tmp_path,
         reason = found[target].reasons[-1]
         assert "mean error 0.2 eV instead of 0.25 eV" in reason
         assert found[target].trust == "outside"
-        assert judged.why_no_value("MoS2", site_map.supercell, site_map.numbers, target) == reason
+        assert judged.why_no_value("MoS2", site_map.numbers, target) == reason
 
 
 def test_weights_record_how_much_better_than_the_mean_they_are(weights):
@@ -297,12 +297,12 @@ def test_occupations_outside_get_no_number(predictor):
     found = predictor.predict_occupations(ws2, 4, numbers)
     assert np.isnan(found[FORMATION_ENERGY]).all()
     assert found["trust"].tolist() == [OUTSIDE]
-    assert "host WS2 was not in the training data" in predictor.why_no_value(ws2, 4, numbers[0], GAP)
+    assert "host WS2 was not in the training data" in predictor.why_no_value(ws2, numbers[0], GAP)
     both = np.tile(library()["MoS2"].numbers, 16)[None].repeat(2, axis=0)
     both[0, 0], both[1, 1] = 75, 0  # rhenium, which it has never seen, and a vacancy
     found = predictor.predict_occupations("MoS2", 4, both)
     assert np.isnan(found[FORMATION_ENERGY]).tolist() == [True, False]
-    assert predictor.why_no_value("MoS2", 4, both[0], GAP) == "defects never seen in MoS2: Re_Mo"
+    assert predictor.why_no_value("MoS2", both[0], GAP) == "defects never seen in MoS2: Re_Mo"
     assert found["trust"].tolist() == [OUTSIDE, INSIDE]
 
 

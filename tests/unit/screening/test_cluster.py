@@ -35,8 +35,8 @@ def tasks(count: int, block: int):
         yield tuple(f"cell {first + k}" for k in range(len(part))), part, first, SETTINGS
 
 
-def whereabouts() -> tuple[str, str, str]:
-    return str(get_worker().name), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
+def whereabouts(dask_worker) -> tuple[str, str, str]:
+    return str(dask_worker.name), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
 
 
 @pytest.mark.parametrize(
