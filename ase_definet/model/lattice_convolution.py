@@ -88,7 +88,8 @@ class LatticeGeometry:
             self._waves = torch.cartesian_prod(*(torch.arange(n) for n in half)).double() / size
             strides = torch.tensor([self._shape[1] * self._shape[2], self._shape[2], 1])
             place = ((cells % size) * strides).sum(1)
-            self._to_grid, self._from_grid = torch.argsort(place), place
+            inside = torch.equal(place, torch.arange(len(place)))  # as cells are listed: nothing to be moved
+            self._to_grid, self._from_grid = (None, None) if inside else (torch.argsort(place), place)
 
     @staticmethod
     def suits(supercell: Tensor) -> bool:
@@ -132,8 +133,9 @@ class LatticeGeometry:
             raise RuntimeError("a fast transform requires the grid of a diagonal supercell")
         # CUDA has no Fourier transform for the half-precision types of mixed precision
         wide = field.to(torch.promote_types(field.dtype, torch.float32))
-        grid = wide.reshape(self.n_cells, -1)[self._to_grid].view(*self._shape, -1)
-        spectrum = torch.fft.rfftn(grid, dim=_AXES)
+        grid = wide.reshape(self.n_cells, -1)
+        grid = grid if self._to_grid is None else grid[self._to_grid]
+        spectrum = torch.fft.rfftn(grid.view(*self._shape, -1), dim=_AXES)
         half = spectrum.shape
         spectrum = spectrum.reshape(len(self._waves), -1)
         parts, stacked = [], self._stacked_blocks(filters(self))
@@ -143,7 +145,8 @@ class LatticeGeometry:
         out: Tensor = torch.fft.irfftn(
             torch.cat(parts).view(half), s=[self._shape[axis] for axis in _AXES], dim=_AXES
         )
-        return out.reshape(self.n_cells, -1)[self._from_grid].view(field.shape)
+        out = out.reshape(self.n_cells, -1)
+        return (out if self._from_grid is None else out[self._from_grid]).view(field.shape)
 
     def _chunks(self, field: Tensor) -> Iterator[slice]:
         row = 2 * (4 * self.n_sub) ** 2 * field.shape[-1] * field.element_size()
