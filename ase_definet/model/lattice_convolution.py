@@ -89,7 +89,8 @@ class LatticeGeometry:
             strides = torch.tensor([self._shape[1] * self._shape[2], self._shape[2], 1])
             place = ((cells % size) * strides).sum(1)
             inside = torch.equal(place, torch.arange(len(place)))  # as cells are listed: nothing to be moved
-            self._to_grid, self._from_grid = (None, None) if inside else (torch.argsort(place), place)
+            self._to_grid: Tensor | None = None if inside else torch.argsort(place)
+            self._from_grid: Tensor | None = None if inside else place
 
     @staticmethod
     def suits(supercell: Tensor) -> bool:
@@ -146,7 +147,7 @@ class LatticeGeometry:
             torch.cat(parts).view(half), s=[self._shape[axis] for axis in _AXES], dim=_AXES
         )
         out = out.reshape(self.n_cells, -1)
-        return (out if self._from_grid is None else out[self._from_grid]).view(field.shape)
+        return (out if self._from_grid is None else out[self._from_grid]).reshape(field.shape)
 
     def _chunks(self, field: Tensor) -> Iterator[slice]:
         row = 2 * (4 * self.n_sub) ** 2 * field.shape[-1] * field.element_size()
