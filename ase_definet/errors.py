@@ -39,6 +39,10 @@ class VariantsError(DefiNetError, ValueError):
     """A search for the minima of a defect cannot be started or resumed as requested."""
 
 
+class OtherRequestError(ScreeningError, VariantsError):
+    """The folder of a screen or a search holds something else: this one needs another."""
+
+
 class CalculatorError(DefiNetError, ValueError):
     """A calculator or optimizer is unknown or not installed."""
 

@@ -131,6 +131,28 @@ class ValidationRow(_Record):
     ideal_sites_a3: float | None = None
 
 
+class PropertyScoreRecord(_Record):
+    """How well weights predict one property on one subset of the validation data, beside always saying the mean.
+
+    Values and errors are in the unit of the property; those of sums over defects are per defect site.
+
+    Attributes:
+        host: Name of the host.
+        n: Structures with a label.
+        mae: Mean absolute error.
+        mean_mae: That of always saying the mean of the training data of the subset.
+        r2: Share of the variance around that mean that is predicted: zero is as good as always saying it.
+        rank_correlation: Spearman's, of values and labels; None where either is always the same.
+    """
+
+    host: str
+    n: _Count
+    mae: Annotated[float, Field(ge=0)]
+    mean_mae: Annotated[float, Field(ge=0)]
+    r2: Annotated[float, Field(le=1)]
+    rank_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+
 class NearRecord(_Record):
     """What was measured of structures that lie outside the training data in one respect, and in no other.
 
@@ -215,6 +237,7 @@ class ModelCard(_Record):
         units: What the numbers under ``validation`` are.
         limits: Where they end.
         expected_error: How reliable the estimate of their error is, by subset.
+        property_scores: How well weights for properties do beside always saying the mean, by property and subset.
         near: How well they do just outside of the training data, by respect: ``charge:1``, ``functional``, ``spin``,
             ``defects``, ``host:WS2``, ``host:alike``.
         error_model: How long errors are expected to be where the network's own estimate does not hold.
@@ -237,6 +260,7 @@ class ModelCard(_Record):
     units: str | None = None
     limits: str | None = None
     expected_error: dict[str, dict[str, Any]] | None = None
+    property_scores: dict[str, dict[str, PropertyScoreRecord]] = {}
     near: dict[str, NearRecord] = {}
     error_model: ErrorModelRecord | None = None
     routed: list[RoutedRecord] = []

@@ -34,6 +34,9 @@ FORMAT_VERSION = 2
 """The version this package reads and writes. Version 1 called vacancies ``V_X``, as if they were vanadium, and had no
 digest of its content."""
 
+_HALF = torch.float16
+_COMPACT = "half"
+_MATRIX = 2  # dimensions
 _NAMED = 5
 _NO_SIZES = ("layers", "max_neighbors")
 _HARMLESS = 1024
@@ -79,7 +82,12 @@ class LoadedProperties(_Loaded):
 
 
 def save_checkpoint(
-    path: str | os.PathLike[str], model: nn.Module, card: ModelCard | Mapping[str, Any], *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    card: ModelCard | Mapping[str, Any],
+    *,
+    compact: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write a network to one file, all of it or nothing.
 
@@ -87,13 +95,16 @@ def save_checkpoint(
         path: File to write, by convention ``*.safetensors``.
         model: A network of one of the architectures in the table.
         card: What a user should know about the weights; plain JSON.
+        compact: Store matrices in half precision. The file takes half the space; the network that is read from it
+            computes in the precision it has now, with weights that were rounded.
         overwrite: Replace a file that is in the way.
 
     Returns:
         The file written.
 
     Raises:
-        CheckpointError: The architecture is unknown, the card is not valid, or the directory is missing.
+        CheckpointError: The architecture is unknown, the card is not valid, the directory is missing, or a weight is
+            too large for half precision.
         OutputExistsError: The file exists and ``overwrite`` is False.
     """
     path = Path(path)
@@ -118,8 +129,32 @@ def save_checkpoint(
         "card": card_json,
     }
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    if compact:
+        metadata["matrices"] = _COMPACT
+        tensors = _halved(path, tensors)
     write_tensors(path, metadata, tensors, overwrite=overwrite)
     return path
+
+
+def _halved(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with the matrices in half precision."""
+    out = {name: value.to(_HALF) if value.ndim >= _MATRIX else value for name, value in tensors.items()}
+    lost = [name for name, value in out.items() if not value.isfinite().all() and tensors[name].isfinite().all()]
+    if lost:
+        raise CheckpointError(
+            f"cannot save {path} in half precision, which ends at {torch.finfo(_HALF).max:g}: larger weights in "
+            f"{some_of(lost)}; save it in full"
+        )
+    return out
+
+
+def _restored(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors in the precision to compute in: that of a compact file's matrices is that of its vectors."""
+    if metadata.get("matrices") != _COMPACT:
+        return tensors
+    others = {value.dtype for value in tensors.values() if value.ndim < _MATRIX}
+    precision = others.pop() if len(others) == 1 else torch.float32
+    return {name: value.to(precision) if value.ndim >= _MATRIX else value for name, value in tensors.items()}
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> LoadedModel:
@@ -199,7 +234,7 @@ def _load(path: str | os.PathLike[str]) -> LoadedModel | LoadedProperties:
         card = ModelCard.read(card_values)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged, or of a newer ase-definet: {error}") from error
-    model = model_of(path, config, tensors)
+    model = model_of(path, config, _restored(metadata, tensors))
     # last: the checks before it say better what is wrong
     if metadata.get("content_sha256") != _content_sha256(metadata, tensors):
         raise CheckpointError(

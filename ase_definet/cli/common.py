@@ -432,6 +432,8 @@ def about(file: Path) -> Iterator[None]:
     """Name the file in every error about its structure."""
     try:
         yield
+    except (click.ClickException, click.exceptions.Exit):  # has its own words and exit code
+        raise
     except Exception as error:
         raise click.ClickException(error_text(error, file)) from error
 

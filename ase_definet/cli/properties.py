@@ -26,7 +26,7 @@ from ase_definet.cli.common import (
     wrong_kind,
 )
 from ase_definet.cli.property_text import property_lines, property_record, property_rows
-from ase_definet.cli.states import state_record, state_rows
+from ase_definet.cli.states import AskedState, state_options, state_record, state_rows
 from ase_definet.errors import DefiNetError, StructureError
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 @device_option
 @mu_option
 @click.option("--rank", metavar="NAME", help="Sort the structures by this property, the lowest first.")
+@click.option("--highest", is_flag=True, help="Let the highest of --rank be the first, instead of the lowest.")
+@state_options
 @strain_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def properties_command(
@@ -58,14 +60,19 @@ def properties_command(
     device: str,
     mu: tuple[str, ...],
     rank: str | None,
+    highest: bool,
+    state: AskedState,
     max_strain: float,
     as_json: bool,
 ) -> None:
     """Predict formation energies, gaps and magnetic moments, without relaxing anything.
 
     The properties follow from the defects and their sites; positions between the sites do not matter. All structures
-    of a FILE are used. A FILE that cannot be used does not stop the others; the exit code is then 1.
+    of a FILE are used, in the state that they say or that --charge, --spin and --functional give them; several
+    charges give a result each. A FILE that cannot be used does not stop the others; the exit code is then 1.
     """
+    if highest and rank is None:
+        raise BadUsage("--highest is for a ranking: say by what, with --rank")
     resolved = checked_host(host)
     properties_asked(model, mu, resolved)
     from ase_definet.properties.asked_potentials import AskedPotentials
@@ -78,11 +85,13 @@ def properties_command(
     check_rank(rank, predictor)
     asked = AskedPotentials.of(mu)
     records = []
-    for title, given in _structures(files):
+    for title, given, one in _in_states(files, state):
         try:
             if isinstance(given, Exception):
                 raise given  # noqa: TRY301 - one way for all that fails
+            notes = one.impose(given)
             record = _predicted(given, resolved, predictor, asked, max_strain)
+            record["warnings"] = [*notes, *record["warnings"]]
         except Exception as error:  # noqa: BLE001 - one bad file must not cost the others
             show_traceback(error)
             message = error_text(error, Path(title))
@@ -90,9 +99,10 @@ def properties_command(
             record = {"error": message}
         records.append({"name": title, **record})
     if rank is not None:
-        records.sort(key=lambda record: _rank_of(record, rank))
+        records.sort(key=lambda record: _rank_of(record, rank, highest=highest))
     _show(records, as_json=as_json)
-    if any("error" in record for record in records):
+    ranked = rank is None or _say_unranked(records, rank)
+    if not ranked or any("error" in record for record in records):
         raise SystemExit(1)
 
 
@@ -116,6 +126,30 @@ def _structures(files: tuple[Path, ...]) -> Iterator[tuple[str, Atoms | Exceptio
             number = name.removeprefix(f"{file.name}#")
             title = f"{file} {name}" if number == name else f"{file}#{number}"
             yield str(file) if name == file.name else title, given
+
+
+def _in_states(files: tuple[Path, ...], state: AskedState) -> Iterator[tuple[str, Atoms | Exception, AskedState]]:
+    """Yield all structures of the files once for each state that is asked for, with their titles."""
+    for title, given in _structures(files):
+        if isinstance(given, Exception):
+            yield title, given, state
+            continue
+        for one in state.each():
+            yield f"{title}{f' {one.suffix[1:]}' if state.several else ''}", given.copy(), one
+
+
+def _say_unranked(records: list[dict[str, Any]], rank: str) -> bool:
+    """Say which structures have no place in a ranking, and why; return whether any has one."""
+    good = [record for record in records if "error" not in record]
+    without = [record for record in good if record["found"][rank].value is None]
+    if not without:
+        return True
+    first = without[0]
+    why = "; ".join(first["found"][rank].reasons)
+    some = f"{len(without)} of {len(good)} structures have no {rank} and come last, the first: {first['name']}"
+    text = some if len(without) < len(good) else f"nothing can be ranked: no structure has a {rank}"
+    click.echo(f"{'warning   ' if len(without) < len(good) else 'Error: '}--rank {rank}: {text}: {why}", err=True)
+    return len(without) < len(good)
 
 
 def _predicted(
@@ -142,10 +176,10 @@ def _predicted(
     }
 
 
-def _rank_of(record: dict[str, Any], rank: str) -> tuple[int, float]:
+def _rank_of(record: dict[str, Any], rank: str, *, highest: bool) -> tuple[int, float]:
     """Return the sorting key of a record: those without a value come last, in their order."""
     value = None if "error" in record else record["found"][rank].value
-    return (1, 0.0) if value is None else (0, value)
+    return (1, 0.0) if value is None else (0, -value if highest else value)
 
 
 def _show(records: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _EQUILIBRIUM = 0.02
 
 
 def property_rows(
-    properties: Properties, potentials: Mapping[str, float], host: Host | None = None
+    properties: Properties, potentials: Mapping[str, float], host: Host | None = None, said: Collection[str] = ()
 ) -> list[tuple[str, str]]:
     """Return rows of a name and a text, such as ``energy``, ``2.72 ± 0.03 eV to form (...)``.
 
@@ -30,16 +31,18 @@ def property_rows(
         properties: The properties of one structure, by name.
         potentials: The chemical potentials of its formation energy, in eV by element.
         host: Its host: chemical potentials that are not in equilibrium with it are said.
+        said: Warnings that are printed beside the rows: reasons among them are not said twice.
     """
-    shown = {name: one for name, one in properties.items() if name != _PER_DEFECT}
+    shown = {name: _shortened(one, said) for name, one in properties.items() if name != _PER_DEFECT}
     if not shown:
         return []
+    first = next(iter(shown.values()))
     if all(one.value is None for one in shown.values()) and len({one.reasons for one in shown.values()}) == 1:
-        first = next(iter(shown.values()))
-        names = ", ".join(_title(name) for name in shown)
         if len(shown) == 1:
-            return [(_title(next(iter(shown))), f"unknown{_why(first)}")]
-        return [("unknown", f"{names}{_why(first)}")]
+            return [(_title(next(iter(shown))), f"unknown{_why(first, first.reasons)}")]
+        return [("unknown", f"{', '.join(_title(name) for name in shown)}{_why(first, first.reasons)}")]
+    common = [reason for reason in first.reasons if all(reason in one.reasons for one in shown.values())]
+    common = common if len(shown) > 1 else []
     rows = []
     for name, one in shown.items():
         text = _measure(one, " to form" if name == _ENERGY else "")
@@ -48,10 +51,19 @@ def property_rows(
             mu = ", ".join(f"{element} {value:.3f}" for element, value in potentials.items())
             each = f", {per.value:.3f} eV per defect site" if per is not None and per.value is not None else ""
             text = f"{text}{each}" + (f" (chemical potentials {mu} eV)" if mu else "")
-        rows.append((_title(name), text + _why(one)))
+        rows.append((_title(name), text + _why(one, [reason for reason in one.reasons if reason not in common])))
         if name == _ENERGY and one.value is not None and host is not None:
             rows += _equilibrium_row(host, potentials)
+    if common:
+        known = [one.trust for one in shown.values() if one.value is not None] or [first.trust]
+        rows.append(("", f"these are {known[0]} the training data: {'; '.join(common)}"))
     return rows
+
+
+def _shortened(one: PropertyValue, said: Collection[str]) -> PropertyValue:
+    """Return a property without the reasons that are said elsewhere."""
+    reasons = [reason for reason in one.reasons if reason not in said]
+    return one if len(reasons) == len(one.reasons) else replace(one, reasons=(*reasons, "see the warnings"))
 
 
 def _equilibrium_row(host: Host, potentials: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -128,8 +140,9 @@ def _cell(one: PropertyValue | None) -> str:
     return f"{one.value:.3f} ± {'?' if one.expected_error is None else f'{one.expected_error:.3f}'}"
 
 
-def _why(one: PropertyValue) -> str:
-    """Return why a property is not inside the training data, in brackets."""
-    if one.trust == "inside" or not one.reasons:
+def _why(one: PropertyValue, reasons: Sequence[str]) -> str:
+    """Return why a property is not inside the training data, or unknown, in brackets."""
+    if (one.trust == "inside" and one.value is not None) or not reasons:
         return ""
-    return f" ({one.trust}: {'; '.join(one.reasons)})"
+    trust = "" if one.trust == "inside" else f"{one.trust}: "
+    return f" ({trust}{'; '.join(reasons)})"

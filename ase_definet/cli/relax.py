@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -146,8 +147,6 @@ def relax_command(
     )
     resolved = checked_host(host)
     weights = properties_asked(properties, mu, resolved)
-    from ase_definet.relaxation.result import RelaxResult
-
     if quiet:
         warnings.simplefilter("ignore")
     relaxer = make_relaxer(
@@ -163,27 +162,59 @@ def relax_command(
         **calculation,
     )
     make_folders(jobs, report)
-    records = []
-    predicted = []
+    done = _relax(relaxer, jobs, input_set, overwrite=overwrite, quiet=quiet, verbose=verbose)
+    if report is not None:
+        write_report(report, done.records)
+    _conclude(done, quiet=quiet)
+
+
+@dataclass
+class _Done:
+    """What came of the structures.
+
+    Attributes:
+        records: Those of the report.
+        predicted: Titles and properties of those that were relaxed.
+        refused: Structures in whose host --mu asks for what there is not.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    predicted: list[tuple[str, Properties]] = field(default_factory=list)
+    refused: int = 0
+
+
+def _relax(
+    relaxer: DefiNetRelaxer,
+    jobs: list[Job],
+    input_set: dict[str, Any],
+    *,
+    overwrite: bool,
+    quiet: bool,
+    verbose: bool,
+) -> _Done:
+    """Relax the structures, write and describe each as soon as it is done."""
+    from ase_definet.relaxation.result import RelaxResult
+
+    done = _Done()
     notes: list[list[str]] = []
     alone = len(jobs) == 1 and relaxer.calculator is None
     with ProgressBar("relaxing", len(jobs), hidden=quiet or alone) as bar:
         _steps_shown(relaxer, bar)
         for k, (job, item) in enumerate(zip(jobs, relaxer.relax_many(_read(jobs, notes)), strict=True)):
             record = _settle(job, item, notes[k] + _useless(relaxer, item), input_set, overwrite=overwrite)
-            if not quiet and isinstance(item, RelaxResult) and "error" not in record:
-                _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
-            records.append(record)
+            done.records.append(record)
+            if isinstance(item, RelaxResult) and "error" not in record:
+                if not quiet:
+                    _describe(job, item, record, several=len(jobs) > 1, verbose=verbose)
+                done.refused += _refused_potentials(relaxer, item)
+                done.predicted += [(job.title, item.properties)] if item.properties else []
             bar.advance()
-            if isinstance(item, RelaxResult) and item.properties and "error" not in record:
-                predicted.append((job.title, item.properties))
-    if report is not None:
-        write_report(report, records)
-    _conclude(records, predicted, quiet=quiet)
+    return done
 
 
-def _conclude(records: list[dict[str, Any]], predicted: list[tuple[str, Properties]], *, quiet: bool) -> None:
+def _conclude(done: _Done, *, quiet: bool) -> None:
     """Print the properties of several structures as a table, and how many were relaxed; exit with 1 if any failed."""
+    records, predicted = done.records, done.predicted
     failed = sum("error" in record for record in records)
     if len(records) > 1 and not quiet:
         for line in property_lines(predicted) if len(predicted) > 1 else ():
@@ -191,7 +222,11 @@ def _conclude(records: list[dict[str, Any]], predicted: list[tuple[str, Properti
         click.echo(
             f"{len(records) - failed} of {len(records)} structures relaxed" + (f", {failed} failed" if failed else "")
         )
-    if failed:
+    if done.refused:
+        click.echo(
+            f"Error: --mu cannot be used in the hosts of {done.refused} of {len(records)} structures", err=True
+        )
+    if failed or done.refused:
         raise SystemExit(1)
 
 
@@ -223,9 +258,21 @@ def _useless(relaxer: DefiNetRelaxer, result: RelaxResult | RelaxFailure) -> lis
         return []
     host, involved = result.site_map.host, result.atoms.get_chemical_symbols()
     try:
-        return list(relaxer.properties.asked.in_host(host, involved).warnings)
-    except DefiNetError as error:  # of a host that was found out: a limit that is not known
-        return [f"--mu: {error}"]
+        found = relaxer.properties.asked.in_host(host, involved).warnings
+    except DefiNetError:  # of a host that was found out: its properties say it
+        return []
+    return [text for text in found if text not in result.warnings]
+
+
+def _refused_potentials(relaxer: DefiNetRelaxer, result: RelaxResult) -> bool:
+    """Return whether --mu asks for what there is not in the host that was found for a structure."""
+    if relaxer.properties is None:
+        return False
+    try:
+        relaxer.properties.asked.in_host(result.site_map.host)
+    except DefiNetError:
+        return True
+    return False
 
 
 def _refuse_input_set_options(*, calculator: bool) -> None:
@@ -292,7 +339,7 @@ def _describe(job: Job, result: RelaxResult, record: dict[str, Any], *, several:
             f"at most {largest:.3f} Å (atom {atom}, {result.atoms.symbols[atom]}), {mean:.3f} Å on average",
         ),
         *_doubt(result, record),
-        *property_rows(result.properties, result.chemical_potentials, result.site_map.host),
+        *property_rows(result.properties, result.chemical_potentials, result.site_map.host, record["warnings"]),
         *(("warning", text) for text in record["warnings"]),
     ]
     if verbose:
@@ -325,7 +372,10 @@ def _doubt(result: RelaxResult, record: dict[str, Any]) -> list[tuple[str, str]]
     """Return the rows on how far the result can be trusted, and on the expected error where there is one."""
     rows = [("trust", trust_line(result))] if result.trust != "inside" else []
     if result.calculation is not None:
-        rows.append(("method", f"{result.method}: {result.calculation}"))
+        done = result.calculation
+        rows.append(("method", f"{result.method}: {done}"))
+        if done.energy is not None:
+            rows.append(("total", f"energy {done.energy:.3f} eV, to compare with others of {done.calculator} only"))
     if result.method == "calculator":
         return rows
     if result.unsupported:

@@ -38,7 +38,7 @@ from ase_definet.cli.enumerate import configurations
 from ase_definet.cli.progress import ProgressBar
 from ase_definet.cli.properties import check_rank
 from ase_definet.cli.states import AskedState, state_options
-from ase_definet.errors import CalculatorError, CheckpointError, DeviceError
+from ase_definet.errors import CalculatorError, CheckpointError, DeviceError, OtherRequestError
 
 if TYPE_CHECKING:
     from ase_definet.screening.enumeration import Configuration, DefectSpace
@@ -332,7 +332,10 @@ def _run(
     from ase_definet.screening.screen import Results, screen
 
     output.parent.mkdir(parents=True, exist_ok=True)  # once: what is moved away later is not made anew
-    results = Results(output, asked)
+    try:
+        results = Results(output, asked)
+    except OtherRequestError as error:
+        raise BadUsage(error_text(error)) from error
     doing = "ranking"
     try:
         named = _all_named(source) if job.rank is None else iter(_ranked(source, output, settings, job))
@@ -346,7 +349,7 @@ def _run(
     except KeyboardInterrupt:
         job.meter.bar.close()
         same = "the same commands go on" if asked["inputs"] == ["-"] else "the same command goes on"
-        where = "while ranking" if doing == "ranking" else f"after {results.progress.done} structures"
+        where = "while ranking" if doing == "ranking" else f"after {results.recorded()} structures"
         click.echo(f"\nstopped {where}; {same}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
@@ -374,6 +377,12 @@ def _ranked(source: Source, output: Path, settings: dict[str, Any], job: _Job) -
     best = ranking.run(lambda done: job.meter(Progress(done, ranking.unranked, ranking.resumed)))
     speed = job.meter.speed(Progress(ranking.done, 0, ranking.resumed))
     job.meter.bar.close()
+    if ranking.done and not best:
+        first = next(iter(read_rows(output / UNRANKED, UNRANKED_COLUMNS)))
+        raise click.ClickException(
+            f"none of {ranking.done} structures could be ranked by {rank}, the first, {first['name']}: "
+            f"{first['reason']}; all reasons are in {output / UNRANKED}"
+        )
     ranked = ranking.done - ranking.unranked
     where = output / RANKING
     click.echo(f"{ranked} structures ranked by {rank}, the {len(best)} best in {where}{speed}")
@@ -384,8 +393,6 @@ def _ranked(source: Source, output: Path, settings: dict[str, Any], job: _Job) -
             f"{first['reason']}",
             err=True,
         )
-    if ranking.done and not best:
-        raise click.ClickException(f"none could be ranked by {rank}")
     return best
 
 

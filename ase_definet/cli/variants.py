@@ -37,7 +37,7 @@ from ase_definet.cli.common import (
 )
 from ase_definet.cli.progress import ProgressBar
 from ase_definet.cli.states import AskedState, state_options
-from ase_definet.errors import DefiNetError, DefiNetWarning, VariantsError
+from ase_definet.errors import DefiNetError, DefiNetWarning, OtherRequestError, VariantsError
 
 if TYPE_CHECKING:
     from ase_definet.variants.search import End, Search
@@ -155,9 +155,12 @@ def variants_command(
                 bar.close()
                 click.echo(f"\nstopped; the same command goes on with {folder}", err=True)
                 raise click.exceptions.Exit(INTERRUPTED) from None
+            except OtherRequestError as error:
+                raise BadUsage(error_text(error)) from error
     for text in [*notes, *found.notes]:
         click.echo(f"warning   {text}", err=True)
-    _describe(found, relaxer.calculator.name if relaxer.calculator else calculator, folder)
+    name = relaxer.calculator.name if relaxer.calculator else calculator
+    _describe(found, f"{name}, largest force {fmax:g} eV/Å, at most {max_steps} steps", folder)
     if not found.variants:
         raise click.ClickException(f"{file}: none of {len(found.failed)} starts converged; see {folder}")
     if draw is not None:
@@ -195,17 +198,18 @@ def _drawing() -> Any:
     return draw_relaxation
 
 
-def _describe(found: Search, calculator: str, folder: Path) -> None:
-    """Print the table."""
+def _describe(found: Search, method: str, folder: Path) -> None:
+    """Print how the minima were looked for, and the table."""
     from ase_definet.variants.search import table_rows
 
     click.echo(f"host      {host_line(found.site_map)}")
     click.echo(f"defects   {counts(found.site_map.defect_counts)}")
+    click.echo(f"method    {method}")
     if found.resumed:
         click.echo(f"resumed   {found.resumed} starts were relaxed before")
     rows = list(table_rows(found.variants))
     width = max((len(str(row["name"])) for row in rows), default=4)
-    click.echo(f"rank  above (eV)  found  {'name':{width}s}  symmetry  {calculator}")
+    click.echo(f"rank  above (eV)  found  {'name':{width}s}  symmetry  what changed")
     for row in rows:
         spin = "" if row["spin_multiplicity"] is None else f", spin multiplicity {row['spin_multiplicity']}"
         words = f"{row['changed']}; {row['defects']}{spin}"
@@ -220,6 +224,8 @@ def _why(end: End) -> str:
     done = end.calculation
     if done.error:
         return f"failed after {done.steps} steps: {done.error}"
+    if done.unbound:
+        return f"no minimum of a defect: {len(done.unbound)} atoms are bonded to nothing"
     return f"largest force {done.fmax:.3f} eV/Å after {done.steps} steps, not converged to {done.fmax_limit:g} eV/Å"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet
-from ase_definet.dft.run_output import IonicSteps, course, read_images, take_start, text_of
+from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet, by_components, override
+from ase_definet.dft.run_output import IonicSteps, course, doubts, read_images, take_start, text_of
 from ase_definet.errors import InputSetError, StructureError
 
 GEOMETRY, CONTROL, OUTPUT = "geometry.in", "control.in", "aims.out"
@@ -32,18 +32,13 @@ def files(plan: InputSet) -> Files:
         InputSetError: A folder of species defaults was named, and lacks an element.
     """
     values = _values(plan)
-    overridden = {}
-    for key, value in plan.settings.items():
-        name = key.lower()
-        new = value if isinstance(value, str) else _worded(value)
-        overridden[name] = (values.get(name), new)
-        values[name] = new
+    overridden = override(values, {key.lower(): _worded(value) for key, value in plan.settings.items()})
     species, notes, warnings = _species(plan)
-    if plan.spin and plan.unpaired is None and not plan.atoms.get_initial_magnetic_moments().any():
+    if plan.starts_without_moments:
         warnings.append("spin collinear with no moments to start from: FHI-aims finds no spin from there.")
     head = "".join(f"{key:35s}{value}\n" for key, value in values.items())
     notes += [
-        "FHI-aims compares each component of the forces with its limit, not their length as VASP does.",
+        by_components("FHI-aims", "its limit"),
         f"If max_relaxation_steps do not suffice: cp geometry.in.next_step {GEOMETRY} and run again.",
     ]
     return Files(
@@ -124,15 +119,14 @@ def _species(plan: InputSet) -> tuple[str, list[str], list[str]]:
     folder = Path(named).expanduser().resolve()
     if not folder.is_dir():
         raise InputSetError(f"Expected a folder of species defaults, found none at {folder}; see {SOURCE}.")
-    texts = []
-    for element, name in zip(plan.species, names, strict=True):
-        path = folder / name
-        if not path.is_file():
-            raise InputSetError(
-                f"No species defaults for {element} in {folder}: expected {name}; take the folder light, "
-                f"intermediate or tight in {SOURCE}."
-            )
-        texts.append("\n" + path.read_text(encoding="utf-8", errors="replace"))
+    lacking = [name for name in names if not (folder / name).is_file()]
+    if lacking:
+        elements = ", ".join(name.split("_")[1] for name in lacking)
+        raise InputSetError(
+            f"No species defaults for {elements} in {folder}: expected {', '.join(lacking)}; take the folder light, "
+            f"intermediate or tight in {SOURCE}."
+        )
+    texts = ["\n" + (folder / name).read_text(encoding="utf-8", errors="replace") for name in names]
     return "".join(texts), [f"Species defaults from {folder}: {', '.join(names)}."], []
 
 
@@ -146,9 +140,7 @@ def read_steps(path: Path) -> IonicSteps:
     """
     text = text_of(path)
     images = _images(path, text)
-    notes = [] if _DONE in text else ["the file is cut off: the run was killed or is still running"]
-    if _NO_SCF in text:
-        notes.append(f"{text.count(_NO_SCF)} electronic runs did not converge: their forces are not to be trusted")
+    notes = doubts(text, _DONE, _NO_SCF)
     beside = path.with_name(GEOMETRY)
     start = read_images(beside, "aims")[0] if beside.is_file() else None
     if start is None:

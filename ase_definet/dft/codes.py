@@ -118,59 +118,35 @@ def write_inputs(
     """
     if code not in CODES:
         raise InputSetError(f"Unknown code {code!r}; choose from {', '.join(CODES)}.")
-    atoms = as_atoms(structure)
-    files = CODES[code].files
+    asked: dict[str, Any] = {
+        "magnetic": magnetic,
+        "kpoints": kpoints,
+        "dipole": dipole,
+        "charge": charge,
+        "functional": functional,
+    }
+    title, files = CODES[code].title, CODES[code].files
     if files is None:
-        return _write_vasp(
-            structure,
-            directory,
-            library,
-            profile=profile,
-            incar=settings,
-            magnetic=magnetic,
-            kpoints=kpoints,
-            dipole=dipole,
-            charge=charge,
-            spin_multiplicity=spin_multiplicity,
-            functional=functional,
-            notes=notes,
-            provenance=provenance,
-            predicted=predicted,
-            overwrite=overwrite,
-        )
-    if provenance is None:
-        provenance, carried = carried_provenance(atoms)
-        notes = [*notes, *carried]
+        asked |= {"profile": profile, "incar": settings, "spin_multiplicity": spin_multiplicity}
+        asked |= {"notes": notes, "provenance": provenance, "predicted": predicted, "overwrite": overwrite}
+        return _write_vasp(structure, directory, library, **asked)
+    folder = None if library is None else Path(library)
     plan = input_set(
-        structure,
-        CODES[code].title,
-        profile,
-        magnetic=magnetic,
-        kpoints=kpoints,
-        dipole=dipole,
-        charge=charge,
-        multiplicity=spin_multiplicity,
-        functional=functional,
-        library=None if library is None else Path(library),
-        settings=settings,
+        structure, title, profile, multiplicity=spin_multiplicity, library=folder, settings=settings, **asked
     )
     written = files(plan)
     if plan.charge_note:
         python_warnings.warn(plan.charge_note, DefiNetWarning, stacklevel=2)
-    warnings = (*plan.warnings, *written.warnings)
-    texts = dict(written.texts)
-    texts["README.txt"] = code_readme(
-        CODES[code].title,
-        plan,
-        written,
-        notes=notes,
-        provenance=provenance,
-        predicted=True if predicted is None and provenance else predicted,
-    )
+    if provenance is None:
+        provenance, carried = carried_provenance(as_atoms(structure))
+        notes = [*notes, *carried]
+    predicted = True if predicted is None and provenance else predicted
+    told = code_readme(title, plan, written, notes=notes, provenance=provenance, predicted=predicted)
+    texts = {**written.texts, "README.txt": told}
     target = Path(directory).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     write_set(target, texts, overwrite=overwrite)
-    return InputsReport(code, target, tuple(texts), dict(written.overridden), warnings)
+    return InputsReport(code, target, tuple(texts), dict(written.overridden), (*plan.warnings, *written.warnings))
 
 
 def _write_vasp(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,8 +15,8 @@ from ase.data import atomic_numbers
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
 
-from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet
-from ase_definet.dft.run_output import IonicSteps, largest, read_images, refuse_other_atoms, text_of
+from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet, by_components, override
+from ase_definet.dft.run_output import IonicSteps, doubts, largest, read_images, refuse_other_atoms, text_of
 from ase_definet.errors import InputSetError, StructureError
 
 if TYPE_CHECKING:
@@ -67,15 +68,7 @@ def files(plan: InputSet) -> Files:
     kinds, notes = _kinds(plan)
     multiplicity, warnings = _multiplicity(plan)
     values = _values(plan, multiplicity)
-    overridden = {}
-    for key, value in plan.settings.items():
-        path = key.upper()
-        if "/" not in path:
-            raise InputSetError(
-                f"{key}: expected a CP2K setting by its whole path, such as FORCE_EVAL/DFT/MGRID/CUTOFF=500."
-            )
-        overridden[path] = (values.get(path), value)
-        values[path] = str(value)
+    overridden = override(values, _by_path(plan.settings))
     root = InputSection("CP2K_INPUT")
     for path, text in values.items():
         section, keyword = path.rsplit("/", 1)
@@ -90,13 +83,28 @@ def files(plan: InputSet) -> Files:
         ]
     notes += [
         f"{BASIS} and {POTENTIAL}, from {BASIS_FILE} and {POTENTIAL_FILE} of CP2K's data (set CP2K_DATA_DIR).",
-        "CP2K compares each component of the forces with MAX_FORCE, not their length as VASP does.",
+        by_components("CP2K", "MAX_FORCE"),
         "Its criteria for the length of a step are set so wide that forces alone decide.",
+        f"The first step begins with the orbitals in {PROJECT}-RESTART.wfn, if an earlier run left them in this folder.",
         f"If MAX_ITER steps do not suffice: cp2k -i {PROJECT}-1.restart -o {OUTPUT}",
     ]
     held = multiplicity if _holds(plan) else None
     text = "\n".join(root.write()) + "\n"
     return Files({INPUT: text}, f"cp2k -i {INPUT} -o {OUTPUT}", notes, warnings, overridden, held)
+
+
+def _by_path(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the user's settings by their paths.
+
+    Raises:
+        InputSetError: One is no path.
+    """
+    for key in settings:
+        if "/" not in key:
+            raise InputSetError(
+                f"{key}: expected a CP2K setting by its whole path, such as FORCE_EVAL/DFT/MGRID/CUTOFF=500."
+            )
+    return {key.upper(): str(value) for key, value in settings.items()}
 
 
 def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
@@ -126,7 +134,7 @@ def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
         f"{dft}/MGRID/CUTOFF": "400",
         f"{dft}/MGRID/REL_CUTOFF": "50",
         f"{SCF}/EPS_SCF": "1.0E-6",
-        f"{SCF}/SCF_GUESS": "ATOMIC",
+        f"{SCF}/SCF_GUESS": "RESTART",  # from atoms where there are no orbitals yet
         f"{dft}/XC/XC_FUNCTIONAL/{_PARAMETER}": "PBE",
     }
     values |= _ot(plan) if plan.gamma else _diagonalization(plan)
@@ -138,16 +146,23 @@ def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
 
 
 def _ot(plan: InputSet) -> dict[str, str]:
-    """Return the orbital transformation, for Γ: whole occupations, no smearing."""
+    """Return the orbital transformation, for Γ: whole occupations, no smearing.
+
+    The preconditioner is the one that CP2K's manual recommends for all but very large cells. It is made anew every ten
+    iterations: the first one comes from orbitals far from the solution. Of the extrapolations, linear projection suits
+    the shorter and shorter steps of a relaxation best: the default is made for molecular dynamics.
+    """
     robust = plan.profile == "robust"
     return {
-        f"{SCF}/MAX_SCF": "25",
+        f"{SCF}/MAX_SCF": "10",
         f"{SCF}/OT/{_PARAMETER}": "ON",
         f"{SCF}/OT/MINIMIZER": "CG" if robust else "DIIS",
-        f"{SCF}/OT/PRECONDITIONER": "FULL_ALL" if robust else "FULL_SINGLE_INVERSE",
+        f"{SCF}/OT/PRECONDITIONER": "FULL_ALL",
         f"{SCF}/OUTER_SCF/{_PARAMETER}": "ON",
-        f"{SCF}/OUTER_SCF/MAX_SCF": "20",
+        f"{SCF}/OUTER_SCF/MAX_SCF": "50",
         f"{SCF}/OUTER_SCF/EPS_SCF": "1.0E-6",
+        "FORCE_EVAL/DFT/QS/EXTRAPOLATION": "PS",
+        "FORCE_EVAL/DFT/QS/EXTRAPOLATION_ORDER": "1",
     }
 
 
@@ -239,7 +254,7 @@ def _kinds(plan: InputSet) -> tuple[list[tuple[str, str, str, str, float | None]
         names = dict.fromkeys(plan.species, (BASIS, POTENTIAL))
         notes = ["CP2K's data were not found here: nothing was checked against them."]
     else:
-        names = {element: _names(folder, element) for element in plan.species}
+        names = _names(folder, plan.species)
         notes = []
     symbols, labels = plan.atoms.get_chemical_symbols(), _labels(plan)
     moments = plan.atoms.get_initial_magnetic_moments() if plan.own_moments else None
@@ -270,16 +285,28 @@ def data_folder(library: Path | None) -> Path | None:
     return None
 
 
-def _names(folder: Path, element: str) -> tuple[str, str]:
-    """Return the names of an element's basis set and of the pseudopotential with as many valence electrons."""
-    bases = _entries(folder / BASIS_FILE, element, BASIS)
-    potentials = _entries(folder / POTENTIAL_FILE, element, POTENTIAL)
-    for found, what, name in ((bases, "basis set", BASIS), (potentials, "pseudopotential", POTENTIAL)):
-        if not found:
+def _names(folder: Path, elements: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the names of each element's basis set and of the pseudopotential with as many valence electrons.
+
+    Raises:
+        InputSetError: Some elements lack one of them, or those of one do not go together.
+    """
+    files = (("basis set", BASIS_FILE, BASIS), ("pseudopotential", POTENTIAL_FILE, POTENTIAL))
+    found = []
+    for what, file, name in files:
+        entries = {element: _entries(folder / file, element, name) for element in elements}
+        lacking = [element for element, some in entries.items() if not some]
+        if lacking:
             raise InputSetError(
-                f"No {what} {name} for {element} in {folder}; get one from {SOURCE}, or give a folder that has it "
-                "(--library FOLDER)."
+                f"No {what} {name} for {', '.join(lacking)} in {folder}; get one from {SOURCE}, or give a folder "
+                "that has it (--library FOLDER)."
             )
+        found.append(entries)
+    return {element: _matching(folder, element, *(entries[element] for entries in found)) for element in elements}
+
+
+def _matching(folder: Path, element: str, bases: list[str], potentials: list[str]) -> tuple[str, str]:
+    """Return the first basis set and pseudopotential that have the same number of valence electrons."""
     for basis in bases:
         for potential in potentials:
             if _valence(basis) == _valence(potential):
@@ -366,9 +393,7 @@ def read_steps(path: Path) -> IonicSteps:
         raise StructureError(f"{path}: no GLOBAL| Project name in it: not an output of CP2K, or cut off at once")
     steps = _evaluations(path, text)
     settings, start = _beside(path, text)
-    notes = [] if _ENDED in text else ["the file is cut off: the run was killed or is still running"]
-    if _NO_SCF in text:
-        notes.append(f"{text.count(_NO_SCF)} electronic runs did not converge: their forces are not to be trusted")
+    notes = doubts(text, _ENDED, _NO_SCF)
     symbols = steps[0][2]
     if start is None:
         notes.append("no input beside it: atoms held fixed, if any, count in the largest force; the cell is unknown")
@@ -430,10 +455,11 @@ def _last(path: Path, start: Atoms, energies: Array, notes: list[str]) -> Atoms 
     if len(energies) == 1:
         return last
     frames = _frames(path) if path.is_file() else []
-    if frames and len(frames[-1][0]) == len(start):
-        energy = _ENERGY.search(frames[-1][2])
-        if energy is not None and abs(float(energy[1]) * Hartree - energies[-1]) < _SAME_ENERGY:
-            last.set_positions(frames[-1][1], apply_constraint=False)
+    for symbols, positions, comment in reversed(frames[-2:]):  # the last may be the minimum, evaluated once more
+        found = _ENERGY.search(comment)
+        energy = float(found[1]) * Hartree if found else np.nan
+        if len(symbols) == len(start) and abs(energy - energies[-1]) < _SAME_ENERGY:
+            last.set_positions(positions, apply_constraint=False)
             return last
     notes.append(f"{path.name} lacks the structure of the last step")
     return None

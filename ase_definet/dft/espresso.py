@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ import numpy as np
 from ase import Atoms
 from ase.units import create_units
 
-from ase_definet.dft.input_set import FORCE, SMEARING, STEPS, Code, Files, InputSet, follows_z
-from ase_definet.dft.run_output import IonicSteps, course, read_images, take_start, text_of
+from ase_definet.dft.input_set import (
+    FORCE,
+    SMEARING,
+    STEPS,
+    Code,
+    Files,
+    InputSet,
+    by_components,
+    follows_z,
+    override,
+)
+from ase_definet.dft.run_output import IonicSteps, course, doubts, read_images, take_start, text_of
 from ase_definet.errors import InputSetError, StructureError
 
 INPUT, OUTPUT = "espresso.pwi", "espresso.pwo"
@@ -75,11 +86,10 @@ def files(plan: InputSet) -> Files:
     Raises:
         InputSetError: A pseudopotential is missing or none for PBE, or a setting is unknown.
     """
-    from ase.io.espresso import str_to_value, write_espresso_in  # noqa: PLC0415 - slow to import
-    from ase.io.espresso_namelist.keys import pw_keys  # noqa: PLC0415 - as above
+    from ase.io.espresso import write_espresso_in  # noqa: PLC0415 - slow to import
 
     folder = _folder(plan)
-    pseudopotentials = {element: _find(folder, element) for element in plan.species}
+    pseudopotentials = _find_all(folder, plan.species)
     cutoff, density_cutoff, warnings = _cutoffs(list(pseudopotentials.values()), plan.settings)
     atoms = plan.atoms.copy()
     values = _values(plan, cutoff, density_cutoff) | {"pseudo_dir": folder.as_posix()}
@@ -91,15 +101,7 @@ def files(plan: InputSet) -> Files:
         fractions = np.clip(atoms.get_initial_magnetic_moments() / valence, -1.0, 1.0)
         atoms.set_initial_magnetic_moments(fractions.round(6))
         warnings += [] if fractions.any() or plan.unpaired is not None else [_no_start()]
-    known = {key.lower() for keys in pw_keys.values() for key in keys}
-    overridden = {}
-    for key, value in plan.settings.items():
-        name = key.lower()
-        if re.sub(r"\(.*\)$", "", name) not in known:
-            raise InputSetError(f"{key} is no key of pw.x; expected one such as ecutwfc or mixing_beta.")
-        new = str_to_value(value) if isinstance(value, str) else value
-        overridden[name] = (values.get(name), new)
-        values[name] = new
+    overridden = override(values, _namelist_values(plan.settings))
     text = io.StringIO()
     write_espresso_in(
         text,
@@ -112,12 +114,31 @@ def files(plan: InputSet) -> Files:
         f"Pseudopotentials from {folder}: {', '.join(found.file for found in pseudopotentials.values())}.",
         "  Elsewhere, change pseudo_dir; an empty one stands for $ESPRESSO_PSEUDO.",
         f"Cutoffs {values['ecutwfc']:g} and {values['ecutrho']:g} Ry: converge them before you compare energies.",
-        "pw.x compares each component of the forces with forc_conv_thr, not their length as VASP does.",
+        by_components("pw.x", "forc_conv_thr"),
         "If nstep steps do not suffice: set restart_mode = 'restart' and run again.",
     ]
     # ASE writes all namelists that any pw.x knows; older ones take the empty ones at the end for cards
     shown = re.sub(r"&(CELL|FCP|RISM)\n/\n", "", text.getvalue())
     return Files({INPUT: shown}, f"pw.x -in {INPUT} > {OUTPUT}", notes, warnings, overridden)
+
+
+def _namelist_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's settings by the names that pw.x has for them.
+
+    Raises:
+        InputSetError: pw.x does not know one.
+    """
+    from ase.io.espresso import str_to_value  # noqa: PLC0415 - slow to import
+    from ase.io.espresso_namelist.keys import pw_keys  # noqa: PLC0415 - as above
+
+    known = {key.lower() for keys in pw_keys.values() for key in keys}
+    values = {}
+    for key, value in settings.items():
+        name = key.lower()
+        if re.sub(r"\(.*\)$", "", name) not in known:
+            raise InputSetError(f"{key} is no key of pw.x; expected one such as ecutwfc or mixing_beta.")
+        values[name] = str_to_value(value) if isinstance(value, str) else value
+    return values
 
 
 def _values(plan: InputSet, cutoff: float, density_cutoff: float) -> dict[str, Any]:
@@ -219,48 +240,52 @@ def _folder(plan: InputSet) -> Path:
     return folder
 
 
-def _find(folder: Path, element: str) -> Pseudopotential:
-    """Return the one PBE pseudopotential that a folder has for an element.
-
-    The list that comes with a library (SSSP's JSON file, in the folder) decides; else there must be one only.
+def _find_all(folder: Path, elements: Sequence[str]) -> dict[str, Pseudopotential]:
+    """Return the one PBE pseudopotential that a folder has for each element.
 
     Raises:
-        InputSetError: There is none, or there are several.
+        InputSetError: There is none for some elements, or there are several for one.
+    """
+    found = {element: _candidates(folder, element) for element in elements}
+    usable = {element: [one for one in some if _is_pbe(one.functional)] for element, some in found.items()}
+    lacking = [element for element, some in usable.items() if not some]
+    if lacking:
+        others = [one.file for element in lacking for one in found[element]]
+        why = f" ({', '.join(others)}: not PBE)" if others else ""
+        raise InputSetError(
+            f"No PBE pseudopotential for {', '.join(lacking)} in {folder}{why}; get one from {SOURCE}."
+        )
+    for element, some in usable.items():
+        if len(some) > 1:
+            raise InputSetError(
+                f"Several PBE pseudopotentials for {element} in {folder} ({', '.join(one.file for one in some)}): "
+                "leave one in the folder, or put a list beside them as SSSP has (its JSON file)."
+            )
+    return {element: one for element, (one,) in usable.items()}
+
+
+def _candidates(folder: Path, element: str) -> list[Pseudopotential]:
+    """Return the pseudopotentials of an element, of whatever functional.
+
+    The list that comes with a library (SSSP's JSON file, in the folder) decides, where there is one.
+
+    Raises:
+        InputSetError: The file that the list names is missing, or a header cannot be read.
     """
     listed = _listed(folder, element)
-    if listed is not None:
-        path = folder / listed["filename"]
-        if not path.is_file():
-            raise InputSetError(
-                f"No pseudopotential for {element}: {path.name}, which the list in {folder} names, is not there; get "
-                f"it from {SOURCE}."
-            )
-        header = read_header(path)
-        header = Pseudopotential(
-            path.name,
-            header.element,
-            header.functional,
-            header.valence,
-            float(listed["cutoff_wfc"]),
-            float(listed["cutoff_rho"]),
-            checked=True,
-        )
-        found = [header]
-    else:
+    if listed is None:
         mine = re.compile(rf"{element}([^a-z].*)?\.upf", re.IGNORECASE)
         found = [read_header(path) for path in sorted(folder.iterdir()) if mine.fullmatch(path.name)]
         # fully relativistic ones are for spin-orbit coupling
-        found = [header for header in found if header.element == element and ".rel-" not in header.file]
-    usable = [header for header in found if _is_pbe(header.functional)]
-    if not usable:
-        others = f" ({', '.join(header.file for header in found)}: not PBE)" if found else ""
-        raise InputSetError(f"No PBE pseudopotential for {element} in {folder}{others}; get one from {SOURCE}.")
-    if len(usable) > 1:
+        return [header for header in found if header.element == element and ".rel-" not in header.file]
+    path = folder / listed["filename"]
+    if not path.is_file():
         raise InputSetError(
-            f"Several PBE pseudopotentials for {element} in {folder} ({', '.join(one.file for one in usable)}): "
-            "leave one in the folder, or put a list beside them as SSSP has (its JSON file)."
+            f"No pseudopotential for {element}: {path.name}, which the list in {folder} names, is not there; get "
+            f"it from {SOURCE}."
         )
-    return usable[0]
+    cutoff, density_cutoff = float(listed["cutoff_wfc"]), float(listed["cutoff_rho"])
+    return [replace(read_header(path), cutoff=cutoff, density_cutoff=density_cutoff, checked=True)]
 
 
 def _listed(folder: Path, element: str) -> Any:
@@ -345,9 +370,7 @@ def read_steps(path: Path) -> IonicSteps:
     """
     text = text_of(path)
     images = _whole_images(path, text)
-    notes = [] if _DONE in text else ["the file is cut off: the run was killed or is still running"]
-    if _NO_SCF in text:
-        notes.append(f"{text.count(_NO_SCF)} electronic runs did not converge: their forces are not to be trusted")
+    notes = doubts(text, _DONE, _NO_SCF)
     settings, start = _beside(path)
     if start is None:
         notes.append("no input (*.pwi) beside it: atoms held fixed, if any, count in the largest force")

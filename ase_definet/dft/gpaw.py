@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_definet.dft.input_set import CUTOFF, FORCE, SMEARING, STEPS, Code, Files, InputSet
+from ase_definet.dft.input_set import CUTOFF, FORCE, SMEARING, STEPS, Code, Files, InputSet, override
 from ase_definet.dft.run_output import IonicSteps, course, read_images, refuse_other_atoms, text_of
 from ase_definet.errors import InputSetError
 
@@ -50,11 +50,7 @@ def files(plan: InputSet) -> Files:
     from ase.io import write  # noqa: PLC0415 - slow to import
 
     values = _values(plan)
-    overridden = {}
-    for key, value in plan.settings.items():
-        new = _literal(key, value)
-        overridden[key] = (values.get(key), new)
-        values[key] = new
+    overridden = override(values, {key: _literal(key, value) for key, value in plan.settings.items()})
     atoms = plan.atoms.copy()
     if plan.spin and plan.unpaired is not None:
         atoms.set_initial_magnetic_moments(_summing_to(atoms.get_initial_magnetic_moments(), plan.unpaired))
@@ -80,7 +76,7 @@ def files(plan: InputSet) -> Files:
         f"If {STEPS} steps do not suffice: take the last structure of {OUTPUT} as {START} and run again.",
     ]
     warnings = []
-    if plan.spin and plan.unpaired is None and not atoms.get_initial_magnetic_moments().any():
+    if plan.starts_without_moments:
         warnings.append("spinpol with no moments to start from: GPAW finds no spin from there.")
     return Files({START: text.getvalue(), SCRIPT: script}, f"gpaw python {SCRIPT}", notes, warnings, overridden)
 

@@ -113,6 +113,12 @@ class InputSet:
         """Whether Γ is the only k-point."""
         return self.grid == (1, 1, 1)
 
+    @property
+    def starts_without_moments(self) -> bool:
+        """Whether spins are polarised, but nothing makes the code find a moment."""
+        moments = self.atoms.get_initial_magnetic_moments()
+        return self.spin and self.unpaired is None and not moments.any()
+
     def axis_of_vacuum(self) -> int:
         """Return the one vacuum axis along which a dipole is corrected.
 
@@ -147,6 +153,26 @@ class InputSet:
     def with_warnings(self, texts: Iterable[str]) -> InputSet:
         """Return the same with more warnings."""
         return replace(self, warnings=(*self.warnings, *texts))
+
+
+def override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Put the user's settings among those of a code.
+
+    Args:
+        values: What the code is told, changed in place.
+        settings: The user's own, in the code's keys and as its values.
+
+    Returns:
+        For each of the user's settings, what it replaced (None: nothing), and the new value.
+    """
+    overridden = {key: (values.get(key), value) for key, value in settings.items()}
+    values.update(settings)
+    return overridden
+
+
+def by_components(title: str, limit: str) -> str:
+    """Return the note on a code that compares components of forces with its limit."""
+    return f"{title} compares each component of the forces with {limit}, not their length as VASP does."
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,33 +259,18 @@ def input_set(
             raise InputSetError(f"Unknown {name} {value!r}; choose from {', '.join(known)}.")
     net = net_charge(given, charge)
     held_multiplicity = _multiplicity(given, multiplicity, functional, code)
-    cell = np.asarray(given.cell)
-    scaled = given.get_scaled_positions(wrap=False)
-    gaps = [widest_gap(cell, scaled, axis)[0] for axis in range(3)]
-    vacuum = [axis for axis, width in enumerate(gaps) if width >= VACUUM_GAP]
-    grid, warnings = kpoint_grid(kpoints, cell, vacuum)
-    warnings += gamma_warnings(grid, cell, vacuum, chosen=kpoints != (1, 1, 1))
-    held, dropped = held_axes(given)
-    dropped += ["Velocities were dropped: a relaxation has none."] if given.has("momenta") else []
-    warnings += dropped + vacuum_warnings(given, gaps, vacuum, code)
+    gaps, grid, warnings = _periodicity(given, kpoints, code)
+    vacuum = tuple(axis for axis, width in enumerate(gaps) if width >= VACUUM_GAP)
     electrons = int(given.numbers.sum()) - net.value
     moments, spin, own, remarks = _moments(given, magnetic, held_multiplicity)
     if magnetic == "parity" and held_multiplicity is None:
         held_multiplicity = 1 + electrons % 2
     _check_multiplicity(held_multiplicity, electrons, net.value, spin=spin)
-    warnings += remarks
+    atoms, dropped = _bare(given, moments)
+    warnings += dropped + remarks
     asked = {"charge": charge, "functional": functional}
     warnings += other_state(given, Said(net.value, _said_multiplicity(given, multiplicity), "PBE"), asked)
-    if net.value and vacuum:
-        warnings.append(
-            "Charged cell with vacuum: its energy needs an image-charge correction that the input set does not give."
-        )
-    if net.note:
-        warnings.append(f"{net.note[0].upper()}{net.note[1:]}.")
-    atoms = Atoms(given.get_chemical_symbols(), given.positions, cell=given.cell, pbc=True)
-    if moments is not None:
-        atoms.set_initial_magnetic_moments(moments)
-    hold_axes(atoms, held)
+    warnings += _charge_warnings(net, layered=bool(vacuum))
     return InputSet(
         atoms=atoms,
         charge=net.value,
@@ -267,15 +278,52 @@ def input_set(
         spin=spin,
         multiplicity=held_multiplicity,
         own_moments=own,
-        grid=(grid[0], grid[1], grid[2]),
-        gaps=(gaps[0], gaps[1], gaps[2]),
-        vacuum=tuple(vacuum),
+        grid=grid,
+        gaps=gaps,
+        vacuum=vacuum,
         profile=profile,
         dipole=dipole,
         library=library,
         settings=dict(settings or {}),
         warnings=tuple(warnings),
     )
+
+
+def _periodicity(
+    atoms: Atoms, kpoints: tuple[int, int, int] | float, code: str
+) -> tuple[tuple[float, float, float], tuple[int, int, int], list[str]]:
+    """Return the widest gap along each axis, the grid of k-points, and what to say about both."""
+    cell = np.asarray(atoms.cell)
+    scaled = atoms.get_scaled_positions(wrap=False)
+    a, b, c = (widest_gap(cell, scaled, axis)[0] for axis in range(3))
+    vacuum = [axis for axis, width in enumerate((a, b, c)) if width >= VACUUM_GAP]
+    grid, warnings = kpoint_grid(kpoints, cell, vacuum)
+    warnings += gamma_warnings(grid, cell, vacuum, chosen=kpoints != (1, 1, 1))
+    warnings += vacuum_warnings(atoms, (a, b, c), vacuum, code)
+    return (a, b, c), (grid[0], grid[1], grid[2]), warnings
+
+
+def _bare(given: Atoms, moments: Array | None) -> tuple[Atoms, list[str]]:
+    """Return the atoms with nothing but moments to start from and what holds them, and what was dropped."""
+    held, dropped = held_axes(given)
+    dropped += ["Velocities were dropped: a relaxation has none."] if given.has("momenta") else []
+    atoms = Atoms(given.get_chemical_symbols(), given.positions, cell=given.cell, pbc=True)
+    if moments is not None:
+        atoms.set_initial_magnetic_moments(moments)
+    hold_axes(atoms, held)
+    return atoms, dropped
+
+
+def _charge_warnings(net: NetCharge, *, layered: bool) -> list[str]:
+    """Say what a charged layer lacks, and where a charge was taken from."""
+    warnings = []
+    if net.value and layered:
+        warnings.append(
+            "Charged cell with vacuum: its energy needs an image-charge correction that the input set does not give."
+        )
+    if net.note:
+        warnings.append(f"{net.note[0].upper()}{net.note[1:]}.")
+    return warnings
 
 
 def check_structure(atoms: Atoms, code: str, potentials: str = "pseudopotential or basis") -> None:

@@ -84,6 +84,20 @@ def text_of(path: Path) -> str:
         return str(stream.read().decode(errors="replace"))
 
 
+def doubts(text: str, end: str, no_scf: str) -> list[str]:
+    """Return what is wrong with a code's output.
+
+    Args:
+        text: The output.
+        end: What is in it if the run ended by itself.
+        no_scf: What the code prints for an electronic run that did not converge.
+    """
+    notes = [] if end in text else ["the file is cut off: the run was killed or is still running"]
+    if no_scf in text:
+        notes.append(f"{text.count(no_scf)} electronic runs did not converge: their forces are not to be trusted")
+    return notes
+
+
 def read_images(path: Path, fmt: str | None, stream: io.StringIO | None = None) -> list[Atoms]:
     """Read all structures of a file with ASE.
 

@@ -14,7 +14,14 @@ from ase.formula import Formula
 from numpy.typing import NDArray
 
 from ase_definet.errors import HostError, MatchError
-from ase_definet.matching.extra_atoms import ExtraAtom, describe_extra_atoms, molecules, other_reading, remarks
+from ase_definet.matching.extra_atoms import (
+    Described,
+    ExtraAtom,
+    describe_extra_atoms,
+    molecules,
+    other_reading,
+    remarks,
+)
 from ase_definet.matching.host import Host
 from ase_definet.matching.host_sites import HostSites
 from ase_definet.matching.library import get_host, library
@@ -408,18 +415,20 @@ def _match(atoms: Atoms, framed: _Framed, host: Host, max_strain: float) -> Site
         margin=float(assigned.margin[least]),
         extra=extra,
     )
-    doubt = ""
-    if site_map.margin < MIN_MARGIN:
-        doubt = f"atom {least} ({atoms.symbols[least]})"
-        if least in described.doubts:
-            name = next(atom.name for atom in extra if atom.atom_index == least)
-            doubt += f", read as {name}, {described.doubts[least]}"
-        else:
-            distance = float(np.linalg.norm(assigned.offset[least]))
-            doubt += f" lies {distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
-            reading = other_reading(sites.positions, host_numbers, assigned, placed, least)
-            doubt += f" It is {reading}" if reading else ""
+    doubt = _doubt_of(site_map, described, placed, least) if site_map.margin < MIN_MARGIN else ""
     return replace(site_map, warnings=(*_warnings(site_map, doubt), *remarks(extra, placed)))
+
+
+def _doubt_of(site_map: SiteMap, described: Described, placed: Placement, atom: int) -> str:
+    """Return how an atom was read whose site is in doubt, and what else it could be."""
+    doubt = f"atom {atom} ({chemical_symbols[placed.numbers[atom]]})"
+    if atom in described.doubts:
+        name = next(extra.name for extra in site_map.extra if extra.atom_index == atom)
+        return f"{doubt}, read as {name}, {described.doubts[atom]}"
+    distance = float(np.linalg.norm(described.assigned.offset[atom]))
+    doubt += f" lies {distance:.2f} Å from its site; a split vacancy, or a structure already relaxed?"
+    reading = other_reading(site_map.positions, site_map.host_numbers, described.assigned, placed, atom)
+    return f"{doubt} It is {reading}" if reading else doubt
 
 
 def occupied(sites: HostSites, numbers: Array, site: Array, offset: Array) -> SiteMap:

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from ase.data import chemical_symbols
 
 from ase_definet.matching.host import Host
-from ase_definet.properties.chemical_potentials import ChemicalPotentials, element_of, parse_potentials
+from ase_definet.properties.chemical_potentials import (
+    ChemicalPotentials,
+    doubtful_potential,
+    element_of,
+    parse_potentials,
+)
 from ase_definet.relaxation.domain import known_host
 
 
@@ -68,3 +73,16 @@ class AskedPotentials:
         """
         known = {chemical_symbols[z] for z in host.numbers} | set(involved)
         return tuple(element for element in self.elements if element not in known)
+
+    def doubts(self, involved: Iterable[str]) -> tuple[str, ...]:
+        """Return warnings about potentials of elements that cannot be meant: of the wrong sign, for example.
+
+        Args:
+            involved: Symbols of the elements of the host and the structure.
+        """
+        known = set(involved)
+        numbers = [text.partition("=") for text in self.texts if ":" not in text]
+        found = (doubtful_potential(element.strip(), float(value)) for element, _, value in numbers)
+        return tuple(
+            text for (element, _, _), text in zip(numbers, found, strict=True) if text and element.strip() in known
+        )

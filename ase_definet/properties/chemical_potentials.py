@@ -52,6 +52,10 @@ HOST_ENERGIES: Mapping[str, float] = MappingProxyType(
 SOURCE = "Huang et al., npj 2D Mater. Appl. 7, 6 (2023); Kazeev et al., npj Comput. Mater. 9, 113 (2023)"
 """Source of both tables."""
 
+ABOVE, FAR_BELOW = 0.05, 10.0
+"""A chemical potential further than this above or below that of the element's bulk phase is doubted, in eV: above,
+the bulk phase forms; no compound binds its elements so much that one lies so far below."""
+
 RICH = "rich"
 POOR = "poor"
 
@@ -120,8 +124,30 @@ def parse_potentials(texts: Iterable[str], host: Host, host_name: str, involved:
         elif symbol not in REFERENCES:
             warnings.append(f"no reference energy is known for {symbol}: its chemical potential is not used")
             continue
+        elif text := doubtful_potential(symbol, value):
+            warnings.append(text)
         values[symbol] = value
     return ChemicalPotentials(values, tuple(warnings))
+
+
+def doubtful_potential(element: str, value: float) -> str:
+    """Return a warning if a chemical potential cannot be meant, above the bulk phase's or far below, else nothing.
+
+    Args:
+        element: Symbol of the element.
+        value: Its chemical potential, in eV per atom.
+    """
+    bulk = REFERENCES.get(element)
+    if bulk is None or bulk - FAR_BELOW <= value <= bulk + ABOVE:
+        return ""
+    wrong = "is a sign missing?" if np.sign(value) != np.sign(bulk) else "is it relative to the bulk phase?"
+    what = f"above that of its bulk phase ({bulk:g} eV), which would form"
+    if value < bulk:
+        wrong, what = "is it per atom, in eV?", f"below that of its bulk phase ({bulk:g} eV)"
+    return (
+        f"the chemical potential {element}={value:g} eV lies {abs(value - bulk):.2f} eV {what}; values are absolute, "
+        f"as in the table of docs/properties.md: {wrong}"
+    )
 
 
 def element_of(text: str) -> str:

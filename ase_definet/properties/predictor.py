@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from ase_definet.checkpoints.format import load_properties
 from ase_definet.errors import DefiNetError, MatchError
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host
+from ase_definet.matching.naming import defect_name
 from ase_definet.matching.site_map import SiteMap
 from ase_definet.matching.supercell import cells_of, describe
 from ase_definet.model.config import PropertyEnsembleConfig, SparseNetworkConfig
@@ -27,7 +28,8 @@ from ase_definet.model.property_model import DefectBatch
 from ase_definet.model.protocol import Lattice
 from ase_definet.model.sparse_network import PropertyEnsemble, SparseNetwork
 from ase_definet.properties.chemical_potentials import ChemicalPotentials
-from ase_definet.properties.defects import DefectSites
+from ase_definet.properties.defects import DefectSites, host_index
+from ase_definet.properties.support import no_support
 from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import (
     DILUTE,
@@ -56,7 +58,19 @@ UNITS: Mapping[str, str] = {FORMATION_ENERGY: "eV", PER_DEFECT: "eV", GAP: "eV",
 """Properties of the bundled weights, and their units."""
 
 _NEVER = frozenset(
-    {"host", "species", "defects", "charge", "spin", "excited", "training", "interstitials", "strain", "sites"}
+    {
+        "host",
+        "species",
+        "defects",
+        "charge",
+        "spin",
+        "functional",
+        "excited",
+        "training",
+        "interstitials",
+        "strain",
+        "sites",
+    }
 )
 """Respects in which a structure outside of the training data gets no number at all: the network's answer would be the
 property of something else."""
@@ -66,6 +80,9 @@ _BLOCK_PAIRS = 1 << 14
 _BLOCK_PAIRS_CUDA = 1 << 19
 """The same on a GPU: some hundred MB."""
 _KEPT = 8
+
+PRISTINE = "no defects: this is the pristine host, and there is nothing to predict"
+"""Why a structure without defects has no properties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,37 +146,45 @@ class PropertyPredictor:
         self.properties = (*self.targets[:1], *derived, *self.targets[1:])
         self.units = {name: UNITS.get(name, "") for name in self.properties}
         self._sites: dict[Any, DefectSites] = {}
+        self._without: dict[tuple[int, str], dict[str, str]] = {}
 
     def predict(
         self,
-        site_maps: Sequence[SiteMap],
-        atoms: Sequence[Atoms] | None = None,
+        site_maps: SiteMap | Sequence[SiteMap],
+        atoms: Atoms | Sequence[Atoms] | None = None,
         potentials: ChemicalPotentials | None = None,
     ) -> list[dict[str, PropertyValue]]:
         """Predict the properties of matched structures.
 
         Args:
-            site_maps: The matches.
+            site_maps: The matches, from :func:`~ase_definet.matching.site_map.match_sites`; or a single one.
             atoms: The structures, for their charge and spin; neutral ones in their ground state by default.
             potentials: Chemical potentials; those of the elements' reference phases by default.
 
         Returns:
             For each structure its properties by name.
+
+        Raises:
+            DefiNetError: Something else than matches was given, or there are not as many structures as matches.
         """
-        given = atoms or [_neutral(site_map) for site_map in site_maps]
+        site_maps = _as_matches(site_maps)
+        given = [_neutral(site_map) for site_map in site_maps] if atoms is None else _as_structures(atoms)
+        if len(given) != len(site_maps):
+            raise DefiNetError(f"expected a structure for each of {len(site_maps)} matches, found {len(given)}")
         judged = [self.judge(one, site_map) for one, site_map in zip(given, site_maps, strict=True)]
-        out = [self._nothing(judgement) for judgement in judged]
+        out = [self._nothing(judgement, site_map) for judgement, site_map in zip(judged, site_maps, strict=True)]
         groups: dict[Any, list[int]] = {}
         for index, (site_map, judgement) in enumerate(zip(site_maps, judged, strict=True)):
-            if self._answers(judgement):
+            if site_map.all_defects and self._answers(judgement):
                 groups.setdefault(lattice_of(site_map.sites).key, []).append(index)
         for indices in groups.values():
             sites = self._sites_of(lattice_of(site_maps[indices[0]].sites))
             numbers = np.stack([site_maps[index].numbers for index in indices])
             values, errors = self._run(sites, numbers, potentials)
+            missing = self._missing(sites.host, known_host(site_maps[indices[0]].host)[0] or "")
             for row, index in enumerate(indices):
                 one, wrong = ({name: part[row] for name, part in parts.items()} for parts in (values, errors))
-                out[index] = self._values(judged[index], sites, one, wrong)
+                out[index] = self._values(judged[index], missing, one, wrong)
         return out
 
     def predict_occupations(
@@ -262,13 +287,59 @@ class PropertyPredictor:
         level = np.maximum(level, max(geometry, TRUST.index("near") if other_cell else 0))
         factor[:] = np.nan if geometry or other_cell else factor
         values, errors = self._run(sites, occupations[known], potentials, wanted, fast=fast)
-        learnt = self.network.knows(sites.host)
+        missing = self._missing(sites.host, name or "")
         for one in wanted:
-            if learnt.get(FORMATION_ENERGY if one == PER_DEFECT else one):
+            if one not in missing:
                 out[one][known] = values[one]
                 out[f"{one}_error"][known] = errors[one] * factor if one in errors else np.nan
         out["trust"][known] = level
         return out
+
+    def why_no_value(self, host: Host | str, occupation: Array, name: str, max_strain: float = 0.0) -> str:
+        """Explain why :meth:`predict_occupations` or :meth:`predict_alike` has no value of a property.
+
+        Args:
+            host: The host.
+            occupation: Atomic number on each site, 0 where empty, shape ``(n_sites,)``, cell by cell.
+            name: The property.
+            max_strain: Largest principal strain of the host in the structure.
+        """
+        host = get_host(host)
+        numbers = np.tile(host.numbers, len(occupation) // len(host.numbers))
+        known, strain, offset = known_host(host)
+        record = self._record(known)
+        training = self.card.training
+        if record is None or known is None:
+            seen = ", ".join(training.hosts) if training is not None else "none recorded"
+            return f"host {host.name} was not in the training data ({seen})"
+        if _level(abs(strain + max_strain), SEEN_STRAIN, NEAR_STRAIN) == TRUST.index("outside"):
+            return f"the cell is strained by {strain + max_strain:+.1%} against the {known} of the training data"
+        if _level(offset, SEEN_OFFSET, NEAR_OFFSET) == TRUST.index("outside"):
+            return f"the host's sites lie {offset:.2f} Å (rms) from those of the {known} in the training data"
+        changed = np.flatnonzero(occupation != numbers)
+        if not len(changed):
+            return PRISTINE
+        found = dict.fromkeys(defect_name(int(occupation[k]), int(numbers[k])) for k in changed)
+        new = [defect for defect in found if defect not in record.defects]
+        if new:
+            return f"defects never seen in {known}: {', '.join(new)}"
+        return self._missing(host_index(host.numbers, self.config), known).get(name, f"no {name} is known")
+
+    def _missing(self, host: int, name: str) -> dict[str, str]:
+        """Return the properties that have no value on a host, whatever its defects, with the reasons.
+
+        Args:
+            host: Index of the host in the config.
+            name: Its name in the training data.
+        """
+        if (host, name) in self._without:
+            return self._without[host, name]
+        learnt = self.network.knows(host)
+        units = {target: self.units[target] for target in self.targets}
+        out = {target: f"the training data have no {target} of this host" for target in units if not learnt[target]}
+        out = no_support(self.card, name, units) | out
+        self._without[host, name] = out | ({PER_DEFECT: out[FORMATION_ENERGY]} if FORMATION_ENERGY in out else {})
+        return self._without[host, name]
 
     def _wanted(self, targets: Sequence[str] | None) -> tuple[str, ...]:
         """Return the properties asked for, all by default.
@@ -309,11 +380,11 @@ class PropertyPredictor:
             atoms: The structure, for its state.
             site_map: Its match.
         """
-        found = list(self.domain.judge(atoms, site_map).reservations)
+        record = self._record(known_host(site_map.host)[0])
+        found = [_of_labels(one, record) for one in self.domain.judge(atoms, site_map).reservations]
         if site_map.extra:
             text = f"{len(site_map.extra)} atoms on no site of the host: the weights know defects on sites only"
             found.append(Reservation("interstitials", text))
-        record = self._record(known_host(site_map.host)[0])
         if record is not None and record.sites not in {None, len(site_map.kinds)}:
             text = (
                 f"a supercell of {len(site_map.kinds)} sites, training had {record.sites}: defects see their "
@@ -334,26 +405,27 @@ class PropertyPredictor:
     def _refuses(one: Reservation) -> bool:
         return one.trust == "outside" and one.word in _NEVER
 
-    def _nothing(self, judgement: Judgement) -> dict[str, PropertyValue]:
-        reasons = _reasons(judgement)
-        return {name: PropertyValue(None, unit, None, judgement.trust, reasons) for name, unit in self.units.items()}
+    def _nothing(self, judgement: Judgement, site_map: SiteMap) -> dict[str, PropertyValue]:
+        trust, reasons = judgement.trust, _reasons(judgement)
+        if not site_map.all_defects and self._answers(judgement):
+            trust, reasons = "inside", (PRISTINE,)
+        return {name: PropertyValue(None, unit, None, trust, reasons) for name, unit in self.units.items()}
 
     def _values(
-        self, judgement: Judgement, sites: DefectSites, values: dict[str, float], errors: dict[str, float]
+        self,
+        judgement: Judgement,
+        missing: Mapping[str, str],
+        values: Mapping[str, float],
+        errors: Mapping[str, float],
     ) -> dict[str, PropertyValue]:
-        learnt = self.network.knows(sites.host)
+        factor, reasons = judgement.error_factor, _reasons(judgement)
         out = {}
         for name, unit in self.units.items():
-            if not learnt.get(FORMATION_ENERGY if name == PER_DEFECT else name):
-                text = f"the training data have no {name} of this host"
-                out[name] = PropertyValue(None, unit, None, "outside", (*_reasons(judgement), text))
+            if name in missing:
+                out[name] = PropertyValue(None, unit, None, "outside", (*reasons, missing[name]))
                 continue
-            if not np.isfinite(values[name]):
-                out[name] = PropertyValue(None, unit, None, "outside", ("no defects: there is nothing to predict",))
-                continue
-            factor = judgement.error_factor
             error = None if factor is None or name not in errors else float(errors[name]) * factor
-            out[name] = PropertyValue(float(values[name]), unit, error, judgement.trust, _reasons(judgement))
+            out[name] = PropertyValue(float(values[name]), unit, error, judgement.trust, reasons)
         return out
 
     def _sites_of(self, lattice: Lattice) -> DefectSites:
@@ -397,10 +469,8 @@ class PropertyPredictor:
                 expected[PER_DEFECT] = expected[FORMATION_ENERGY] / np.maximum(count, 1)
         if GAP in values:
             values[GAP] = np.maximum(values[GAP], 0.0)
-        for name, own in values.items():  # the pristine host costs nothing; the network knows nothing else of it
-            own[count == 0] = 0.0 if name in {FORMATION_ENERGY, PER_DEFECT} else np.nan
-        for own in expected.values():
-            own[count == 0] = 0.0
+        for own in (*values.values(), *expected.values()):  # the pristine host has no defect to predict anything of
+            own[count == 0] = np.nan
         return values, expected
 
     def _estimate(self, batch: DefectBatch, asked: set[str], *, fast: bool) -> tuple[Tensor, Tensor | None]:
@@ -419,6 +489,49 @@ def supercell_matrix(supercell: int | Sequence[int] | Array, host: Host) -> Arra
     if given.ndim == 0:
         given = np.array([given, given, 1 if host.layered else given])
     return np.diag(given) if given.ndim == 1 else given
+
+
+def _of_labels(one: Reservation, record: HostRecord | None) -> Reservation:
+    """Return a reservation as it is for labels.
+
+    Those of a host of which no spin is recorded are of ground states, whatever their spins: a spin that is given may
+    or may not be that of the ground state.
+    """
+    if one.word != "spin" or record is None or record.spin_multiplicities:
+        return one
+    text = (
+        "the labels are those of ground states: if the given spin is that of another state, the numbers are not its"
+    )
+    return replace(one, reason=text, trust="near", error_factor=None)
+
+
+def _as_matches(given: SiteMap | Sequence[SiteMap]) -> list[SiteMap]:
+    """Return matches as a list.
+
+    Raises:
+        DefiNetError: One of them is something else.
+    """
+    out = [given] if isinstance(given, (SiteMap, Atoms)) else list(given)
+    for one in out:
+        if not isinstance(one, SiteMap):
+            raise DefiNetError(
+                f"expected matches of structures to a host, found a {type(one).__name__}: give "
+                "match_sites(atoms, host), from ase_definet.matching.site_map"
+            )
+    return out
+
+
+def _as_structures(given: Atoms | Sequence[Atoms]) -> list[Atoms]:
+    """Return structures as a list.
+
+    Raises:
+        DefiNetError: One of them is something else.
+    """
+    out = [given] if isinstance(given, Atoms) else list(given)
+    for one in out:
+        if not isinstance(one, Atoms):
+            raise DefiNetError(f"expected ASE Atoms for the charge and spin of a match, found a {type(one).__name__}")
+    return out
 
 
 def _neutral(site_map: SiteMap) -> Atoms:

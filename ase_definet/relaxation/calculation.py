@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
 from ase_definet.errors import CalculatorError, StrictError
@@ -20,8 +23,6 @@ from ase_definet.structures.metrics import near_sites
 from ase_definet.structures.state import said_of
 
 if TYPE_CHECKING:
-    from ase import Atoms
-
     from ase_definet.relaxation.stepping import Relaxation, Step
 
 Array: TypeAlias = NDArray[Any]
@@ -43,6 +44,9 @@ SYMMETRIC = 1e-3
 
 MANY_ATOMS = 300
 """Above so many atoms L-BFGS relaxes: the Hessian of BFGS would take longer than the forces."""
+
+UNBOUND = 1.5
+"""An atom with no other within this times the sum of their covalent radii is bonded to nothing."""
 
 VERY_MANY_ATOMS = 3000
 """Above so many atoms a start is displaced without a search for symmetries, which would take minutes."""
@@ -151,11 +155,12 @@ class CalculatorStage:
         ignored = tell_state(self.calculator, said.charge or 0, said.spin_multiplicity)
         run, displaced = self.run(atoms, result.site_map)
         useful = run.best > 0 or (run.best == 0 and not run.error)
+        unbound = unbound_atoms(run.atoms if useful else atoms)
         done = Calculation(
             calculator=self.name,
             start=start,
             steps=run.steps,
-            converged=run.converged,
+            converged=run.converged and not unbound,
             fmax=float(run.fmax[run.best]) if useful else None,
             fmax_limit=self.fmax,
             energy=float(run.energies[run.best]) if useful else None,
@@ -163,8 +168,15 @@ class CalculatorStage:
             seed=self.seed,
             seconds=run.seconds,
             error=run.error,
+            unbound=unbound,
         )
         doubts = [ignored] if ignored else []
+        if unbound:
+            named = ", ".join(f"{k} ({run.atoms.symbols[k]})" for k in unbound)
+            doubts.append(
+                f"atoms bonded to nothing: {named}; small forces on them do not make this a minimum of a defect: "
+                "check where they were put"
+            )
         if run.error:
             left = f"its best geometry (step {run.best + 1}, {done.fmax:.3f} eV/Å)" if useful else f"{start} alone"
             doubts.append(f"{self.name} failed after {run.steps} steps, the result is {left}: {run.error}")
@@ -246,6 +258,14 @@ def break_symmetry(atoms: Atoms, site_map: SiteMap, size: float, seed: int) -> t
     out.set_positions(atoms.positions + move, apply_constraint=True)
     out.set_constraint(kept)
     return out, float(np.linalg.norm(out.positions - atoms.positions, axis=1).max())
+
+
+def unbound_atoms(atoms: Atoms) -> tuple[int, ...]:
+    """Return the atoms that have no other within bonding distance, see :data:`UNBOUND`, periodic images included."""
+    searched = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc & atoms.cell.any(axis=1))
+    cutoffs = UNBOUND * covalent_radii[atoms.numbers]
+    bonded = np.unique(neighbor_list("i", searched, cutoffs))
+    return tuple(np.setdiff1d(np.arange(len(atoms)), bonded).tolist())
 
 
 def is_symmetric(atoms: Atoms) -> bool:

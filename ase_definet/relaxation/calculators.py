@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def _chgnet(**settings: Any) -> Any:
     _known(settings, {p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.name == "model"}, "chgnet")
     if isinstance(settings.get("model"), str):
         settings["model"] = CHGNet.load(model_name=settings["model"])
-    return CHGNetCalculator(**settings)
+    return CHGNetCalculator(**{"on_isolated_atoms": "ignore"} | settings)  # this package says it itself, of all
 
 
 def _sevennet(**settings: Any) -> Any:
@@ -163,6 +164,7 @@ def _vasp(**settings: Any) -> Any:
 
 
 _LONGEST = 120  # characters of another package's message
+_SERVER = re.compile(r"ConnectionPool\(host='(?P<name>[^']+)'")  # in every message of urllib3
 _BUNDLED_SEVENNET = ("7net-0", "sevennet-0", "7net-l3i5", "sevennet-l3i5", "7net-mf-0", "sevennet-mf-0")
 
 
@@ -368,10 +370,18 @@ def get_calculator(name: str, **settings: Any) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if download is not None:
-            reason = f"its weights could not be downloaded ({reason[:_LONGEST]}); without network: {entry.offline}"
+            reason = f"its weights could not be downloaded ({_brief(reason)}); without network: {entry.offline}"
         elif settings:
             reason = f"it refuses {', '.join(f'{key}={value}' for key, value in settings.items())}: {reason}"
         raise CalculatorError(f"the calculator {name} cannot be made: {reason}") from error
+
+
+def _brief(reason: str) -> str:
+    """Return why a download failed in a few words: which server was not reached, if the message names it."""
+    server = _SERVER.search(reason)
+    if server is not None:
+        return f"no connection to {server['name']}"
+    return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST].rsplit(maxsplit=1)[0]} ..."
 
 
 def lacking_of(name: str) -> str:

@@ -12,14 +12,16 @@ from ase.data import chemical_symbols
 from ase_definet.checkpoints.bundled import bundled_properties, resolve_properties
 from ase_definet.errors import DefiNetError
 from ase_definet.properties.asked_potentials import AskedPotentials
-from ase_definet.properties.predictor import UNITS, PropertyPredictor
-from ase_definet.relaxation.domain import known_host
+from ase_definet.properties.predictor import UNITS, PropertyPredictor, PropertyValue
 from ase_definet.relaxation.result import RelaxResult
 
 if TYPE_CHECKING:
+    from ase_definet.matching.host import Host
     from ase_definet.relaxation.inputs import Item
 
 DEFAULT = "default"
+FAILED = "not predicted, see the warnings"
+"""Why there are no properties where something went wrong; a warning of the result says what."""
 
 
 class PropertyStage:
@@ -63,7 +65,7 @@ class PropertyStage:
     def filled(
         self, results: Sequence[RelaxResult | Exception], items: Sequence[Item]
     ) -> list[RelaxResult | Exception]:
-        """Return results with their properties, where the weights know the host.
+        """Return results with their properties; what the weights cannot say is None, with the reason.
 
         What goes wrong with a property is a warning: the relaxed structure does not depend on it.
 
@@ -72,25 +74,30 @@ class PropertyStage:
             items: The structures.
         """
         out = list(results)
-        groups: dict[str, list[int]] = {}
+        groups: dict[Host, list[int]] = {}
         for index, result in enumerate(results):
             if isinstance(result, RelaxResult):
-                groups.setdefault(known_host(result.site_map.host)[0] or "", []).append(index)
-        for name, indices in groups.items():
-            if not self._knows(name):
-                continue
+                groups.setdefault(result.site_map.host, []).append(index)
+        for indices in groups.values():
             try:
                 self._fill(out, indices, items)
             except Exception as error:  # noqa: BLE001 - the relaxation is good without
-                said = str(error) if isinstance(error, DefiNetError) else f"{type(error).__name__}: {error}"
-                text = f"properties were not predicted: {' '.join(said.split())}"
                 for index in indices:
-                    out[index] = _warned(results[index], text)
+                    out[index] = self._without(results[index], error)
         return out
 
-    def _knows(self, host: str) -> bool:
-        training = self.predictor.card.training
-        return training is not None and host in training.hosts
+    def _without(self, result: RelaxResult | Exception, error: Exception) -> RelaxResult | Exception:
+        """Return a result whose properties could not be predicted, with a warning that says why."""
+        if isinstance(result, Exception):
+            return result
+        said = str(error) if isinstance(error, DefiNetError) else f"{type(error).__name__}: {error}"
+        try:
+            units = self.predictor.units
+        except DefiNetError:  # the weights cannot be read: nobody knows what they predict
+            units = {}
+        values = {name: PropertyValue(None, unit, None, "outside", (FAILED,)) for name, unit in units.items()}
+        text = f"properties were not predicted: {' '.join(said.split())}"
+        return replace(result, properties=values, warnings=(*result.warnings, text))
 
     def _fill(self, out: list[RelaxResult | Exception], indices: list[int], items: Sequence[Item]) -> None:
         chosen = [(index, out[index]) for index in indices]
@@ -108,12 +115,10 @@ class PropertyStage:
             elements += result.atoms.get_chemical_symbols()
             mu = self.asked.in_host(result.site_map.host)
             known = {element: mu.of(element) for element in dict.fromkeys(elements)}
+            doubts = tuple(text for text in self.asked.doubts(elements) if text not in result.warnings)
             out[index] = replace(
                 result,
+                warnings=result.warnings + doubts,
                 properties=values,
                 chemical_potentials={element: value for element, value in known.items() if value is not None},
             )
-
-
-def _warned(result: RelaxResult | Exception, text: str) -> RelaxResult | Exception:
-    return replace(result, warnings=(*result.warnings, text)) if isinstance(result, RelaxResult) else result

@@ -39,7 +39,7 @@ class Calculation:
         calculator: Its name.
         start: What it started from, in words: the prediction, the host's ideal sites, the given positions.
         steps: Evaluations of the forces.
-        converged: Whether the largest force fell below :attr:`fmax_limit`.
+        converged: Whether the largest force fell below :attr:`fmax_limit`, and every atom is bonded to something.
         fmax: Largest force of the geometry in the result, in eV/Å; None if that is the start.
         fmax_limit: Largest force of a converged structure, in eV/Å.
         energy: Energy of the geometry in the result, in eV; None if that is the start.
@@ -47,6 +47,7 @@ class Calculation:
         seed: Of that displacement.
         seconds: Wall time.
         error: Why the calculator gave up, empty if it did not.
+        unbound: Atoms that are bonded to nothing in the result: small forces on them mean nothing.
     """
 
     calculator: str
@@ -60,6 +61,7 @@ class Calculation:
     seed: int = 0
     seconds: float = 0.0
     error: str = ""
+    unbound: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Return it in a line: ``chgnet, 23 steps from the prediction, largest force 0.041 eV/Å, converged``."""
@@ -70,6 +72,8 @@ class Calculation:
             text += f", largest force {self.fmax:.3f} eV/Å"
         if self.error:
             return f"{text}, failed"
+        if self.unbound:
+            return f"{text}, no minimum: {len(self.unbound)} atoms bonded to nothing"
         return f"{text}, {'converged' if self.converged else f'not converged to {self.fmax_limit:g} eV/Å'}"
 
 

@@ -106,16 +106,32 @@ def visible_gpus() -> tuple[str, ...]:
 
 @contextmanager
 def local_client(crew: Crew) -> Iterator[Any]:
-    """Start the processes of a crew and yield a client of them."""
+    """Start the processes of a crew and yield a client of them; Ctrl-C ends them without their last errors."""
     from distributed import Client, Scheduler, SpecCluster  # noqa: PLC0415 - an extra
 
     scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1"}}
-    with (
-        SpecCluster(scheduler=scheduler, workers=crew.spec(), silence_logs=logging.WARNING) as cluster,
-        Client(cluster) as client,
-    ):
-        client.register_worker_callbacks(_leave_interrupts)
-        yield client
+    interrupted: KeyboardInterrupt | None = None
+    tornado = logging.getLogger("tornado.application")  # reports what Ctrl-C cancels before it gets here
+    level = tornado.level
+    tornado.setLevel(logging.CRITICAL)
+    try:
+        with (
+            SpecCluster(scheduler=scheduler, workers=crew.spec(), silence_logs=logging.ERROR) as cluster,
+            Client(cluster) as client,
+        ):
+            client.register_worker_callbacks(_leave_interrupts)
+            try:
+                yield client
+            except KeyboardInterrupt as error:
+                interrupted = error
+                logging.getLogger("distributed").setLevel(logging.CRITICAL)
+                raise
+    except Exception:  # on a busy machine, closing may time out
+        if interrupted is not None:
+            raise interrupted from None
+        raise
+    finally:
+        tornado.setLevel(level)
 
 
 def _leave_interrupts() -> None:

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
@@ -129,7 +130,8 @@ class Configurations:
         found = self._predictor.predict_occupations(
             self._space.host, self._space.supercell, occupations, self._potentials, [self._rank]
         )
-        return _values(found, self._rank)
+        space, why = self._space, self._predictor.why_no_value
+        return _values(found, self._rank, lambda k: why(space.host, occupations[k], self._rank))
 
     def digest(self, block: Sequence[Configuration]) -> bytes:
         """Return a digest of some configurations."""
@@ -197,10 +199,15 @@ class Structures:
         for known, rows, occupations in alike.values():
             potentials = self._potentials.in_host(known.sites.host) if self._potentials.texts else None
             values = self._predictor.predict_alike(known.known, np.stack(occupations), potentials, [self._rank])
-            part = _values(values, self._rank)
+            part = _values(values, self._rank, partial(self._why, known.known, occupations))
             out.value[rows], out.error[rows], out.trust[rows] = part.value, part.error, part.trust
             out.reasons.update({rows[k]: reason for k, reason in part.reasons.items()})
         return out
+
+    def _why(self, site_map: SiteMap, occupations: Sequence[Array], row: int) -> str:
+        """Say why a structure on the sites of another has no value."""
+        host, strain = site_map.host, site_map.max_strain
+        return self._predictor.why_no_value(host, occupations[row], self._rank, strain)
 
     def _recognised(self, given: Atoms) -> SiteMap | None:
         """Return the match of a structure on known sites; None if its state needs a closer look."""
@@ -233,11 +240,10 @@ class Structures:
         return one
 
 
-def _values(found: dict[str, Array], rank: str) -> Values:
+def _values(found: dict[str, Array], rank: str, why: Callable[[int], str]) -> Values:
     """Return the values of one property among arrays of a predictor, with reasons where there is none."""
     value, error, trust = found[rank], found[f"{rank}_error"], found["trust"]
-    text = f"no {rank}: host, defects or their number are outside the training data"
-    return Values(value, error, trust, {int(k): text for k in np.flatnonzero(~np.isfinite(value))})
+    return Values(value, error, trust, {int(k): printable(why(int(k))) for k in np.flatnonzero(~np.isfinite(value))})
 
 
 @dataclass(frozen=True)
@@ -259,8 +265,26 @@ class Kept:
     trust: int
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What was ranked before, with fewer of the best.
+
+    Attributes:
+        done: How many structures; 0 for no such ranking.
+        digest: Their digest.
+        complete: Whether there were no more.
+    """
+
+    done: int = 0
+    digest: bytes = b""
+    complete: bool = False
+
+
 class Ranking(Generic[T]):
     """A ranking in the folder of a screen, which resumes after a kill.
+
+    If more of the best are asked for than before, everything is ranked anew, because only so many were remembered;
+    the inputs must be the same.
 
     Args:
         folder: The folder; nobody else may write to it.
@@ -287,6 +311,7 @@ class Ranking(Generic[T]):
         self._heap: list[tuple[float, int]] = []
         self._best: dict[int, tuple[Kept, T]] = {}
         self._digest = b""
+        self._before = _Before()
         self.done, self.unranked, self.complete = 0, 0, False
         self.resumed = 0
 
@@ -323,13 +348,29 @@ class Ranking(Generic[T]):
         while block := list(islice(stream, self._candidates.block)):
             self._add(block, self._candidates.values(block), unranked)
             self._digest = _chained(self._digest, self._candidates.digest(block))
+            self._compare_with_before()
             progress(self.done)
             now = time.monotonic()
             if now - last >= self._every and len(block) == self._candidates.block:
                 self._record(unranked)
                 last = now
+        self._compare_with_before(ended=True)
         self.complete = True
         self._record(unranked)
+
+    def _compare_with_before(self, *, ended: bool = False) -> None:
+        """Refuse other inputs than those that were ranked before, with fewer of the best."""
+        before = self._before
+        shorter = ended and self.done < before.done
+        longer = before.complete and self.done > before.done
+        if shorter or longer or (self.done == before.done and self._digest != before.digest):
+            raise self._other_inputs(before.done)
+
+    def _other_inputs(self, done: int) -> ScreeningError:
+        return ScreeningError(
+            f"the {done} structures that were ranked in {self.folder} are not those that the input holds now; give "
+            "the same input in the same order, or rank into another folder"
+        )
 
     def _add(self, block: list[T], found: Values, unranked: io.BufferedWriter) -> None:
         """Put the best of a block into the heap."""
@@ -362,10 +403,14 @@ class Ranking(Generic[T]):
             return {}
         state = read_json(path)
         try:
-            kept = [Kept(*row) for row in state["kept"]]
-            self.done, self.unranked = int(state["done"]), int(state["unranked"])
+            kept = sorted((Kept(*row) for row in state["kept"]), key=lambda one: (one.key, one.index))[: self.keep]
+            done, digest = int(state["done"]), bytes.fromhex(state["digest"])
+            if int(state["keep"]) < self.keep:
+                self._before = _Before(done, digest, bool(state["complete"]))
+                return {}
+            self.done, self.unranked = done, int(state["unranked"])
             self.complete = bool(state["complete"])
-            self._digest = bytes.fromhex(state["digest"])
+            self._digest = digest
             state["kept"] = {one.index: one for one in kept}
             int(state["unranked_size"])
         except (KeyError, TypeError, ValueError) as error:
@@ -387,10 +432,7 @@ class Ranking(Generic[T]):
             digest = _chained(digest, self._candidates.digest(block))
             start += len(block)
         if digest != self._digest:
-            raise ScreeningError(
-                f"the {self.done} structures that were ranked in {self.folder} are not those that the input holds "
-                "now; give the same input in the same order, or rank into another folder"
-            )
+            raise self._other_inputs(self.done)
         self._heap = [(-one.key, -index) for index, one in kept.items()]
         heapq.heapify(self._heap)
 
@@ -416,6 +458,7 @@ class Ranking(Generic[T]):
         os.fsync(unranked.fileno())
         kept = [pair[0] for _, pair in sorted(self._best.items())]
         state = {
+            "keep": self.keep,
             "done": self.done,
             "complete": self.complete,
             "digest": self._digest.hex(),

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
-from ase_definet.errors import DefiNetError, ScreeningError, StructureError
+from ase_definet.errors import DefiNetError, OtherRequestError, ScreeningError, StructureError
 from ase_definet.matching.host import Host
 from ase_definet.matching.library import get_host
 from ase_definet.matching.shared_sites import Matcher, Placed
@@ -308,11 +308,11 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
     rows, failures, out = [], [], []
     names = tuple(printable(name) for name in names)
     records = relaxer.relax_many(map(_checked, structures), host=settings["host"])
-    for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
+    for index, (name, given, record) in enumerate(zip(names, structures, records, strict=True), start=first):
         try:
             if isinstance(record, RelaxFailure):
                 raise record.error  # noqa: TRY301 - one way for all that fails
-            row, prepared = _finished(index, name, record, written)
+            row, prepared = _finished(index, name, record, _replaced(given), written)
         except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
             failures.append({"index": index, "name": name, "reason": _reason(error)})
         else:
@@ -430,14 +430,21 @@ def _reason(error: Exception) -> str:
     return printable(text)
 
 
-def _finished(index: int, name: str, result: RelaxResult, written: StructuresFile) -> tuple[dict[str, Any], Any]:
+def _replaced(given: Any) -> str:
+    """Return what was asked for instead of the state that a structure came with."""
+    atoms = given.atoms if isinstance(given, Placed) else given
+    return str(getattr(atoms, "info", {}).get(REPLACED, ""))
+
+
+def _finished(
+    index: int, name: str, result: RelaxResult, replaced: str, written: StructuresFile
+) -> tuple[dict[str, Any], Any]:
     """Return the row of a relaxed structure, and the structure as it is written."""
     atoms = result.atoms.copy()
     if not np.isfinite(atoms.positions).all():
         raise StructureError("the prediction holds positions that are not numbers")
     row = _row(index, name, result)
-    note = str(atoms.info.get(REPLACED, ""))
-    row["warnings"] = printable("; ".join(filter(None, (note, row["warnings"]))))
+    row["warnings"] = printable("; ".join(filter(None, (replaced, row["warnings"]))))
     # our own first: where two names become one, they stay
     atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
         key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}
@@ -596,10 +603,12 @@ class Results:
 
     Args:
         folder: The folder.
-        asked: The request of this run; a folder with the results of another request is refused.
+        asked: The request of this run; a folder with the results of another request is refused, unless that kept
+            fewer of the same ranking.
 
     Raises:
-        ScreeningError: The folder holds the results of another request, is damaged, or is in use.
+        OtherRequestError: The folder holds the results of another request.
+        ScreeningError: The folder is damaged or in use.
     """
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
@@ -626,13 +635,17 @@ class Results:
         if run.exists():
             before = read_json(run)
             differ = sorted(k for k in asked.keys() | before.keys() if before.get(k) != asked.get(k))
-            if differ:
-                raise ScreeningError(
+            if differ == ["keep"] and (asked.get("keep") or 0) > (before.get("keep") or math.inf):
+                _replace(
+                    run, json.dumps(asked, indent=1) + "\n"
+                )  # more of the same ranking: those so far stay the first
+            elif differ:
+                raise OtherRequestError(
                     f"{self.folder} holds the results of another request (other {', '.join(differ)}); give another "
                     "folder, or the same request to go on with it"
                 )
         elif not is_vacant(self.folder, LOCK, HOLDER):
-            raise ScreeningError(f"{self.folder} is not empty and holds no screen; give another folder")
+            raise OtherRequestError(f"{self.folder} is not empty and holds no screen; give another folder")
         else:
             _replace(run, json.dumps(asked, indent=1) + "\n")
         state: dict[str, Any] = {}
@@ -706,6 +719,10 @@ class Results:
             error.filename = error.filename or str(self.folder / name)
             raise
         self._digests[name].update(content)
+
+    def recorded(self) -> int:
+        """Return how many structures count by the journal, which an interruption may leave a block ahead."""
+        return int(read_json(self.folder / JOURNAL)["done"])
 
     def finish(self) -> None:
         """Record that all inputs are in the results: anything after them was not written by this screen."""

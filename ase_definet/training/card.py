@@ -19,10 +19,12 @@ from ase_definet.matching.host import Host
 from ase_definet.matching.naming import defect_name
 from ase_definet.matching.site_kind import SiteKind
 from ase_definet.model.architectures import ARCHITECTURES, architecture_of
+from ase_definet.model.property_model import PropertyModel
 from ase_definet.relaxation.domain import known_host
 from ase_definet.structures.state import State
 from ase_definet.training import property_ensemble
 from ase_definet.training.error_estimate import FOLDS, fit_error_estimate
+from ase_definet.training.property_predictions import labelled_predictions
 from ase_definet.training.run import Run, TrainingRun
 
 Array: TypeAlias = NDArray[Any]
@@ -63,8 +65,19 @@ def build_card(run: TrainingRun, name: str, version: str) -> ModelCard:
             },
             "units": UNITS if isinstance(run, Run) else property_ensemble.UNITS,
             "limits": LIMITS if isinstance(run, Run) else property_ensemble.LIMITS,
+            **_property_scores(run),
         }
     )
+
+
+def _property_scores(run: TrainingRun) -> dict[str, Any]:
+    """Return how much better than the mean a run predicts properties, as an entry of its card; nothing for others."""
+    network: Any = run.average
+    if not isinstance(network, PropertyModel):
+        return {}
+    found = list(labelled_predictions(network.eval(), run.pack, "val"))
+    scores = property_ensemble.property_scores(network, found, run.pack)
+    return {"property_scores": scores} if scores else {}
 
 
 def training_record(run: TrainingRun) -> dict[str, Any]:

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from ase_definet.checkpoints.card import HostRecord, ModelCard
 from ase_definet.checkpoints.format import LoadedProperties, load_properties, save_checkpoint, write_card
-from ase_definet.data import PackedDataset
+from ase_definet.data import PackedDataset, PairGroup
 from ase_definet.errors import CheckpointError
 from ase_definet.matching.library import get_host
 from ase_definet.model.architectures import ARCHITECTURES
 from ase_definet.model.config import PropertyEnsembleConfig
+from ase_definet.model.property_model import PropertyModel
 from ase_definet.model.sparse_network import PropertyEnsemble, SparseNetwork
 from ase_definet.structures.files import keep_existing
 from ase_definet.structures.metrics import rank_correlation
-from ase_definet.training.property_predictions import LabelledPredictions, labelled_predictions
+from ase_definet.training.property_predictions import LabelledPredictions, labelled_predictions, sizes_in
 
 Array: TypeAlias = NDArray[Any]
 
@@ -32,6 +33,8 @@ _FLOOR = 0.1
 _PRIOR = 0.02
 """Weight of keeping the slopes of a host near those of all hosts."""
 _STEPS = 200
+_RANKED = 3
+"""Fewer values have no rank correlation."""
 
 UNITS = "mean absolute errors in the units of the labels; of formation_energy per defect site"
 
@@ -98,10 +101,12 @@ def write_ensemble(
         ensemble = ensemble_of(networks)
     except ValueError as error:
         raise CheckpointError(f"cannot put {', '.join(map(str, members))} together: {error}") from error
-    found = list(labelled_predictions(ensemble, PackedDataset.open(data), "val"))
+    pack = PackedDataset.open(data)
+    found = list(labelled_predictions(ensemble, pack, "val"))
     reliability = fit_expected_errors(ensemble, found)
     card = _card(ensemble, loaded, found, name=name, version=version)
     card["expected_error"] = reliability
+    card["property_scores"] = property_scores(ensemble, found, pack)
     save_checkpoint(out, ensemble, card, overwrite=overwrite)
     write_card(out, overwrite=overwrite)
     return out, reliability
@@ -155,6 +160,58 @@ def fit_expected_errors(
                 row = _reliability(estimate[mine] / per[mine], table[mine, 2] / per[mine])
                 out.setdefault(name, {})[one.group.subset] = row
     return out
+
+
+def property_scores(
+    network: PropertyModel, found: Sequence[LabelledPredictions], pack: PackedDataset
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Compare predictions of validation data with always saying the mean of the training data.
+
+    Args:
+        network: The network.
+        found: Its predictions.
+        pack: The data.
+
+    Returns:
+        By property and subset what a :class:`~ase_definet.checkpoints.card.PropertyScoreRecord` holds, additive
+        properties per defect site; subsets without training labels, with less than three others, or with the same
+        label everywhere are left out.
+    """
+    config = sizes_in(network)
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for column, name in enumerate(network.config.targets):
+        for one in found:
+            additive = name in config.additive
+            per = np.maximum(one.n_defects, 1) if additive else np.ones(len(one.n_defects))
+            labels, values = one.labels[:, column] / per, one.values[:, column] / per
+            known = np.isfinite(labels)
+            mean = _training_mean(one.group, pack, name, per_defect=additive)
+            if known.sum() < _RANKED or mean is None or np.ptp(labels[known]) == 0:
+                continue
+            error, away = values[known] - labels[known], labels[known] - mean
+            rank = rank_correlation(values[known], labels[known])
+            row = {
+                "host": one.group.host,
+                "n": int(known.sum()),
+                "mae": round(float(np.abs(error).mean()), 5),
+                "mean_mae": round(float(np.abs(away).mean()), 5),
+                "r2": round(1 - float((error**2).sum() / (away**2).sum()), 4),
+            }
+            out.setdefault(name, {})[one.group.subset] = row | (
+                {"rank_correlation": round(rank, 4)} if np.isfinite(rank) else {}
+            )
+    return out
+
+
+def _training_mean(group: PairGroup, pack: PackedDataset, name: str, *, per_defect: bool) -> float | None:
+    """Return the mean label of the training structures of a group; None without any."""
+    chosen = group.indices("train", relaxed=False)
+    labels = np.asarray(group.labels[chosen, list(pack.labels).index(name)])
+    if per_defect:
+        count = (np.asarray(group.numbers[chosen]) != group.host_numbers).sum(axis=1)
+        labels = labels / np.maximum(count, 1)
+    known = labels[np.isfinite(labels)]
+    return float(known.mean()) if len(known) else None
 
 
 def _table_of(found: LabelledPredictions, column: int) -> Array:

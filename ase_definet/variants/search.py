@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from ase.io import read
 
-from ase_definet.errors import MatchError, VariantsError
+from ase_definet.errors import MatchError, OtherRequestError, VariantsError
 from ase_definet.matching.site_map import SiteMap, match_sites
 from ase_definet.matching.symmetry import point_group
-from ase_definet.relaxation.calculation import IDEAL, CalculatorStage
+from ase_definet.relaxation.calculation import IDEAL, CalculatorStage, unbound_atoms
 from ase_definet.relaxation.calculators import tell_state
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.relaxation.result import Calculation
@@ -182,11 +182,12 @@ def _relaxed(start: Start, site_map: SiteMap, stage: CalculatorStage, progress: 
     stepwise = replace(stage, progress=lambda steps, fmax: progress(f"{label}: step {steps}, {fmax:.2f} eV/Å"))
     run, displaced = stepwise.run(start.atoms, site_map)
     useful = run.best >= 0
+    unbound = unbound_atoms(run.atoms)
     calculation = Calculation(
         calculator=stage.name,
         start=start.name if start.name != "undistorted" else IDEAL,
         steps=run.steps,
-        converged=run.converged,
+        converged=run.converged and not unbound,
         fmax=float(run.fmax[run.best]) if useful else None,
         fmax_limit=stage.fmax,
         energy=float(run.energies[run.best]) if useful else None,
@@ -194,6 +195,7 @@ def _relaxed(start: Start, site_map: SiteMap, stage: CalculatorStage, progress: 
         seed=stage.seed,
         seconds=run.seconds,
         error=run.error,
+        unbound=unbound,
     )
     return End(start.name, run.atoms, calculation, start.spin_multiplicity)
 
@@ -279,7 +281,8 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
     """Begin a search in an empty folder, or go on with the same one.
 
     Raises:
-        VariantsError: The folder holds something else.
+        OtherRequestError: The folder holds something else.
+        VariantsError: What it holds is damaged.
     """
     run = folder / RUN
     if run.exists():
@@ -289,12 +292,12 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
             raise VariantsError(f"{run}: damaged ({error}); give another folder") from error
         differ = sorted(k for k in request.keys() | before.keys() if before.get(k) != request.get(k))
         if differ:
-            raise VariantsError(
+            raise OtherRequestError(
                 f"{folder} holds another search (other {', '.join(differ)}); give another folder, or the same "
                 "request to go on with it"
             )
     elif not is_vacant(folder, LOCK, HOLDER):
-        raise VariantsError(f"{folder} is not empty and holds no search; give another folder")
+        raise OtherRequestError(f"{folder} is not empty and holds no search; give another folder")
     else:
         with replacing(run) as fresh:
             fresh.write_text(json.dumps(request) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ase_definet.relaxation.calculators import CALCULATORS
-from research.pages.markdown import listed, reflowed, table
+from research.pages.markdown import listed, reflowed, table, without_name
 from research.pages.stored import result
 from research.paths import DOCS
 
@@ -26,7 +26,7 @@ def page() -> str:
 def head(found: Mapping[str, Any]) -> list[str]:
     """Return the introduction."""
     engines = found["engines"]
-    missing = [f"{name} ({entry['reason']})" for name, entry in engines.items() if "reason" in entry]
+    missing = [f"{name} ({without_name(entry['reason'])})" for name, entry in engines.items() if "reason" in entry]
     packages = [
         f"`{name}` ({entry['package']})" for name, entry in engines.items() if "cases" in entry and "package" in entry
     ]

@@ -10,6 +10,9 @@ NAMES = {"BN": "h-BN", "P": "black P"}
 WIDTH = 118
 """Of lines of prose, in characters."""
 
+ITEM = "- "
+"""How an item of a list begins."""
+
 
 def host_name(name: str) -> str:
     """Return what the pages call a host, or a subset by its host: ``high/BN`` is ``h-BN``."""
@@ -47,19 +50,30 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def reflowed(lines: Iterable[str]) -> str:
-    """Return a page: prose in lines of one width; headings, tables, pictures and blocks of code as they are."""
-    out: list[str] = []
-    fences = 0
+def without_name(reason: str) -> str:
+    """Return why a calculator cannot be made, without the words that name it first."""
+    return reason.partition(" cannot be made: ")[2] or reason
 
-    def is_prose(line: str) -> bool:
-        nonlocal fences
+
+def reflowed(lines: Iterable[str]) -> str:
+    """Return a page: prose and items of lists in lines of one width; headings, tables, pictures and blocks of code as they are."""
+    out: list[str] = []
+    fences = items = 0
+
+    def kind(line: str) -> tuple[bool, int]:
+        """Return whether a line is prose, and which item of a list it belongs to."""
+        nonlocal fences, items
         fence = line.startswith("```")
         fences += fence
-        return bool(line) and line[0] not in "#|!" and not fence and fences % 2 == 0
+        items += line.startswith(ITEM)
+        return bool(line) and line[0] not in "#|!" and not fence and fences % 2 == 0, items
 
-    for prose, group in groupby(lines, key=is_prose):
+    for (prose, _), group in groupby(lines, key=kind):
         text = list(group)
         whole = " ".join(text)
-        out += textwrap.wrap(whole, WIDTH, break_long_words=False, break_on_hyphens=False) if prose else text
+        indent = " " * len(ITEM) if whole.startswith(ITEM) else ""
+        wrapped = textwrap.wrap(
+            whole, WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent
+        )
+        out += wrapped if prose else text
     return "\n".join(out).rstrip() + "\n"

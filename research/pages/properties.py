@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from ase_definet.checkpoints.bundled import PROPERTIES
+from ase_definet.checkpoints.card import ModelCard
 from ase_definet.matching.library import library
 from ase_definet.properties.chemical_potentials import HOST_ENERGIES, REFERENCES, SOURCE, limit
+from ase_definet.properties.support import LEAST, no_support
 from research.pages.markdown import host_name, reflowed, table
 from research.pages.stored import result
 from research.paths import DOCS
@@ -94,7 +96,8 @@ def meaning() -> list[str]:
         (
             "- Cells are periodic, neutral and in their ground state. Defects see their images; the energies contain that "
             "interaction, in cells of the size that the data have. There is no correction for images and none for charge: a "
-            "charged structure gets no number."
+            "charged structure gets no number. Neither does a structure of another functional, nor the pristine host, in which "
+            "there is nothing to predict."
         ),
         "",
     ]
@@ -124,7 +127,7 @@ def potentials() -> list[str]:
             "follows from the energy of the host. Hosts without a tabulated energy have no such limits. The bulk phases of "
             "all elements of a compound at once, which are the default as in the literature, are no equilibrium: atoms in "
             "them cost more than in the host, and energies of different compositions must not be compared with them. "
-            "`relax` and `properties` say by how much; give `--mu rich:ELEMENT` for a limit of stability."
+            "`relax` and `properties` say by how much, and doubt potentials above those of the bulk phases; give `--mu rich:ELEMENT` for a limit of stability."
         ),
         "",
         *table(("host", "limit", "μ, eV"), limits),
@@ -141,12 +144,17 @@ def elements_of(name: str) -> list[str]:
 def accuracy() -> list[str]:
     """Return the tables of validation errors beside the published ones."""
     found, published = result("properties-val"), result("properties_published")
+    scores = card().property_scores
     lines = [
         "## How good they are",
         "",
         (
             "Validation split (tuned on), mean absolute errors in meV; the published figures are of another group's test split "
-            f"({published['source'].partition(',')[0]}), so that differences of a few per cent mean nothing."
+            f"({published['source'].partition(',')[0]}), so that differences of a few per cent mean nothing. *Mean's MAE* is the error "
+            "of always saying the mean of the training labels, R² the share of the variance around it that is predicted. Where R² "
+            f"or the rank correlation is below {LEAST:g} on a host, the value would mean next to nothing: it is unknown there, in "
+            "every command and in Python, with the reason. The numbers are on the card of the weights (`property_scores`), and "
+            "your own weights get theirs with `weights ensemble`."
         ),
         "",
     ]
@@ -159,6 +167,8 @@ def accuracy() -> list[str]:
         for subset in [*subsets, "mean"]:
             row = own["overall"] if subset == "mean" else own["subsets"][subset]
             cells = [f"{scale * row[key]:.3g}" for key in ("mae", "median_error")]
+            score = scores[name].get(subset)
+            cells += ["", ""] if score is None else [f"{scale * score.mean_mae:.3g}", f"{score.r2:.2f}"]
             if name == "formation_energy":
                 cells.append("" if row.get("baseline_mae") is None else f"{scale * row['baseline_mae']:.3g}")
             cells += [
@@ -169,11 +179,24 @@ def accuracy() -> list[str]:
             expected = row.get("expected_error", {}).get("mean_estimate")
             cells.append("" if expected is None else f"{scale * expected:.3g}")
             rows.append((subset if subset == "mean" else subset_name(subset), *cells))
-        heads = ["subset", f"MAE, {unit}", "median"]
+        heads = ["subset", f"MAE, {unit}", "median", "mean's MAE", "R²"]
         heads += ["pair-additive"] if name == "formation_energy" else []
         heads += [*others, "rank correlation", "expected error"]
         lines += [f"### {title}", "", *table(heads, rows)]
+        lines += unknown_on(name)
     return lines
+
+
+def card() -> ModelCard:
+    """Return the card of the bundled weights."""
+    return ModelCard.read(json.loads((PROPERTIES / "default.json").read_text(encoding="utf-8"))["card"])
+
+
+def unknown_on(target: str) -> list[str]:
+    """Return on which hosts a property is unknown, because its validation does not support it."""
+    hosts = dict.fromkeys(score.host for score in card().property_scores.get(target, {}).values())
+    unknown = [host_name(host) for host in hosts if no_support(card(), host, {target: ""})]
+    return [f"Unknown for want of quality: {', '.join(unknown)}.", ""] if unknown else []
 
 
 def subset_name(subset: str) -> str:
@@ -248,7 +271,9 @@ def trust() -> list[str]:
         (
             "Every value is `inside`, `near` or `outside` of the training data, by the same rules as displacements "
             "([trust](trust.md)), and has an expected absolute error from the spread of the networks, fitted to the validation "
-            "split. An unknown host, element or defect, a charge, an excited state or an atom on no site gets no value at all. "
+            "split. An unknown host, element or defect, a charge, another functional, an excited state or an atom on no site gets "
+            "no value at all. A spin that is given gets a value and no expected error: the labels are those of ground states, whose "
+            "spins they do not name. "
             "Another size of the supercell, a strain of up to two per cent or an untried density gets a value and no expected "
             "error. Means are honest, single errors are only weakly ranked by the estimate."
         ),

@@ -9,6 +9,7 @@ from research.pages.sections import (
     accuracy,
     cell_size,
     comparisons,
+    cp2k_steps,
     data_limits,
     findings,
     further_pairs,
@@ -17,7 +18,7 @@ from research.pages.sections import (
 from research.paths import DOCS, RESULTS
 
 PAGE = DOCS / "results.md"
-SECTIONS = (accuracy, comparisons, ionic_steps, findings, further_pairs, data_limits, cell_size)
+SECTIONS = (accuracy, comparisons, cp2k_steps, ionic_steps, findings, further_pairs, data_limits, cell_size)
 
 
 def page() -> str:

@@ -3,7 +3,7 @@
 # properties.sh TABLE: TABLE is 2dmd_labels.csv.xz; 2DMD is expected in ./2dmd, or packed in .data/2dmd.pack.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-version=0.1.0
+version=0.1.1
 mkdir -p .data runs
 members=()
 

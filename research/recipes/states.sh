@@ -22,3 +22,5 @@ python -m research.experiments.calibrate learn
 third="third-party DFT of vacancies (FHI-aims, PBE, 5x5), as given in the design notes; not measured here"
 python -m research.experiments.calibrate card runs/0.8.0.safetensors --data .data/hbn.pack \
   --near host:MoSe2 0.16 v_Mo,v_Se "$third" --near host:WS2 0.19 v_W,v_S "$third"
+# matrices in half precision: half the space, the same errors
+python -m research.recipes.compact runs/0.8.0.safetensors runs/0.8.0-compact.safetensors

@@ -1,4 +1,4 @@
-"""The table of exit codes in the README, for every command: 1 for an input or a job that failed, 2 for bad usage."""
+"""The table of exit codes in docs/cli.md, for every command: 1 for an input or a job that failed, 2 for bad usage."""
 
 from __future__ import annotations
 
@@ -72,6 +72,10 @@ USAGE = {
         f"good.vasp {HOST} --model good.safetensors",
         f"good.vasp {HOST} --device nonsense",
         f"good.vasp {HOST} --rank colour",
+        f"good.vasp {HOST} --highest",
+        f"good.vasp {HOST} --charge half",
+        f"good.vasp {HOST} --spin 0",
+        f"good.vasp {HOST} --functional nonsense",
         f"good.vasp {HOST} --mu S",
         f"good.vasp {HOST} --mu Xx=-3",
         "good.vasp --host WS2 --mu rich:S",
@@ -227,9 +231,9 @@ def test_a_folder_that_is_no_screen_is_not_called_damaged():
         assert "damaged" not in said
 
 
-def test_the_readme_has_the_table():
+def test_the_documentation_has_the_table():
     from tests.conftest import REPO  # noqa: PLC0415
 
-    text = (REPO / "README.md").read_text(encoding="utf-8")
+    text = (REPO / "docs" / "cli.md").read_text(encoding="utf-8")
     for code in (0, 1, 2, 130):
         assert f"\n| {code} | " in text

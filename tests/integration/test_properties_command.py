@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,7 +121,10 @@ def test_a_host_that_no_weights_know_has_no_number(folder):
     done = run("properties", folder / "foreign.vasp", "--host", "WS2")
     assert "unknown   energy, gap, moment (outside: " in done.stdout
     relaxed = DefiNetRelaxer(host="WS2", device="cpu").predict(read(folder / "foreign.vasp"))
-    assert relaxed.properties == {}
+    for value in relaxed.properties.values():
+        assert (value.value, value.trust) == (None, "outside")
+        assert "WS2" in " ".join(value.reasons)
+    assert set(relaxed.properties) == set(found["properties"])
 
 
 def test_useless_potentials_are_named(folder):
@@ -197,7 +201,7 @@ def test_properties_do_not_cost_a_relaxation(folder, monkeypatch):
 
     monkeypatch.setattr(relaxer.properties.predictor, "predict", fail)
     result = relaxer.predict(read(folder / "one.vasp"))
-    assert result.properties == {}
+    assert all((one.value, one.trust) == (None, "outside") for one in result.properties.values())
     assert any("properties were not predicted: RuntimeError: no such luck" in text for text in result.warnings)
 
 
@@ -247,6 +251,7 @@ def test_pipes_and_folders_rank_alike(ranked, tmp_path):
     assert [row["name"] for row in rows(tmp_path / "piped" / "ranking.csv")] == [row["name"] for row in direct]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_ranked_screen_goes_on(ranked, tmp_path):
     """Kill it while it ranks and while it relaxes; what comes out is the same."""
     out = tmp_path / "results"
@@ -286,10 +291,33 @@ main()
 """
 
 
+def test_more_of_a_ranking_go_on_from_those_that_are_there(ranked, tmp_path):
+    """A larger --keep relaxes the next best, and leaves what was relaxed as it is."""
+    out, whole = tmp_path / "results", tmp_path / "whole"
+    shutil.copytree(ranked, out)
+    more = [*RANKED[:-1], "7"]
+    done = run("screen", *ENUMERATION, *more, "-o", out)
+    assert done.exit_code == 0, done.output
+    assert "going on after 4 structures" in done.stderr
+    assert run("screen", *ENUMERATION, *more, "-o", whole).exit_code == 0
+    for name in ("ranking.csv", "unranked.csv", "inputs.csv"):
+        assert (out / name).read_text() == (whole / name).read_text()
+    assert [row["name"] for row in rows(out / "table.csv")] == [row["name"] for row in rows(whole / "table.csv")]
+    assert (out / "table.csv").read_text().startswith((ranked / "table.csv").read_text())
+    again = run("screen", *ENUMERATION, *RANKED, "-o", out)
+    assert (again.exit_code, "other keep" in again.stderr) == (2, True)
+
+
 def test_another_ranking_needs_another_folder(ranked):
-    for change in (["--keep", "5"], ["--highest"], ["--mu", "Se=-4"], ["--rank", "formation_energy_per_defect"]):
+    for change in (
+        ["--keep", "3"],
+        ["--keep", "5", "--highest"],
+        ["--highest"],
+        ["--mu", "Se=-4"],
+        ["--rank", "formation_energy_per_defect"],
+    ):
         done = run("screen", *ENUMERATION, *RANKED, *change, "-o", ranked)
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert "holds the results of another request" in done.stderr
 
 
@@ -320,8 +348,131 @@ def test_half_a_request_is_bad_usage(folder, tmp_path, options, said):
 def test_nothing_that_can_be_ranked_is_an_error(folder, tmp_path):
     done = run("screen", folder / "foreign.vasp", "--host", "WS2", *RANKED, "-o", tmp_path / "out")
     assert done.exit_code == 1
-    assert "none could be ranked" in done.stderr
+    said = (
+        "none of 1 structures could be ranked by formation_energy, the first, foreign.vasp: host WS2 was not in the"
+    )
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "the 0 best" not in done.stdout
     assert rows(tmp_path / "out" / "unranked.csv")[0]["name"] == "foreign.vasp"
+
+
+@pytest.mark.parametrize(
+    ("host", "defects", "rank", "said"),
+    [
+        ("WS2", "v_S", "formation_energy", "host WS2 was not in the training data"),
+        ("WSe2", "Te_Se", "formation_energy", "defects never seen in WSe2: Te_Se"),
+        ("WSe2", "v_Se", "total_mag", "the training data have no total_mag of this host"),
+        ("BN", "v_B", "gap_min", "gap_min is hardly predicted better than by always saying the mean"),
+    ],
+)
+def test_an_enumeration_says_why_it_cannot_be_ranked(tmp_path, host, defects, rank, said):
+    enumeration = ["--host", host, "--supercell", "8x8", "--defects", defects]
+    done = run("screen", *enumeration, "--rank", rank, "--keep", "2", "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert said in rows(tmp_path / "out" / "unranked.csv")[0]["reason"]
+    run("enumerate", *enumeration, "-o", tmp_path / "files.extxyz")
+    files = run(
+        "screen", tmp_path / "files.extxyz", *enumeration[:2], "--rank", rank, "--keep", "2", "-o", tmp_path / "f"
+    )
+    assert files.exit_code == 1
+    assert said in files.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--highest"]])
+def test_the_pristine_host_wins_no_ranking(tmp_path, options):
+    host, defective = pristine("WSe2", 8), pristine("WSe2", 8)
+    del defective[1]
+    write(tmp_path / "both.extxyz", [host, defective])
+    rank = ["--host", "WSe2", "--rank", "formation_energy", *options]
+    done = run("screen", tmp_path / "both.extxyz", *rank, "--keep", "2", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert [row["name"] for row in rows(tmp_path / "out" / "ranking.csv")] == ["both.extxyz#1"]
+    assert "this is the pristine host" in rows(tmp_path / "out" / "unranked.csv")[0]["reason"]
+    done = run("properties", tmp_path / "both.extxyz", *rank)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[1].split()[0].endswith("#1")
+    assert "1 of 2 structures have no formation_energy and come last" in done.stderr
+    assert "this is the pristine host" in done.stderr
+
+
+def test_a_ranking_by_what_nothing_has_is_an_error(folder):
+    done = run("properties", folder / "one.vasp", folder / "other.vasp", "--host", "WSe2", "--rank", "total_mag")
+    assert done.exit_code == 1
+    assert "Error: --rank total_mag: nothing can be ranked: no structure has a total_mag: the training" in done.stderr
+    assert "one.vasp" in done.stdout
+
+
+def test_the_highest_come_first(folder):
+    files = [folder / "other.vasp", folder / "one.vasp"]
+    up, down = (
+        [
+            line.split()[0]
+            for line in run(
+                "properties", *files, "--host", "WSe2", "--rank", "formation_energy", *more
+            ).stdout.splitlines()[1:]
+        ]
+        for more in ([], ["--highest"])
+    )
+    assert up == down[::-1]
+    done = run("properties", *files, "--host", "WSe2", "--highest")
+    assert (done.exit_code, "say by what, with --rank" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "value"),
+    [
+        (["--charge", "-1"], "net charge -1", False),
+        (["--functional", "HSE06"], "trained on PBE for this host, not on HSE06", False),
+        (["--spin", "3"], "the labels are those of ground states", True),
+        (["--functional", "PBE"], "", True),
+    ],
+)
+@pytest.mark.parametrize("given", ["option", "file"])
+def test_a_state_counts_however_it_is_given(folder, tmp_path, options, reason, value, given):
+    file = folder / "one.vasp"
+    if given == "file":
+        atoms, key = read(file), {"--charge": "charge", "--spin": "spin_multiplicity"}.get(options[0], "functional")
+        atoms.info[key] = options[1] if key == "functional" else int(options[1])
+        file = tmp_path / "one.extxyz"
+        write(file, atoms)
+    found = record(file, "--host", "WSe2", *(options if given == "option" else []))
+    energy = found["properties"]["formation_energy"]
+    assert (energy["value"] is not None) == value
+    assert reason in " ".join(energy["reasons"])
+
+
+def test_several_charges_have_a_line_each(folder):
+    done = run("properties", folder / "one.vasp", "--host", "WSe2", "--charge", "-1:1")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()[1:]
+    assert [line.split()[1] for line in lines] == ["q-1", "q0", "q+1"]
+    assert [line.split()[-1] for line in lines] == ["outside", "inside", "outside"]
+
+
+@pytest.mark.parametrize("mu", ["Se=3.489", "Se=-0.4", "Se=-34.89"])
+@pytest.mark.parametrize("command", ["properties", "relax", "screen"])
+def test_potentials_that_cannot_be_meant_are_said_once(folder, tmp_path, command, mu):
+    more = {"properties": [], "relax": ["-o", tmp_path / "a.vasp"], "screen": ["-o", tmp_path / "out"]}[command]
+    done = run(command, folder / "one.vasp", "--host", "WSe2", "--mu", mu, *more)
+    assert done.exit_code == 0, done.output
+    assert done.output.count(f"the chemical potential {mu} eV lies") == 1
+
+
+@pytest.mark.parametrize("mu", ["Se=-3.489", "Se=-5", "rich:Se", "poor:Se"])
+def test_potentials_that_can_be_meant_are_not_doubted(folder, mu):
+    assert record(folder / "one.vasp", "--host", "WSe2", "--mu", mu)["warnings"] == []
+
+
+@pytest.mark.parametrize("mu", ["rich:S", "rich:Te"])
+def test_a_limit_that_the_found_host_lacks_is_said_once(folder, tmp_path, mu):
+    out = tmp_path / "a.vasp"
+    done = run("relax", folder / "foreign.vasp", "--host", "auto", "--mu", mu, "-o", out)
+    assert done.exit_code == 1
+    assert done.stdout.count("no energy of host WS2 is known" if mu == "rich:S" else "holds W and S, not Te") == 1
+    assert "Error: --mu cannot be used in the hosts of 1 of 1 structures" in done.stderr
+    assert out.exists()
 
 
 def test_columns_without_a_ranking(folder, tmp_path):

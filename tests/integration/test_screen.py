@@ -240,7 +240,7 @@ def test_command(many, tmp_path):
     assert "42 structures" in done.output
     assert "2 failed" in done.output
     done = CliRunner().invoke(cli, [*command, "--max-strain", "0.01"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "other max_strain" in done.output
     done = CliRunner().invoke(cli, ["screen", str(tmp_path / "none"), "--host", "MoS2", "-o", str(tmp_path / "x")])
     assert done.exit_code == 1

@@ -274,7 +274,7 @@ def test_another_host_under_the_same_path_is_refused(tmp_path):
     atoms.set_cell(atoms.cell.array * 1.002, scale_atoms=True)
     write(path, atoms)
     done = CliRunner().invoke(cli, command)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "other host_digest" in done.output
     shutil.copy(tmp_path / "kept", path)
     assert CliRunner().invoke(cli, command).exit_code == 0

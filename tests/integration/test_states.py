@@ -128,7 +128,7 @@ def test_each_charge_has_its_results(text, charges):
     assert [int(row["charge"]) for row in rows] == charges
     assert [row["name"] for row in rows] == [f"bare.vasp{mark}" for mark in marks]
     again = run("screen", "bare.vasp", *RELAX, "-o", "results", "--charge", "3")
-    assert "another request (other charge)" in one_line(again, 1)
+    assert "another request (other charge)" in one_line(again, 2)
 
 
 def test_several_charges_of_one_named_output_and_of_several_files():

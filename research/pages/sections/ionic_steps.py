@@ -1,4 +1,4 @@
-"""Ionic steps saved, counted with other codes."""
+"""Ionic steps saved with any ASE calculator: GPAW and CHGNet."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def section() -> list[str]:
     said = ", ".join(f"{code} on {host} {span(shares)}" for (code, host), shares in sorted(saved.items()))
     least = sorted(row["predicted"]["steps"] for _, row in counted)
     return [
-        "## Ionic steps",
+        "## Ionic steps with ASE's optimizer",
         "",
         "`ase-definet compare-steps FILE --host HOST --calculator CALCULATOR [--fit-lattice]` relaxed at fixed cell to",
         f"{some['fmax']} eV/Å with",

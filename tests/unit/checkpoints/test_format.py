@@ -480,3 +480,39 @@ def test_any_flipped_bit_of_the_bundled_weights_is_noticed(tmp_path):
         (tmp_path / "a.safetensors").write_bytes(flipped)
         with pytest.raises(CheckpointError, match=r"a\.safetensors"):
             load_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_compact_weights_are_rounded_and_computed_with_in_full(name, dtype, tmp_path):
+    """Matrices in half precision, vectors as they are; what is loaded has one precision, and can be saved again."""
+    model = build_model(CONFIGS[name]).to(dtype)
+    small = save_checkpoint(tmp_path / "small.safetensors", model, {"name": "x"}, compact=True)
+    full = save_checkpoint(tmp_path / "full.safetensors", model, {"name": "x"})
+    assert small.stat().st_size < full.stat().st_size
+    load = load_properties if holds_properties(small) else load_checkpoint
+    loaded = load(small).model.state_dict()
+    for key, value in model.state_dict().items():
+        expected = value.half().to(dtype) if value.ndim >= 2 else value
+        assert loaded[key].dtype == dtype
+        assert torch.equal(loaded[key], expected)
+    again = save_checkpoint(tmp_path / "again.safetensors", load(small).model, {"name": "x"}, compact=True)
+    assert metadata_of(again) == metadata_of(small)  # the digest of the content among them
+
+
+def test_what_half_precision_cannot_hold_is_not_saved(tmp_path):
+    model = build_model(CONFIGS["site"])
+    with torch.no_grad():
+        next(value for value in model.parameters() if value.ndim >= 2).view(-1)[0] = 1e5
+    with pytest.raises(CheckpointError, match=r"half precision, which ends at 65504: larger weights in .*in full"):
+        save_checkpoint(tmp_path / "small.safetensors", model, {"name": "x"}, compact=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_to_compact_weights_is_found(tmp_path):
+    path = save_checkpoint(tmp_path / "w.safetensors", build_model(CONFIGS["site"]), {"name": "x"}, compact=True)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ase_definet.cli.property_text import property_lines, property_record, property_rows
@@ -34,6 +36,31 @@ def test_what_is_unknown_for_one_reason_is_one_row():
     one = {"formation_energy": NOTHING["formation_energy"]}
     assert property_rows(one, {}) == [("energy", "unknown (outside: charged; new element)")]
     assert property_rows({}, {}) == []
+
+
+def test_a_reason_of_all_is_said_once():
+    near = {
+        name: replace(one, trust="near" if one.value is not None else "outside", reasons=(*one.reasons, "too dense"))
+        for name, one in GOOD.items()
+    }
+    rows = property_rows(near, {})
+    assert sum(text.count("too dense") for _, text in rows) == 1
+    assert rows[-1] == ("", "these are near the training data: too dense")
+    assert rows[1] == ("gap", "1.100 eV, expected error unknown (near: a larger supercell)")
+
+
+def test_what_a_warning_says_is_not_said_again():
+    assert property_rows(NOTHING, {}, None, ["new element", "charged"]) == [
+        ("unknown", "energy, gap, moment (outside: see the warnings)")
+    ]
+    assert property_rows(NOTHING, {}, None, ["charged"]) == [
+        ("unknown", "energy, gap, moment (outside: new element; see the warnings)")
+    ]
+
+
+def test_the_pristine_host_has_nothing_to_predict():
+    nothing = {name: PropertyValue(None, one.unit, None, "inside", ("no defects",)) for name, one in GOOD.items()}
+    assert property_rows(nothing, {}) == [("unknown", "energy, gap, moment (no defects)")]
 
 
 def test_names_of_other_weights_stay():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,14 @@ def library(tmp_path, monkeypatch):
     monkeypatch.setenv("ESPRESSO_PSEUDO", str(pseudopotentials(tmp_path / "pseudo", *ELEMENTS)))
     monkeypatch.setenv("AIMS_SPECIES_DIR", str(species_defaults(tmp_path / "light", *ELEMENTS)))
     return tmp_path
+
+
+def cp2k_data(folder: Path, *elements: str) -> Path:
+    """Make a folder of CP2K's data, as far as they are looked at."""
+    folder.mkdir(exist_ok=True)
+    (folder / "BASIS_MOLOPT").write_text("".join(f" {one} DZVP-MOLOPT-SR-GTH-q3\n" for one in elements))
+    (folder / "GTH_POTENTIALS").write_text("".join(f"{one} GTH-PBE-q3 GTH-PBE\n" for one in elements))
+    return folder
 
 
 def layer(**info) -> Atoms:
@@ -350,7 +359,7 @@ def test_missing_pseudopotentials_are_named(tmp_path, monkeypatch):
     with pytest.raises(InputSetError, match=r"No PBE pseudopotential for N in .*; get one from https://www.mat"):
         write_inputs(layer(), tmp_path / "run", "espresso", library=only_b)
     lda = pseudopotentials(tmp_path / "lda", "B", "N", functional="SLA PZ NOGX NOGC", listed=False)
-    with pytest.raises(InputSetError, match=r"B.pbe.UPF: not PBE"):
+    with pytest.raises(InputSetError, match=r"B.pbe.UPF, N.pbe.UPF: not PBE"):
         write_inputs(layer(), tmp_path / "run", "espresso", library=lda)
     several = pseudopotentials(tmp_path / "two", "B", "N", listed=False)
     (several / "b_new.upf").write_text((several / "B.pbe.UPF").read_text())
@@ -364,6 +373,17 @@ def test_missing_pseudopotentials_are_named(tmp_path, monkeypatch):
     (only_b / "B.pbe.UPF").write_text("<html>not found</html>")
     with pytest.raises(InputSetError, match="no pseudopotential in the UPF format"):
         write_inputs(layer(), tmp_path / "run", "espresso", library=only_b)
+
+
+@pytest.mark.parametrize(
+    ("code", "make"), [("espresso", pseudopotentials), ("cp2k", cp2k_data), ("aims", species_defaults)]
+)
+def test_all_elements_that_lack_something_are_named_at_once(code, make, tmp_path):
+    atoms = layer()
+    atoms.symbols[:] = "BNCN"
+    with pytest.raises(InputSetError, match=r"^No .* for N, C in .*\.$"):
+        write_inputs(atoms, tmp_path / "run", code, library=make(tmp_path / "library", "B"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_cutoffs_are_those_of_the_list_or_doubted(tmp_path):

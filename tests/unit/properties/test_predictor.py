@@ -14,7 +14,7 @@ from ase_definet.errors import CheckpointError, DefiNetError, MatchError
 from ase_definet.matching.library import library
 from ase_definet.matching.site_map import match_sites
 from ase_definet.properties.chemical_potentials import ChemicalPotentials
-from ase_definet.properties.predictor import FORMATION_ENERGY, GAP, PER_DEFECT, PropertyPredictor
+from ase_definet.properties.predictor import FORMATION_ENERGY, GAP, PER_DEFECT, PRISTINE, PropertyPredictor
 from ase_definet.relaxation.domain import TRIED_DENSITY, TRUST
 from ase_definet.relaxation.inputs import lattice_of
 from ase_definet.training.card import export_weights
@@ -34,8 +34,8 @@ def weights(tmp_path_factory) -> Path:
     pack = labelled_pack(folder / "pack", n_train=24, n_val=12)
     members = []
     for seed in (0, 1):
-        values = {"data": str(pack.path), "out": str(folder / f"run-{seed}"), "seed": seed, "steps": 12}
-        values |= {"targets": [FORMATION_ENERGY, GAP], "optimizer": "adamw", "warmup_steps": 1}
+        values = {"data": str(pack.path), "out": str(folder / f"run-{seed}"), "seed": seed, "steps": 60}
+        values |= {"targets": [FORMATION_ENERGY, GAP], "optimizer": "adamw", "warmup_steps": 1, "learning_rate": 0.01}
         model = {"architecture": "sparse", "features": 16, "pair_features": 8, "layers": 2, "n_radial": 12}
         run = train(make_config(values | {"model": model | {"heads": 2}}, "properties"))
         members.append(export_weights(run, folder / f"{seed}.safetensors", str(seed), "1"))
@@ -110,10 +110,129 @@ def test_a_network_that_does_not_serve_a_host_is_not_asked(weights, tmp_path, fa
     assert np.isfinite(found[f"{FORMATION_ENERGY}_error"][0]) != fast
 
 
-def test_the_pristine_host_costs_nothing(predictor):
-    found = predictor.predict([match_sites(pristine("MoS2", 4), "MoS2")])[0]
-    assert (found[FORMATION_ENERGY].value, found[FORMATION_ENERGY].expected_error) == (0.0, 0.0)
-    assert found[GAP].value is None
+def test_the_pristine_host_has_no_properties(predictor):
+    site_map = match_sites(pristine("MoS2", 4), "MoS2")
+    (found,) = predictor.predict([site_map])
+    for one in found.values():
+        assert (one.value, one.expected_error) == (None, None)
+        assert one.reasons[0] == PRISTINE
+    arrays = predictor.predict_occupations("MoS2", 4, np.stack([site_map.numbers, vacancy(site_map.numbers)]))
+    for name in predictor.properties:
+        assert np.isfinite(arrays[name]).tolist() == [False, True]
+    assert predictor.why_no_value("MoS2", site_map.numbers, GAP) == PRISTINE
+
+
+def vacancy(numbers):
+    out = numbers.copy()
+    out[1] = 0
+    return out
+
+
+SCORES = {"host": "MoS2", "n": 50, "mae": 0.2, "mean_mae": 0.25}
+
+
+@pytest.mark.parametrize("target", [FORMATION_ENERGY, GAP])
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ({}, True),
+        ({"own/MoS2": {"r2": 0.9, "rank_correlation": 0.9}}, True),
+        ({"own/MoS2": {"r2": 0.17, "rank_correlation": 0.6}}, False),
+        ({"own/MoS2": {"r2": -0.3, "rank_correlation": 0.9}}, False),
+        ({"own/MoS2": {"r2": 0.9, "rank_correlation": 0.22}}, False),
+        ({"own/MoS2": {"r2": 0.9}}, False),
+        (
+            {"low/MoS2": {"r2": 0.99, "rank_correlation": 0.9}, "high/MoS2": {"r2": 0.1, "rank_correlation": 0.9}},
+            False,
+        ),
+        ({"own/BN": {"host": "BN", "r2": 0.1, "rank_correlation": 0.1}}, True),
+    ],
+)
+def test_a_property_is_shown_where_its_validation_supports_it(weights, tmp_path, target, scores, shown):
+    loaded = load_properties(weights)
+    card = loaded.card.changed(property_scores={target: {name: SCORES | row for name, row in scores.items()}})
+    judged = PropertyPredictor(save_checkpoint(tmp_path / "judged.safetensors", loaded.model, card))
+    site_map = match_sites(structure(), "MoS2")
+    (found,) = judged.predict([site_map])
+    arrays = judged.predict_occupations("MoS2", site_map.supercell, site_map.numbers[None])
+    own = {FORMATION_ENERGY: {FORMATION_ENERGY, PER_DEFECT}, GAP: {GAP}}[target]
+    for name in judged.properties:
+        assert (found[name].value is not None) == np.isfinite(arrays[name][0]) == (shown or name not in own)
+    if not shown:
+        reason = found[target].reasons[-1]
+        assert "mean error 0.2 eV instead of 0.25 eV" in reason
+        assert found[target].trust == "outside"
+        assert judged.why_no_value("MoS2", site_map.numbers, target) == reason
+
+
+def test_weights_record_how_much_better_than_the_mean_they_are(weights):
+    scores = load_properties(weights).card.property_scores
+    for target in (FORMATION_ENERGY, GAP):
+        row = scores[target]["own/MoS2"]
+        assert (row.host, row.n) == ("MoS2", 12)
+        assert row.mae < row.mean_mae
+        assert 0.5 < row.r2 <= 1
+
+
+def test_bundled_weights_are_judged_on_every_host_and_property():
+    predictor = PropertyPredictor()
+    scores = predictor.card.property_scores
+    for subset, row in predictor.card.validation.items():
+        for target, mae in row.plain().items():
+            assert scores[target][subset].mae == pytest.approx(mae, abs=1e-4)
+            assert subset.endswith(f"/{scores[target][subset].host}")
+
+
+@pytest.mark.parametrize("functional", ["HSE06", "SCAN"])
+def test_another_functional_gets_no_number(predictor, functional):
+    atoms = structure()
+    atoms.info["functional"] = functional
+    (found,) = predictor.predict([match_sites(atoms, "MoS2")], [atoms])
+    for one in found.values():
+        assert (one.value, one.trust) == (None, "outside")
+        assert f"not on {functional}" in " ".join(one.reasons)
+
+
+@pytest.mark.parametrize("multiplicity", [1, 3])
+def test_a_spin_that_no_label_names_costs_the_expected_error_alone(predictor, multiplicity):
+    atoms = structure()
+    (plain,) = predictor.predict([match_sites(atoms, "MoS2")], [atoms])
+    atoms.info["spin_multiplicity"] = multiplicity
+    (found,) = predictor.predict([match_sites(atoms, "MoS2")], [atoms])
+    for name, one in found.items():
+        assert (one.value, one.expected_error, one.trust) == (plain[name].value, None, "near")
+        assert "ground states" in " ".join(one.reasons)
+
+
+def test_a_spin_beside_those_of_the_labels_gets_no_number(weights, tmp_path):
+    loaded = load_properties(weights)
+    training = loaded.card.training.plain()
+    training["hosts"]["MoS2"]["spin_multiplicities"] = [1]
+    path = save_checkpoint(tmp_path / "spins.safetensors", loaded.model, loaded.card.changed(training=training))
+    atoms = structure()
+    atoms.info["spin_multiplicity"] = 3
+    (found,) = PropertyPredictor(path).predict([match_sites(atoms, "MoS2")], [atoms])
+    assert all((one.value, one.trust) == (None, "outside") for one in found.values())
+
+
+def test_a_single_match_needs_no_list(predictor):
+    atoms = structure()
+    site_map = match_sites(atoms, "MoS2")
+    assert predictor.predict(site_map, atoms) == predictor.predict([site_map], [atoms])
+
+
+@pytest.mark.parametrize("given", [structure(), [structure()], [1], ["POSCAR"]])
+def test_what_is_no_match_is_refused(predictor, given):
+    with pytest.raises(DefiNetError, match=r"found a (Atoms|int|str): give match_sites\(atoms, host\)"):
+        predictor.predict(given)
+
+
+def test_every_match_has_its_structure(predictor):
+    site_map = match_sites(structure(), "MoS2")
+    with pytest.raises(DefiNetError, match="a structure for each of 2 matches, found 1"):
+        predictor.predict([site_map, site_map], [structure()])
+    with pytest.raises(DefiNetError, match="expected ASE Atoms"):
+        predictor.predict([site_map], [site_map])
 
 
 def test_chemical_potentials_shift_energies_alone(predictor):
@@ -178,10 +297,12 @@ def test_occupations_outside_get_no_number(predictor):
     found = predictor.predict_occupations(ws2, 4, numbers)
     assert np.isnan(found[FORMATION_ENERGY]).all()
     assert found["trust"].tolist() == [OUTSIDE]
+    assert "host WS2 was not in the training data" in predictor.why_no_value(ws2, numbers[0], GAP)
     both = np.tile(library()["MoS2"].numbers, 16)[None].repeat(2, axis=0)
     both[0, 0], both[1, 1] = 75, 0  # rhenium, which it has never seen, and a vacancy
     found = predictor.predict_occupations("MoS2", 4, both)
     assert np.isnan(found[FORMATION_ENERGY]).tolist() == [True, False]
+    assert predictor.why_no_value("MoS2", both[0], GAP) == "defects never seen in MoS2: Re_Mo"
     assert found["trust"].tolist() == [OUTSIDE, INSIDE]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
 import warnings
 from pathlib import Path
@@ -21,9 +22,10 @@ from click.testing import CliRunner
 
 from ase_definet.cli import cli
 from ase_definet.errors import CalculatorError, DefiNetWarning, MatchError, StrictError
+from ase_definet.matching.library import library
 from ase_definet.matching.site_map import match_sites
 from ase_definet.relaxation import calculators as table
-from ase_definet.relaxation.calculation import break_symmetry, is_symmetric
+from ase_definet.relaxation.calculation import break_symmetry, is_symmetric, unbound_atoms
 from ase_definet.relaxation.calculators import CALCULATORS, Entry, check_elements, get_calculator, parse_values
 from ase_definet.relaxation.inputs import given_beside_extra_atoms
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
@@ -129,6 +131,33 @@ def test_a_potential_that_downloads_says_so_first_and_what_to_do_without_network
     reason = r"could not be downloaded .*not known.*without network: copy x to y"
     with said, pytest.raises(CalculatorError, match=reason):
         get_calculator("far")
+
+
+@pytest.mark.parametrize(
+    ("message", "brief"),
+    [
+        (
+            "HTTPSConnectionPool(host='files.org', port=443): Max retries exceeded with url: /a (Caused by ...)",
+            "(no connection to files.org)",
+        ),
+        (
+            "HTTPConnectionPool(host='10.0.0.1', port=80): Read timed out. (read timeout=5)",
+            "(no connection to 10.0.0.1)",
+        ),
+        ("word " * 60, r"\((word )+\.\.\.\)"),
+        ("403 Forbidden", "(403 Forbidden)"),
+    ],
+)
+def test_why_a_download_failed_is_said_in_a_few_words(message, brief, monkeypatch, tmp_path):
+    def fetch(**_):
+        raise OSError(message)
+
+    entry = Entry(fetch, "ase", "pip install x", "x", "downloaded", lambda _: ("weights", tmp_path), "copy x to y")
+    monkeypatch.setattr(table, "CALCULATORS", {**CALCULATORS, "far": entry})
+    said = pytest.warns(DefiNetWarning)
+    with said, pytest.raises(CalculatorError, match=brief if "word" in message else re.escape(brief)) as caught:
+        get_calculator("far")
+    assert len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize("name", ["mattersim", "mace", "orb", "uma", "sevennet"])
@@ -310,6 +339,53 @@ def test_a_structure_that_flies_apart_is_stopped():
     assert run.energies[run.best] == run.energies.min()
 
 
+@pytest.mark.parametrize("name", sorted(library()))
+def test_no_atom_of_a_host_is_bonded_to_nothing(name):
+    host = library()[name]
+    atoms = Atoms(host.numbers, host.positions, cell=host.cell, pbc=host.periodic)
+    assert unbound_atoms(atoms) == ()
+    assert unbound_atoms(Atoms("ArAr", [[0, 0, 0], [0, 0, 8]], cell=[20, 20, 0], pbc=True)) == (0, 1)
+
+
+@pytest.mark.parametrize("element", ["C", "Li", "Mo"])
+@pytest.mark.parametrize(("height", "bound"), [(1.6, True), (6.0, False), (8.0, False)])
+def test_an_atom_that_nothing_holds_is_no_minimum(element, height, bound):
+    atoms = with_adatom()
+    atoms.symbols[-1] = element
+    atoms.positions[-1, 2] += height - 1.6
+
+    class Still(Calculator):
+        implemented_properties = ("energy", "forces")
+
+        def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+            super().calculate(atoms, properties, system_changes)
+            self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
+
+    options = {"host": "MoS2", "device": "cpu", "calculator": Still(), "symmetry_breaking": 0}
+    found = DefiNetRelaxer(**options).predict(atoms)
+    last = len(atoms) - 1
+    said = [text for text in found.warnings if text.startswith(f"atoms bonded to nothing: {last} ({element});")]
+    assert (found.calculation.converged, bool(said)) == (bound, not bound)
+    assert found.calculation.unbound == (() if bound else (last,))
+    assert ("no minimum: 1 atoms bonded to nothing" in str(found.calculation)) != bound
+    if not bound:
+        with pytest.raises(StrictError):
+            DefiNetRelaxer(**options, strict=True).predict(atoms)
+
+
+def test_chgnet_leaves_it_to_others_to_name_isolated_atoms(capfd):
+    pytest.importorskip("chgnet")
+    calculator = get_calculator("chgnet")
+    atoms = with_adatom()
+    atoms.positions[-1, 2] += 6
+    atoms.calc = calculator
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CHGNet's, about tensors
+        atoms.get_potential_energy()
+    assert "isolated" not in "".join(capfd.readouterr())
+
+
 def test_a_calculator_that_fails_costs_its_own_structure_only():
     strange = with_vacancy()
     strange.symbols[5] = "W"
@@ -426,7 +502,7 @@ def test_a_screen_with_a_calculator_has_its_columns_and_goes_on_only_with_the_sa
     assert all(a.info["definet_method"] == "calculator" for a in read(tmp_path / "out/structures.extxyz", ":"))
     assert invoke(*line, "--fmax", 0.1).exit_code == 0
     other = invoke(*line, "--fmax", 0.2)
-    assert other.exit_code == 1
+    assert other.exit_code == 2
     assert "another request (other calculation)" in other.output
     page = invoke("report", tmp_path / "out", "-o", tmp_path / "r.html")
     assert page.exit_code == 0, page.output

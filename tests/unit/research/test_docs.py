@@ -15,11 +15,16 @@ from research.paths import RESULTS
 from tests.conftest import PACKAGE, REPO
 
 
-def test_readme_table_is_that_of_card_and_scores():
+def test_readme_tables_are_those_of_card_and_results():
     text = (REPO / "README.md").read_text(encoding="utf-8")
     assert readme.table() in text
+    assert readme.compared() in text
     hosts = bundled_cards()["default"].card.training.hosts.values()
     assert f"Weights trained on {sum(host.training_pairs for host in hosts):,} real" in " ".join(text.split())
+
+
+def test_readme_claims_the_ionic_steps_that_were_measured():
+    assert readme.ionic_steps() in (REPO / "README.md").read_text(encoding="utf-8")
 
 
 def test_cards_and_results_mean_the_same_by_ideal_sites():

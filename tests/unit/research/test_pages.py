@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from research.pages import engines, performance, properties, results, trust
+from research.pages import comparison, engines, performance, properties, results, trust
 from research.paths import ROOT
 
 SOURCES = sorted((ROOT / "research" / "pages").rglob("*.py"))
@@ -19,7 +19,7 @@ KEY = re.compile(r"\d+%")
 """Of a quantile in a JSON file."""
 
 
-PAGES = [results, performance, trust, engines, properties]
+PAGES = [results, comparison, performance, trust, engines, properties]
 
 
 @pytest.mark.parametrize("module", PAGES, ids=lambda module: module.PAGE.name)

@@ -122,14 +122,36 @@ def test_a_killed_ranking_goes_on_exactly(tmp_path_factory, values, keep, stops,
     assert again.asked == []
 
 
+@settings(deadline=None, max_examples=40)
+@given(some_numbers, st.integers(1, 10), st.integers(1, 10), st.integers(0, 60), st.booleans())
+def test_more_can_be_kept_later(tmp_path_factory, values, keep, more, stop, highest):
+    """Whether the first ranking ended or was killed; the first of the larger one are those of the smaller."""
+    folder = tmp_path_factory.mktemp("ranking")
+    if stop < len(values):
+        with pytest.raises(KeyboardInterrupt):
+            Ranking(folder, Numbers(values, stop), keep, highest=highest, checkpoint=0).run()
+        few = []
+    else:
+        few = names(Ranking(folder, Numbers(values), keep, highest=highest).run())
+    ranking = Ranking(folder, Numbers(values), keep + more, highest=highest, checkpoint=0)
+    best = names(ranking.run())
+    assert best == expected(values, keep + more, highest=highest)
+    assert best[: len(few)] == few
+    assert [row["index"] for row in rows(folder / UNRANKED)] == [
+        str(k) for k, v in enumerate(values) if math.isnan(v)
+    ]
+    assert names(Ranking(folder, Numbers(values), keep, highest=highest).run()) == best[:keep]
+
+
 def test_memory_holds_the_best_only(tmp_path):
     ranking = Ranking(tmp_path, Numbers(np.random.default_rng(0).normal(size=3000)), 5)
     ranking.run()
     assert len(ranking._heap) == len(ranking._best) == 5
 
 
+@pytest.mark.parametrize("keep", [3, 5])
 @pytest.mark.parametrize("change", ["other", "shorter", "longer", "shuffled"])
-def test_other_inputs_are_refused(tmp_path, change):
+def test_other_inputs_are_refused(tmp_path, change, keep):
     values = [float(k) for k in range(20)]
     Ranking(tmp_path, Numbers(values), 3).run()
     changed = {
@@ -139,7 +161,7 @@ def test_other_inputs_are_refused(tmp_path, change):
         "shuffled": values[::-1],
     }[change]
     with pytest.raises(ScreeningError, match="same input"):
-        Ranking(tmp_path, Numbers(changed), 3).run()
+        Ranking(tmp_path, Numbers(changed), keep).run()
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "what?", '{"done": 3}', '{"kept": [[1]], "done": 1}'])

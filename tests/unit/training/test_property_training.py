@@ -161,6 +161,10 @@ def test_exported_weights_say_what_they_are(trained):
     card = load_properties(path).card
     assert card.training.hosts["MoS2"].defects == ["Se_S", "W_Mo", "v_S"]
     assert set(card.validation["own/MoS2"].plain()) == set(TARGETS)
+    for target in TARGETS:
+        score = card.property_scores[target]["own/MoS2"]
+        assert (score.host, score.n) == ("MoS2", 30)
+        assert score.mae == pytest.approx(card.validation["own/MoS2"].plain()[target], abs=2e-5)
     with pytest.raises(CheckpointError, match="predicts properties: it cannot relax"):
         load_checkpoint(path)
 

@@ -305,6 +305,10 @@ def test_the_command_writes_a_table_pictures_and_input_sets_and_overwrites_nothi
     assert readme.read_text().startswith("Geometry relaxed with the calculator named below")
     assert "above: 0.000 eV above the lowest minimum found" in readme.read_text()
     readme.write_text("mine")
+    assert "what changed" in done.output
+    assert "method    emt, largest force 0.03 eV/Å, at most 300 steps" in done.output
+    other = invoke(*line, "--seed", 1)
+    assert (other.exit_code, "holds another search (other seed)" in other.output) == (2, True)
     again = invoke(*line)
     assert again.exit_code == 0, again.output
     assert "resumed   3 starts" in again.output
