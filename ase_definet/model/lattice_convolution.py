@@ -88,7 +88,9 @@ class LatticeGeometry:
             self._waves = torch.cartesian_prod(*(torch.arange(n) for n in half)).double() / size
             strides = torch.tensor([self._shape[1] * self._shape[2], self._shape[2], 1])
             place = ((cells % size) * strides).sum(1)
-            self._to_grid, self._from_grid = torch.argsort(place), place
+            inside = torch.equal(place, torch.arange(len(place)))  # as cells are listed: nothing to be moved
+            self._to_grid: Tensor | None = None if inside else torch.argsort(place)
+            self._from_grid: Tensor | None = None if inside else place
 
     @staticmethod
     def suits(supercell: Tensor) -> bool:
@@ -132,8 +134,9 @@ class LatticeGeometry:
             raise RuntimeError("a fast transform requires the grid of a diagonal supercell")
         # CUDA has no Fourier transform for the half-precision types of mixed precision
         wide = field.to(torch.promote_types(field.dtype, torch.float32))
-        grid = wide.reshape(self.n_cells, -1)[self._to_grid].view(*self._shape, -1)
-        spectrum = torch.fft.rfftn(grid, dim=_AXES)
+        grid = wide.reshape(self.n_cells, -1)
+        grid = grid if self._to_grid is None else grid[self._to_grid]
+        spectrum = torch.fft.rfftn(grid.view(*self._shape, -1), dim=_AXES)
         half = spectrum.shape
         spectrum = spectrum.reshape(len(self._waves), -1)
         parts, stacked = [], self._stacked_blocks(filters(self))
@@ -143,7 +146,8 @@ class LatticeGeometry:
         out: Tensor = torch.fft.irfftn(
             torch.cat(parts).view(half), s=[self._shape[axis] for axis in _AXES], dim=_AXES
         )
-        return out.reshape(self.n_cells, -1)[self._from_grid].view(field.shape)
+        out = out.reshape(self.n_cells, -1)
+        return (out if self._from_grid is None else out[self._from_grid]).reshape(field.shape)
 
     def _chunks(self, field: Tensor) -> Iterator[slice]:
         row = 2 * (4 * self.n_sub) ** 2 * field.shape[-1] * field.element_size()
@@ -166,16 +170,20 @@ class LatticeGeometry:
     def _multiply_by_pairs(self, k_re: Tensor, k_im: Tensor, spectrum: Tensor, field: Tensor) -> Tensor:
         """Do the same with kernels in their original layout: for few structures, reordering them does not pay off."""
         n, waves = self.n_sub, len(spectrum)
-        re, im = (x.reshape(waves, n, *field.shape[1:]) for x in (spectrum.real, spectrum.imag))
-        real = re.new_zeros(n, waves, *field.shape[1:])
+        _, batch, _, width = field.shape
+        re, im = (
+            part.reshape(waves, n, batch, 4, width).permute(1, 3, 2, 4, 0).contiguous()
+            for part in (spectrum.real, spectrum.imag)
+        )
+        real = re.new_zeros(n, 4, batch, width, waves)
         imaginary = torch.zeros_like(real)
         for source in range(n):
             for component in range(4):
-                kernel_re, kernel_im = (k[:, source, :, None, :, component] for k in (k_re, k_im))
-                x_re, x_im = (x[:, source, :, None, component] for x in (re, im))
+                kernel_re, kernel_im = (k[:, source, :, component, None] for k in (k_re, k_im))
+                x_re, x_im = re[source, component], im[source, component]
                 real.addcmul_(kernel_re, x_re).addcmul_(kernel_im, x_im, value=-1)
                 imaginary.addcmul_(kernel_re, x_im).addcmul_(kernel_im, x_re)
-        return torch.complex(real, imaginary).transpose(0, 1).reshape(waves, -1)
+        return torch.complex(real, imaginary).permute(4, 0, 2, 1, 3).reshape(waves, -1)
 
     def _kernels(self, filters: Filters) -> Tensor:
         """Return the complex kernels of all waves, shape ``(F * n_waves, 4 n_sub, 4 n_sub)``.
@@ -192,7 +200,7 @@ class LatticeGeometry:
         n = self.n_sub
         stacked = self._stacked_blocks(values.to(torch.promote_types(values.dtype, torch.float32)))
         parts = (
-            part.permute(5, 2, 3, 0, 4, 1).reshape(-1, 4 * n, 4 * n)
+            part.permute(4, 5, 2, 0, 3, 1).reshape(-1, 4 * n, 4 * n)
             for part in self._kernel_by_pairs(stacked, slice(None))
         )
         kernels = torch.complex(*parts)
@@ -206,9 +214,10 @@ class LatticeGeometry:
         return blocks[self._padded]
 
     def _kernel_by_pairs(self, stacked: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Return the real and imaginary kernels of some waves, shape ``(n_sub, n_sub, n_waves, 4, 4, F)``.
+        """Return the real and imaginary kernels of some waves, shape ``(n_sub, n_sub, 4, 4, F, n_waves)``.
 
-        The first axes are target and source sublattice, then come target and source component.
+        The first axes are target and source sublattice, then come target and source component. Waves come last, so
+        that products with a spectrum run over long rows.
 
         Args:
             stacked: The kernels of the edges, as of :meth:`_stacked_blocks`.
@@ -218,8 +227,8 @@ class LatticeGeometry:
         waves = self._waves[part]
         angle = 2 * math.pi * (waves @ self._shift.transpose(1, 2))  # (pairs, waves, k)
         re, im = (
-            (trigonometric.to(stacked.dtype) @ stacked).view(n, n, len(waves), 4, 4, -1)
-            for trigonometric in (angle.cos(), angle.sin())
+            (stacked.transpose(1, 2) @ wave.to(stacked.dtype).transpose(1, 2)).view(n, n, 4, 4, -1, len(waves))
+            for wave in (angle.cos(), angle.sin())
         )
         return re, im
 

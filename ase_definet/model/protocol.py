@@ -145,6 +145,13 @@ class Routed:
 Prepared: TypeAlias = OnLattice | DefectGraph | Routed
 
 
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """Return values on a device; a GPU copies them from pinned memory, and nobody waits for it."""
+    if torch.device(device).type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LatticeBatch:
     """Structures on one lattice, ready for a network.
@@ -198,11 +205,11 @@ class LatticeBatch:
         """Return the batch on a device, where its geometry already is."""
         return LatticeBatch(
             geometry=self.geometry,
-            numbers=self.numbers.to(device),
-            host_numbers=self.host_numbers.to(device),
-            kinds=self.kinds.to(device),
-            state=None if self.state is None else self.state.to(device),
-            rotation=self.rotation.to(device),
+            numbers=sent(self.numbers, device),
+            host_numbers=sent(self.host_numbers, device),
+            kinds=sent(self.kinds, device),
+            state=None if self.state is None else sent(self.state, device),
+            rotation=sent(self.rotation, device),
         )
 
 

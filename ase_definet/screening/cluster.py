@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ase_definet.errors import ScreeningError
-from ase_definet.relaxation.devices import checked_device
+from ase_definet.relaxation.devices import KEEP_MEMORY, checked_device
 from ase_definet.screening.screen import Block, digest_of, match_block, relax_block
 from ase_definet.structures.extxyz import printable
 
@@ -79,6 +79,8 @@ class Crew:
         """Return the workers in the form in which Dask starts them."""
         from distributed import Nanny  # noqa: PLC0415 - an extra
 
+        # Dask's own setting returns what was freed at once
+        memory = {variable: str(value) for variable, value in KEEP_MEMORY.items()}
         kinds = [(f"device-{place}", _DEVICE, gpu) for place, gpu in enumerate(self.devices)]
         kinds += [(f"matching-{place}", _MATCHING, "") for place in range(self.matching)]
         return {
@@ -87,7 +89,7 @@ class Crew:
                 "options": {
                     "nthreads": 1,
                     "resources": {kind: 1},
-                    "env": {_VISIBLE: gpu},
+                    "env": {_VISIBLE: gpu} | memory,
                     "silence_logs": logging.CRITICAL,  # what goes wrong comes back with the blocks
                 },
             }

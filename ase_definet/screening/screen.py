@@ -308,11 +308,11 @@ def relax_block(names: tuple[str, ...], structures: list[Any], first: int, setti
     rows, failures, out = [], [], []
     names = tuple(printable(name) for name in names)
     records = relaxer.relax_many(map(_checked, structures), host=settings["host"])
-    for index, (name, record) in enumerate(zip(names, records, strict=True), start=first):
+    for index, (name, given, record) in enumerate(zip(names, structures, records, strict=True), start=first):
         try:
             if isinstance(record, RelaxFailure):
                 raise record.error  # noqa: TRY301 - one way for all that fails
-            row, prepared = _finished(index, name, record, written)
+            row, prepared = _finished(index, name, record, _replaced(given), written)
         except Exception as error:  # noqa: BLE001 - one bad structure must not cost the others
             failures.append({"index": index, "name": name, "reason": _reason(error)})
         else:
@@ -430,14 +430,21 @@ def _reason(error: Exception) -> str:
     return printable(text)
 
 
-def _finished(index: int, name: str, result: RelaxResult, written: StructuresFile) -> tuple[dict[str, Any], Any]:
+def _replaced(given: Any) -> str:
+    """Return what was asked for instead of the state that a structure came with."""
+    atoms = given.atoms if isinstance(given, Placed) else given
+    return str(getattr(atoms, "info", {}).get(REPLACED, ""))
+
+
+def _finished(
+    index: int, name: str, result: RelaxResult, replaced: str, written: StructuresFile
+) -> tuple[dict[str, Any], Any]:
     """Return the row of a relaxed structure, and the structure as it is written."""
     atoms = result.atoms.copy()
     if not np.isfinite(atoms.positions).all():
         raise StructureError("the prediction holds positions that are not numbers")
     row = _row(index, name, result)
-    note = str(atoms.info.get(REPLACED, ""))
-    row["warnings"] = printable("; ".join(filter(None, (note, row["warnings"]))))
+    row["warnings"] = printable("; ".join(filter(None, (replaced, row["warnings"]))))
     # our own first: where two names become one, they stay
     atoms.info = {"name": name, "defect_sites": defect_sites(result)} | {
         key: value for key, value in atoms.info.items() if key not in {"name", "defect_sites"}

@@ -11,6 +11,7 @@ import torch
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.lattice_convolution import MOST_DENSE
 from ase_definet.model.working_set import WorkingSet
+from ase_definet.relaxation.devices import KEEP_MEMORY
 from research.benchmarks.__main__ import CHGNET_FMAX, CHGNET_STEPS
 from research.benchmarks.cuda import BATCHES, LARGE
 from research.benchmarks.screen_profile import STAGES
@@ -178,8 +179,8 @@ def profiles(found: dict[str, Any], sites: int) -> list[str]:
     """Return where the time of a screen goes, and where it went."""
     many = found["hundred_thousand"]
     rows = [("before", row) for row in found["before"]] + [("now", row) for row in found["after"]]
-    resumed, rest = f"{many['killed_after']:,}", 100_000 - many["killed_after"]
-    per_structure = MILLI * sum(many["cpu_s"]) / 100_000
+    resumed, rest = f"{many['killed_after']:,}", many["structures"] - many["killed_after"]
+    per_structure = MILLI * sum(many["cpu_s"]) / many["structures"]
     return [
         f"Where the time goes: processor time in ms per structure of {sites} sites, in one process on one core (`{found['command']}`).",
         f"The load was {found['load']}. Before, every structure was matched for itself, and every line of text was read back.",
@@ -191,7 +192,7 @@ def profiles(found: dict[str, Any], sites: int) -> list[str]:
                 for when, row in rows
             ],
         ),
-        "Memory does not grow with the number of structures. A screen of 100,000 enumerated cells of 48 sites with a very small network,",
+        f"Memory does not grow with the number of structures. A screen of {many['structures']:,} enumerated cells of {many['sites']} sites with a very small network,",
         f"which shows what everything else takes, was killed after {resumed} structures and resumed for the other {rest:,}: {per_structure:.1f} ms of processor time per",
         f"structure, and at most {max(many['peak_MB'])} MB (`research/results/screen_profile.json` has the command).",
         "",
@@ -223,7 +224,7 @@ def universal_potential(rows: list[dict[str, Any]], sites: int) -> list[str]:
 
 def limits(unlogged: dict[str, Any]) -> list[str]:
     """Return what bounds the speed."""
-    first, busy = unlogged["first_call"], unlogged["busy_cores"]
+    first, busy, faults = unlogged["first_call"], unlogged["busy_cores"], unlogged["page_faults"]
     batches = listed([str(batch) for batch in BATCHES])
     return [
         "## What limits it",
@@ -247,6 +248,10 @@ def limits(unlogged: dict[str, Any]) -> list[str]:
         "**Screening.** Several processes need Dask. One reads and writes, the others match and run the network, each on one core: small",
         "operations gain little from a second thread. On GPUs each has one process for the network, and the others match for them; few",
         "blocks are on their way at a time.",
+        "",
+        "**Memory.** A pass frees as much memory as it uses. glibc returns it to the system, and every page has to be mapped anew. A relaxer on",
+        f"the CPU therefore tells glibc to keep up to {KEEP_MEMORY['MALLOC_TRIM_THRESHOLD_'] // 2**30} GB, unless a variable such as `MALLOC_TRIM_THRESHOLD_` is set: {faults['kept_ms']} ms of processor time per structure in a",
+        f"batch of {faults['batch']} instead of {faults['returned_ms']} ms. Dask sets that variable for its workers: on a cluster of your own, unset it.",
         "",
         "**Busy cores.** Where other jobs keep all cores busy, threads that wait for each other by spinning lose their time slices:",
         f"{busy['threads']} threads then took {busy['spinning_s']} s for a structure of {busy['sites']} sites instead of {busy['idle_before_s']} s. The command line therefore sets",

@@ -205,7 +205,7 @@ def test_whatever_a_structure_carries_its_block_can_be_read(result, tmp_path_fac
         host = replace(result.site_map.host, name=name)
         site_map = replace(result.site_map, sites=replace(result.site_map.sites, host=host))
         odd = replace(result, atoms=atoms, site_map=site_map, warnings=(name, name))
-        row, written = screening._finished(index, printable(name), odd, form)
+        row, written = screening._finished(index, printable(name), odd, "", form)
         rows.append(row)
         content.append(written)
     names = tuple(printable(name) for name, _ in many)

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.build.supercells import lattice_points_in_supercell
 
+from ase_definet.matching.supercell import waves_of
 from ase_definet.model import lattice_convolution as lattice_module
 from ase_definet.model.config import SiteNetworkConfig
 from ase_definet.model.edge_convolution import EdgeGeometry, classify
@@ -196,7 +197,7 @@ def test_reciprocal_space_gives_the_same_answer_and_gradients(network, case, tra
     """Where a supercell is no grid, there is no fast transform, and the dense one is taken."""
     monkeypatch.setattr(lattice_module, "MOST_DENSE", 10**6 if transform == "dense" else 0)
     geometry, atoms = lattice_of(case)
-    geometry.to("cpu", replace(SMALL_CHUNKS, chunk_bytes=100_000))
+    geometry.to("cpu", replace(SMALL_CHUNKS, kernel_bytes=100_000))
     occupations = [arrays(atoms, (1,), (4,)), arrays(atoms, (), (2, 3)), arrays(atoms, (0, 5), ())]
     numbers = torch.as_tensor(np.stack([o["numbers"] for o in occupations], axis=1))
     kinds = torch.as_tensor(np.stack([o["kinds"] for o in occupations], axis=1))
@@ -211,6 +212,20 @@ def test_reciprocal_space_gives_the_same_answer_and_gradients(network, case, tra
     gradients = [torch.autograd.grad((out * probe).sum(), weights) for out in (fast, slow)]
     for a, b in zip(*gradients, strict=True):
         assert (a - b).abs().max() < EXACT * max(1.0, float(b.abs().max()))
+
+
+def test_cells_of_a_grid_may_come_in_any_order(network, monkeypatch):
+    monkeypatch.setattr(lattice_module, "MOST_DENSE", 0)
+    geometry, atoms = lattice_of("BN")
+    order = torch.randperm(len(geometry._cells), generator=torch.Generator().manual_seed(0))
+    edges, cells, waves = geometry._edges, geometry._cells, torch.as_tensor(waves_of(geometry._supercell.numpy()))
+    numbers = torch.as_tensor(atoms.numbers[: geometry.n_sub])
+    shuffled = LatticeGeometry(*edges, numbers, geometry._supercell, cells[order], waves)
+    sites = (order[:, None] * geometry.n_sub + torch.arange(geometry.n_sub)).reshape(-1)
+    field = torch.randn(len(atoms), 2, 4, CONFIG.features, dtype=torch.float64)
+    filters = network.layers[0].filters
+    expected = geometry.propagate(filters, field)
+    assert (shuffled.propagate(filters, field[sites]) - expected[sites]).abs().max() < EXACT
 
 
 def neighbors_of(table: PaddedNeighbors) -> list[set[tuple]]:

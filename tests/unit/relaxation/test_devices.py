@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import sys
 import warnings
 from dataclasses import asdict, replace
 
@@ -22,7 +24,9 @@ from ase_definet.model.architectures import build_network
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
+from ase_definet.model.protocol import sent
 from ase_definet.model.working_set import WorkingSet
+from ase_definet.relaxation.devices import KEEP_MEMORY, keep_freed_memory
 from ase_definet.relaxation.inputs import lattice_of, sites_of
 from ase_definet.relaxation.lattices import build_lattice
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
@@ -415,3 +419,37 @@ def test_the_installed_version_is_that_of_the_source():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("not installed")
     assert installed == ase_definet.__version__
+
+
+class Sent:
+    """A tensor on the CPU that notes what is done to it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def pin_memory(self):
+        self.done.append("pinned")
+        return self
+
+    def to(self, device, *, non_blocking=False):
+        self.done.append((device, non_blocking))
+        return self
+
+
+def test_a_gpu_copies_from_pinned_memory_and_a_cpu_does_not():
+    assert sent(Sent(), "cuda:1").done == ["pinned", ("cuda:1", True)]
+    assert sent(Sent(), "cpu").done == [("cpu", False)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no C library to ask")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(monkeypatch):
+    for name in KEEP_MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    keep_freed_memory.cache_clear()
+    assert keep_freed_memory() == hasattr(ctypes.CDLL(None), "mallopt")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    keep_freed_memory.cache_clear()
+    assert not keep_freed_memory()
+    keep_freed_memory.cache_clear()

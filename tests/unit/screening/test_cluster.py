@@ -10,11 +10,13 @@ import pytest
 import torch
 from distributed import get_worker
 
+from ase_definet.errors import ScreeningError
 from ase_definet.matching.library import get_host
 from ase_definet.matching.shared_sites import Placed
+from ase_definet.screening import screen as screening
 from ase_definet.screening.cluster import MOST_WORKERS, Crew, local_client, on_cluster, visible_gpus
 from ase_definet.screening.enumeration import DefectSpace, parse_defects
-from ase_definet.screening.screen import match_block, relax_block
+from ase_definet.screening.screen import FEW, match_block, relax_block
 from tests.conftest import pristine
 
 SETTINGS = {"model": "default", "device": "cpu", "host": "MoS2", "max_strain": 0.06, "properties": None}
@@ -116,3 +118,31 @@ def test_configurations_go_to_other_processes_with_their_space_once():
     assert all(one.space is first.space for one in rest)
     assert [one.name for one in (first, *rest)] == [one.name for one in found]
     assert pickle.loads(pickle.dumps(found[-1])).space is first.space  # noqa: S301
+
+
+@pytest.mark.parametrize(("count", "expected"), [(10, 1), (FEW, 1), (FEW + 1, 3), (3 * FEW, 3)])
+def test_only_many_structures_are_worth_several_processes(monkeypatch, count, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    given = [(("a",) * 8, [None] * 8, first, SETTINGS) for first in range(0, count - 7, 8)]
+    given.append((("a",) * (count - 8 * len(given)), [], 8 * len(given), SETTINGS))
+    workers, found = screening._workers_for(iter(given), SETTINGS)
+    assert workers == expected
+    assert list(found) == given
+    assert screening._workers_for(iter(given), SETTINGS | {"calculation": {"calculator": "emt"}})[0] == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert screening._workers_for(iter(given), SETTINGS)[0] == 1
+
+
+def test_what_came_before_a_broken_pipe_is_not_lost(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def broken():
+        yield from tasks(2, 1)
+        raise ScreeningError("cut off")
+
+    workers, found = screening._workers_for(broken(), SETTINGS)
+    assert workers == 1
+    assert next(found)[0] == ("cell 0",)
+    assert next(found)[0] == ("cell 1",)
+    with pytest.raises(ScreeningError, match="cut off"):
+        next(found)
