@@ -85,7 +85,7 @@ def files(plan: InputSet) -> Files:
         f"{BASIS} and {POTENTIAL}, from {BASIS_FILE} and {POTENTIAL_FILE} of CP2K's data (set CP2K_DATA_DIR).",
         by_components("CP2K", "MAX_FORCE"),
         "Its criteria for the length of a step are set so wide that forces alone decide.",
-        f"The first step begins with the orbitals in {PROJECT}-RESTART.wfn, if an earlier run left them in this folder.",
+        f"Orbitals that an earlier run left in this folder ({PROJECT}-RESTART.wfn) are where the first step begins.",
         f"If MAX_ITER steps do not suffice: cp2k -i {PROJECT}-1.restart -o {OUTPUT}",
     ]
     held = multiplicity if _holds(plan) else None
@@ -148,9 +148,9 @@ def _values(plan: InputSet, multiplicity: int) -> dict[str, str]:
 def _ot(plan: InputSet) -> dict[str, str]:
     """Return the orbital transformation, for Γ: whole occupations, no smearing.
 
-    The preconditioner is the one that CP2K's manual recommends for all but very large cells. It is made anew every ten
-    iterations: the first one comes from orbitals far from the solution. Of the extrapolations, linear projection suits
-    the shorter and shorter steps of a relaxation best: the default is made for molecular dynamics.
+    The preconditioner is the one that CP2K's manual recommends for all but very large cells. It is made anew every
+    ten iterations: the first one comes from orbitals far from the solution. Of the extrapolations, linear projection
+    suits the shorter and shorter steps of a relaxation best: the default is made for molecular dynamics.
     """
     robust = plan.profile == "robust"
     return {

@@ -4,7 +4,7 @@ Run as ``python -m research.pages.comparison`` after ``research.experiments.comp
 the page with the files that it is made from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -66,9 +66,9 @@ def subsets(found: Mapping[str, Any]) -> list[str]:
 
 
 def title(subset: str) -> str:
-    """Return what the head of a table calls a subset."""
+    """Return what a table calls a subset."""
     density = subset.partition("/")[0]
-    return f"{host_name(subset)}, {density}"
+    return f"{host_name(subset)}, {density} density"
 
 
 def head(found: Mapping[str, Any]) -> list[str]:
@@ -94,15 +94,21 @@ def head(found: Mapping[str, Any]) -> list[str]:
 
 
 def errors(found: Mapping[str, Any], key: str) -> list[str]:
-    """Return the table of errors by method and subset."""
-    names = subsets(found)
-    out = []
-    for method, label in NAMES.items():
-        rows = rows_of(found, method).values()
-        values = [mean(row[key] for row in rows if row["subset"] == name) for name in names]
-        bold: Callable[[str], str] = "**{}**".format if method == "network" else str
-        out.append([label, *(bold(length(value)) for value in [*values, mean(values)])])
-    return table(["", *map(title, names), "average"], out)
+    """Return the table of errors by subset and method."""
+    values = {
+        method: [
+            mean(row[key] for row in rows_of(found, method).values() if row["subset"] == name)
+            for name in subsets(found)
+        ]
+        for method in NAMES
+    }
+    for errors_of in values.values():
+        errors_of.append(mean(errors_of))
+    lines = []
+    for title_of_row, *row in zip([*map(title, subsets(found)), "average"], *values.values(), strict=True):
+        least = min(row)
+        lines.append([title_of_row, *(f"**{length(v)}**" if v == least else length(v) for v in row)])
+    return table(["", *(label.strip("*") for label in NAMES.values())], lines)
 
 
 def cost(found: Mapping[str, Any]) -> list[str]:
@@ -147,7 +153,7 @@ def same_structures(found: Mapping[str, Any]) -> list[str]:
     return [
         "## On the same structures",
         "",
-        f"{len(ids)} structures, {per:.0f} of each subset. Coordinate MAE of all atoms:",
+        f"{len(ids)} structures, {per:.0f} of each subset. Coordinate MAE of all atoms in Å, the least in bold:",
         "",
         *errors(found, "coordinate_mae"),
         "Near the defects:",

@@ -1,6 +1,9 @@
 """Ionic steps saved in CP2K, with the input sets of the package."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from ase.optimize import BFGS
 
 from research.pages.markdown import host_name, length, listed, percent, span, table
 from research.pages.stored import result, results
@@ -64,7 +67,50 @@ def section() -> list[str]:
     ]
     if lacking:
         lines += [f"Not finished yet: {listed(lacking)}. The command goes on with them.", ""]
-    return lines
+    return [*lines, *optimizers()]
+
+
+def optimizers() -> list[str]:
+    """Return what the optimizers need from starts with the network's errors."""
+    found = result("optimizers")
+    structures = found["structures"]
+    rough, end = found["forces"]
+    names = list(next(iter(structures.values()))["from_prediction"])
+    head = ("structure", "MAE of the start, Å", "largest force, eV/Å", "sites: BFGS", *names)
+    return [
+        "### Does the optimizer cost the steps?",
+        "",
+        "`python -m research.experiments.optimizers PACK` relaxes with CHGNet from its own minimum plus what the prediction is",
+        f"off from DFT in that structure of 2DMD. Steps to {rough:g} and to {end:g} eV/Å:",
+        "",
+        *table(
+            head,
+            [
+                [
+                    name.rpartition("/")[0] + f" {number}",
+                    length(row["error"]),
+                    f"{row['first_force']:.3f}",
+                    " / ".join(map(shown, row["sites"])),
+                    *(" / ".join(map(shown, row["from_prediction"][one])) for one in names),
+                ]
+                for number, (name, row) in enumerate(structures.items(), 1)
+            ],
+        ),
+        f"In sum to {end:g} eV/Å: {in_sum(list(structures.values()), names)}. ASE's BFGS starts from a multiple of the unit matrix,",
+        f"{BFGS.defaults['alpha']:g} eV/Å² by default; CP2K's from a model Hessian. The input sets leave both as they are.",
+        "",
+    ]
+
+
+def in_sum(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Return the steps to the end over all structures for each optimizer."""
+    totals = {name: [row["from_prediction"][name][-1] for row in rows] for name in names}
+    return "; ".join(f"{name} {sum(steps) if None not in steps else '-'}" for name, steps in totals.items())
+
+
+def shown(steps: int | None) -> str:
+    """Return a number of steps, or a dash where it was not reached."""
+    return "-" if steps is None else str(steps)
 
 
 def hosts() -> list[str]:

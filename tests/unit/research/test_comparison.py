@@ -51,7 +51,7 @@ def test_the_sample_is_of_the_validation_split_and_has_every_structure_once(pack
 
 
 def test_errors_are_those_of_evaluate(pack, out):
-    """Of the network and of the ideal sites, for every structure."""
+    """For every structure; the host is taken by its name here, there by its cell, which has fewer digits."""
     for name in ("network", "ideal_sites"):
         comparison.measure(name, pack, pack.sha256)
     scores, _ = score_pairs(DefiNetRelaxer(device="cpu"), pack, superposition=False)
@@ -59,8 +59,8 @@ def test_errors_are_those_of_evaluate(pack, out):
     for score in scores:
         for name, method in (("network", "model"), ("ideal_sites", "ideal_sites")):
             row = rows(out, name)[score.id]
-            assert row["coordinate_mae"] == pytest.approx(score.maes[method]["coordinate_mae"], abs=1e-6)
-            assert row["a3"] == pytest.approx(score.maes[method]["a3"], abs=1e-6)
+            assert row["coordinate_mae"] == pytest.approx(score.maes[method]["coordinate_mae"], abs=2e-5)
+            assert row["a3"] == pytest.approx(score.maes[method]["a3"], abs=2e-5)
 
 
 def test_it_goes_on_where_it_was(pack, out, monkeypatch):
