@@ -59,17 +59,20 @@ _PARAMETERS = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALL
 """The same as parameters of ``mallopt``."""
 
 
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:
+@lru_cache(maxsize=2)
+def keep_freed_memory(*, whatever_is_set: bool = False) -> bool:
     """Ask glibc to keep freed memory for later, unless the environment says what it should do.
 
     Otherwise the tensors of a pass are returned to the system and mapped anew, page by page, which takes a quarter of
     the time of a batch.
 
+    Args:
+        whatever_is_set: Whether to ask for it although the environment says otherwise.
+
     Returns:
         Whether it was asked: there is no glibc on Windows and macOS.
     """
-    if any(name in os.environ for name in KEEP_MEMORY):
+    if not whatever_is_set and any(name in os.environ for name in KEEP_MEMORY):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ase_definet.errors import ScreeningError
-from ase_definet.relaxation.devices import KEEP_MEMORY, checked_device
+from ase_definet.relaxation.devices import checked_device, keep_freed_memory
 from ase_definet.screening.screen import Block, digest_of, match_block, relax_block
 from ase_definet.structures.extxyz import printable
 
@@ -79,8 +79,6 @@ class Crew:
         """Return the workers in the form in which Dask starts them."""
         from distributed import Nanny  # noqa: PLC0415 - an extra
 
-        # Dask's own setting returns what was freed at once
-        memory = {variable: str(value) for variable, value in KEEP_MEMORY.items()}
         kinds = [(f"device-{place}", _DEVICE, gpu) for place, gpu in enumerate(self.devices)]
         kinds += [(f"matching-{place}", _MATCHING, "") for place in range(self.matching)]
         return {
@@ -89,7 +87,7 @@ class Crew:
                 "options": {
                     "nthreads": 1,
                     "resources": {kind: 1},
-                    "env": {_VISIBLE: gpu} | memory,
+                    "env": {_VISIBLE: gpu},
                     "silence_logs": logging.CRITICAL,  # what goes wrong comes back with the blocks
                 },
             }
@@ -119,7 +117,7 @@ def local_client(crew: Crew) -> Iterator[Any]:
             SpecCluster(scheduler=scheduler, workers=crew.spec(), silence_logs=logging.ERROR) as cluster,
             Client(cluster) as client,
         ):
-            client.register_worker_callbacks(_leave_interrupts)
+            client.register_worker_callbacks(_set_up)
             try:
                 yield client
             except KeyboardInterrupt as error:
@@ -134,8 +132,13 @@ def local_client(crew: Crew) -> Iterator[Any]:
         tornado.setLevel(level)
 
 
-def _leave_interrupts() -> None:
-    """Ignore Ctrl-C, which a terminal also sends to workers: the process that launched them ends them."""
+def _set_up() -> None:
+    """Prepare a worker.
+
+    It ignores Ctrl-C, which a terminal also sends to workers: the process that launched them ends them. And it keeps
+    freed memory, which Dask tells glibc to return at once.
+    """
+    keep_freed_memory(whatever_is_set=True)
     with suppress(ValueError):  # not in the main thread: then it gets none
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
