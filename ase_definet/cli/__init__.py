@@ -140,5 +140,8 @@ def _share_cores() -> None:
 
 def main() -> None:
     """Run the command line."""
+    from ase_definet.relaxation.freed_memory import keep_freed_memory
+
     _share_cores()
+    keep_freed_memory()
     cli(prog_name="ase-definet")

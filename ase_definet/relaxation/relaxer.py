@@ -40,7 +40,7 @@ from ase_definet.relaxation.calculation import (
     SYMMETRY_BREAKING,
     CalculatorStage,
 )
-from ase_definet.relaxation.devices import checked_device, keep_freed_memory
+from ase_definet.relaxation.devices import checked_device
 from ase_definet.relaxation.domain import Domain, far_moves
 from ase_definet.relaxation.expected_error import expected_of_sites
 from ase_definet.relaxation.inputs import (
@@ -147,8 +147,6 @@ class DefiNetRelaxer:
         if not max_strain > 0:
             raise DefiNetError(f"max_strain must be positive, found {max_strain}")
         wanted = checked_device(device)
-        if wanted.type == "cpu":
-            keep_freed_memory()
         path = resolve_model(model)
         loaded = load_checkpoint(path)
         self.network: DisplacementModel = loaded.model.to(wanted).eval()

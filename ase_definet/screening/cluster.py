@@ -20,7 +20,8 @@ from typing import Any, TypeAlias
 import torch
 
 from ase_definet.errors import ScreeningError
-from ase_definet.relaxation.devices import checked_device, keep_freed_memory
+from ase_definet.relaxation.devices import checked_device
+from ase_definet.relaxation.freed_memory import keep_freed_memory
 from ase_definet.screening.screen import Block, digest_of, match_block, relax_block
 from ase_definet.structures.extxyz import printable
 

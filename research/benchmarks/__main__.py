@@ -23,6 +23,7 @@ from ase_definet.matching.site_map import match_sites
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import DefectGraph
+from ase_definet.relaxation.freed_memory import keep_freed_memory
 from ase_definet.relaxation.inputs import sites_of
 from research.benchmarks.cells import mos2
 from research.benchmarks.screen_profile import STAGES, measured
@@ -37,6 +38,8 @@ ALONE = """
 import re, sys
 from research.benchmarks.cells import mos2
 from ase_definet import DefiNetRelaxer
+from ase_definet.relaxation.freed_memory import keep_freed_memory
+keep_freed_memory()
 relaxer = DefiNetRelaxer(host="MoS2", device="cpu")
 relaxer.predict(mos2(8))  # libraries start their threads
 first = relaxer.predict(mos2(int(sys.argv[1])))
@@ -298,6 +301,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     repeats = 3 if options.quick else 7
     sizes = [8, 16, 32] if options.quick else [8, 16, 32, 64, 128, 184]
     own = machine(options.machine)

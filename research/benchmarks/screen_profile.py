@@ -19,6 +19,7 @@ import torch
 from ase_definet.checkpoints.bundled import resolve_model
 from ase_definet.checkpoints.format import load_checkpoint
 from ase_definet.matching.library import get_host
+from ase_definet.relaxation.freed_memory import keep_freed_memory
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
 from ase_definet.screening import screen as screening
 from ase_definet.screening.enumeration import DefectSpace, parse_defects
@@ -115,6 +116,7 @@ def profile(source: Iterable[Any], count: int, structures: str) -> dict[str, flo
 
 def measured(count: int) -> list[dict[str, Any]]:
     """Profile screens of the same structures in every form."""
+    keep_freed_memory()  # as the command line does
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     space, found = candidates(count)

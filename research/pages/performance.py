@@ -11,7 +11,7 @@ import torch
 from ase_definet.model.config import DefiNetConfig
 from ase_definet.model.lattice_convolution import MOST_DENSE
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.relaxation.devices import KEEP_MEMORY
+from ase_definet.relaxation.freed_memory import KEEP_MEMORY
 from research.benchmarks.__main__ import CHGNET_FMAX, CHGNET_STEPS
 from research.benchmarks.cuda import BATCHES, LARGE
 from research.benchmarks.screen_profile import STAGES
@@ -249,9 +249,11 @@ def limits(unlogged: dict[str, Any]) -> list[str]:
         "operations gain little from a second thread. On GPUs each has one process for the network, and the others match for them; few",
         "blocks are on their way at a time.",
         "",
-        "**Memory.** A pass frees as much memory as it uses. glibc returns it to the system, and every page has to be mapped anew. A relaxer on",
-        f"the CPU therefore tells glibc to keep up to {KEEP_MEMORY['MALLOC_TRIM_THRESHOLD_'] // 2**30} GB, unless a variable such as `MALLOC_TRIM_THRESHOLD_` is set: {faults['kept_ms']} ms of processor time per structure in a",
-        f"batch of {faults['batch']} instead of {faults['returned_ms']} ms. Dask sets that variable for its workers: on a cluster of your own, unset it.",
+        "**Memory.** A pass frees as much memory as it uses. glibc returns it to the system, and every page has to be mapped anew. The command",
+        f"line therefore tells glibc to keep up to {KEEP_MEMORY['MALLOC_TRIM_THRESHOLD_'] // 2**30} GB, unless a variable such as `MALLOC_TRIM_THRESHOLD_` is set: {faults['kept_ms']} ms of processor time per structure in a",
+        f"batch of {faults['batch']} instead of {faults['returned_ms']} ms. In scripts, call",
+        "`ase_definet.relaxation.freed_memory.keep_freed_memory()` once: it concerns the whole process. Dask sets that variable for its",
+        "workers: on a cluster of your own, unset it.",
         "",
         "**Busy cores.** Where other jobs keep all cores busy, threads that wait for each other by spinning lose their time slices:",
         f"{busy['threads']} threads then took {busy['spinning_s']} s for a structure of {busy['sites']} sites instead of {busy['idle_before_s']} s. The command line therefore sets",

@@ -26,7 +26,7 @@ from ase_definet.model.definet import DefiNet
 from ase_definet.model.graph import batch_graphs
 from ase_definet.model.protocol import sent
 from ase_definet.model.working_set import WorkingSet
-from ase_definet.relaxation.devices import KEEP_MEMORY, keep_freed_memory
+from ase_definet.relaxation.freed_memory import KEEP_MEMORY, keep_freed_memory
 from ase_definet.relaxation.inputs import lattice_of, sites_of
 from ase_definet.relaxation.lattices import build_lattice
 from ase_definet.relaxation.relaxer import DefiNetRelaxer
