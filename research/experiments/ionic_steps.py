@@ -56,6 +56,10 @@ STEPS = 120
 """In place of the input set's 30, so that the runs from the host's sites end by themselves."""
 
 OF_ONE_CASE = {f"FORCE_EVAL/DFT/{key}" for key in ("CHARGE", "UKS", "MULTIPLICITY")}
+ENDED = "PROGRAM ENDED AT"
+POLL = 20.0
+"""Seconds between looks at a run."""
+
 STARTS = ("sites", "predicted")
 CP2K = shutil.which("cp2k.psmp") or "cp2k.psmp"
 
@@ -109,14 +113,15 @@ def run_cp2k(folder: Path) -> None:
     spent = json.loads(record.read_text()) if record.is_file() else {"core_seconds": 0.0, "restarts": 0}
     source = folder / "cp2k.inp"
     if output.is_file():
-        if "PROGRAM ENDED AT" in output.read_text(errors="replace"):
+        if ENDED in output.read_text(errors="replace"):
             return
         if (folder / "relax-1.restart").is_file():
             source = continued(folder)
             spent["restarts"] += 1
-        else:
-            output.unlink()
-    record.write_text(json.dumps(spent))
+        else:  # cut off before its second step: from the beginning, and with nothing of what it left
+            spent["core_seconds"] = 0.0
+            for left in (output, *folder.glob("relax*")):
+                left.unlink()
     with (folder / "stderr").open("w") as stderr:
         child = subprocess.Popen(
             [CP2K, "-i", source.name, "-o", output.name],
@@ -125,11 +130,20 @@ def run_cp2k(folder: Path) -> None:
             stderr=stderr,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        _, status, usage = os.wait4(child.pid, 0)
-    spent["core_seconds"] += usage.ru_utime + usage.ru_stime
-    record.write_text(json.dumps(spent))
-    if status or "PROGRAM ENDED AT" not in output.read_text(errors="replace"):
+        before, ended = spent["core_seconds"], 0
+        while not ended:
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+            seconds = usage.ru_utime + usage.ru_stime if ended else running_seconds(child.pid)
+            write_json(record, spent | {"core_seconds": before + seconds})
+            time.sleep(0 if ended else POLL)
+    if status or ENDED not in output.read_text(errors="replace"):
         raise SystemExit(f"{folder}: CP2K ended with {os.waitstatus_to_exitcode(status)}; see stderr there")
+
+
+def running_seconds(process: int) -> float:
+    """Return the core time of a running process so far: what is lost with this one, if it is killed."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def continued(folder: Path) -> Path:
@@ -236,9 +250,9 @@ def structure(case: Case, unit: Atoms) -> Atoms:
 
 
 def prepare(case: Case, folder: Path) -> None:
-    """Write both input sets of a case, unless they are there."""
+    """Write both input sets of a case, unless one of them was run."""
     place = folder / case.name
-    if all((place / start / "cp2k.inp").is_file() for start in STARTS):
+    if any((place / start / "cp2k.out").is_file() for start in STARTS):
         return
     unit = fitted(case.host, folder)
     relaxer = DefiNetRelaxer(device="cpu")
