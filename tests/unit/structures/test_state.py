@@ -370,7 +370,7 @@ def test_training_learns_what_a_charge_does(dataset, tmp_path):
         model=SIZES,
         steps=120,
         batch_size=6,
-        learning_rate=2e-2,
+        learning_rate=1e-2,
         warmup_steps=5,
         ema_decay=0.9,
         validate_every=120,
