@@ -226,11 +226,9 @@ class LatticeGeometry:
         n = self.n_sub
         waves = self._waves[part]
         angle = 2 * math.pi * (waves @ self._shift.transpose(1, 2))  # (pairs, waves, k)
-        wide = torch.promote_types(stacked.dtype, torch.float32)  # mixed precision multiplies in half, none is complex
-        re, im = (
-            (stacked.transpose(1, 2) @ wave.to(stacked.dtype).transpose(1, 2)).view(n, n, 4, 4, -1, len(waves)).to(wide)
-            for wave in (angle.cos(), angle.sin())
-        )
+        wide = torch.promote_types(stacked.dtype, torch.float32)  # mixed precision multiplies in half
+        products = (stacked.transpose(1, 2) @ wave.to(stacked.dtype).mT for wave in (angle.cos(), angle.sin()))
+        re, im = (product.view(n, n, 4, 4, -1, len(waves)).to(wide) for product in products)
         return re, im
 
     def _edge_blocks(self, filters: Tensor) -> Tensor:
