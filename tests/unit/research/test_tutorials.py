@@ -90,3 +90,12 @@ def test_numbers_may_differ_as_machines_do_and_words_may_not(now, page, same):
 
 def test_another_number_of_lines_differs():
     assert tutorials.differences("a\nb", "a") == ["2 lines, the page has 1"]
+
+
+@pytest.mark.parametrize(
+    ("row", "same"), [("a  3  0.10  44", True), ("a  3  0.90   5", False), ("a  4  0.10   5", False)]
+)
+def test_times_in_a_table_may_differ_and_its_other_numbers_not(row, same):
+    page = "text 5\nsubset  n   all  ms\na  3  0.10   5\n\nafter 7\n"
+    assert (tutorials.differences(page.replace("a  3  0.10   5", row), page) == []) == same
+    assert tutorials.differences(page.replace("after 7", "after 8"), page) != []
