@@ -14,10 +14,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
+from ase.spacegroup.symmetrize import prep_symmetry, symmetrize_rank1
 from numpy.typing import NDArray
 
 from ase_definet.data import PackedDataset, PairGroup
-from ase_definet.matching.symmetry import space_group_operations
+from ase_definet.matching.symmetry import SYMMETRY_PRECISION
 from research.paths import RESULTS
 
 OUT = RESULTS / "broken_symmetry.json"
@@ -37,14 +39,9 @@ def symmetric_part(
         numbers: Atomic numbers, shape ``(n_atoms,)``.
         displacement: Shape ``(n_atoms, 3)``, in Å.
     """
-    fractional = positions @ np.linalg.inv(cell)
-    mean = np.zeros_like(displacement)
-    rotations, translations = space_group_operations(cell, positions, numbers)
-    for rotation, translation in zip(rotations, translations, strict=True):
-        apart = (fractional @ rotation.T + translation)[:, None] - fractional
-        image = np.linalg.norm((apart - np.round(apart)) @ cell, axis=2).argmin(axis=1)
-        mean[image] += displacement @ np.linalg.inv(cell) @ rotation.T @ cell
-    return mean / len(rotations)
+    atoms = Atoms(numbers, positions, cell=cell, pbc=True)
+    operations = prep_symmetry(atoms, symprec=SYMMETRY_PRECISION)
+    return np.asarray(symmetrize_rank1(cell, np.linalg.inv(cell), displacement, *operations))
 
 
 def broken(group: PairGroup, index: int) -> tuple[float, float]:
